@@ -1,0 +1,427 @@
+"""Channel: what users hold. A handle, a codec and limits; opens itself in whichever process uses it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, final
+
+from ipcbus import endpoint
+from ipcbus.codec import AUTO, Codec
+from ipcbus.errors import ChannelEmpty, ChannelFull, ConfigError, Unsupported
+from ipcbus.options import URL, build, nearest, parse_url
+from ipcbus.plumbing.clock import Deadline
+from ipcbus.transport import ChannelSpec, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from ipcbus.aio import AsyncChannel
+    from ipcbus.message import Message
+    from ipcbus.transport import Capabilities, Guarantees, Handle
+
+__all__ = ["Channel", "ChannelOptions", "Stats", "open_channel"]
+
+PRIVATE_MAX_MESSAGE = 1 << 30
+PUBLIC_MAX_MESSAGE = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChannelOptions:
+    """What every channel can be told, as arguments of ``open``, after ``?`` in the URL, or in a TOML table."""
+
+    capacity: int = 1024
+    """Messages accepted and not yet received."""
+    serializer: str = AUTO
+    accept: tuple[str, ...] | None = None
+    """Serializers that may decode here; None: every installed one on a private channel, else every safe one."""
+    receivers: Literal["one", "many"] = "one"
+    overflow: Literal["block", "fail", "drop_new", "drop_old"] = "block"
+    """What a send does when the channel is full: wait, raise ``ChannelFull``, or drop the newest or oldest message."""
+    max_message: int | None = None
+    """Bytes of the largest frame; None: 1 GiB on private channels, else 64 MiB."""
+    checksum: bool = False
+    """Whether frames carry a CRC-32."""
+    key_file: str | None = None
+    """A file of mode 0600 with a secret that both ends have; frames then carry a MAC."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of what this process did with a channel."""
+
+    sent: int
+    received: int
+    dropped: int
+    """Messages this process dropped because the channel was full (overflow ``drop_new`` and ``drop_old``)."""
+    undecodable: int
+    """Messages this process consumed and could not or would not decode."""
+    depth: int | None
+    """Messages waiting in the channel; None where the transport cannot tell."""
+    capacity: int
+
+
+@final
+class Channel:
+    """A one-way, ordered, bounded stream of messages from any number of senders to one receiver or to several.
+
+    A channel is a value: pass it to a process, copy it, keep two objects for it; all of them in one process share that
+    process's ends, which open at the first use. Make one with :func:`ipcbus.open`.
+    """
+
+    __slots__ = ("__weakref__", "_aio", "_end", "_role")
+
+    def __init__(self, end: endpoint.Endpoint, role: str = "both") -> None:
+        self._end = end
+        self._role = role
+        self._aio: AsyncChannel | None = None
+
+    # ------------------------------------------------------------------ sending
+
+    def send(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> None:
+        """Send an object. It is encoded here, in the caller; changing it afterwards changes nothing.
+
+        Args:
+            obj: anything the channel's serializer can encode.
+            timeout: seconds to wait for room; None waits without limit, 0 never blocks.
+            headers: texts that travel beside it, for ``recv_message``.
+
+        Raises:
+            EncodeError: it cannot travel. Nothing was sent; the message names every culprit and a remedy.
+            MessageTooLarge: it is over ``max_message``. Nothing was sent.
+            ChannelFull: no room within the timeout. Nothing was sent.
+            ChannelClosed: closed here, or shut down.
+            PeerDied: the receiver died and nobody makes room.
+            ChannelBroken: the channel cannot be used any more.
+        """
+        end = self._end
+        frame = end.codec.encode(obj, headers)
+        link = end.tx or self._open_sender()
+        if end.patient:
+            link.send(frame, timeout)
+        elif not self._send_or_drop(frame):
+            return
+        end.sent += 1
+
+    def send_many(self, objects: Iterable[Any], timeout: float | None = None) -> int:
+        """Send objects in order under one timeout and return how many were sent.
+
+        Raises:
+            ChannelFull: not even the first found room within the timeout. (If some did, their number is returned.)
+            EncodeError: as for ``send``; what came before the culprit was sent.
+        """
+        deadline = Deadline(timeout)
+        count = 0
+        for obj in objects:
+            try:
+                self.send(obj, deadline.remaining())
+            except ChannelFull:
+                if not count:
+                    raise
+                break
+            count += 1
+        return count
+
+    # ------------------------------------------------------------------ receiving
+
+    def recv(self, timeout: float | None = None) -> Any:
+        """Receive the next object.
+
+        Args:
+            timeout: seconds to wait; None waits without limit, 0 never blocks.
+
+        Raises:
+            ChannelEmpty: nothing came within the timeout.
+            EndOfChannel: the channel was shut down and is drained.
+            DecodeError: a message came that cannot be rebuilt here. It is consumed; receive again for the next.
+            ContentRefused: a message came in a content type not accepted here. It is consumed.
+            ChannelBusy: another process is the one receiver.
+            ChannelClosed: closed here.
+            ChannelBroken: the channel cannot be used any more.
+        """
+        end = self._end
+        link = end.rx or self._open_receiver()
+        frame = link.recv(timeout)
+        end.received += 1
+        try:
+            return end.codec.decode(frame)
+        except Exception:
+            end.undecodable += 1
+            raise
+
+    def recv_message(self, timeout: float | None = None) -> Message:
+        """Receive the next message with its envelope; raises what ``recv`` raises."""
+        end = self._end
+        link = end.rx or self._open_receiver()
+        frame = link.recv(timeout)
+        end.received += 1
+        try:
+            return end.codec.decode_message(frame)
+        except Exception:
+            end.undecodable += 1
+            raise
+
+    def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
+        """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises."""
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        got = [self.recv(timeout)]
+        while len(got) < limit and self._end.rx is not None and self._end.rx.ready():
+            try:
+                got.append(self.recv(0))
+            except (ChannelEmpty, EOFError):
+                break
+        return got
+
+    def __iter__(self) -> Iterator[Any]:
+        """Receive until the end of the channel."""
+        while True:
+            try:
+                obj = self.recv()
+            except EOFError:
+                return
+            yield obj
+
+    # ------------------------------------------------------------------ life
+
+    def shutdown(self) -> None:
+        """End the stream for everybody: sends raise ``ChannelClosed``, receivers drain and get ``EndOfChannel``. Idempotent."""
+        self._end.shutdown(may_send=self._role != "receiver", may_receive=self._role != "sender")
+
+    def close(self) -> None:
+        """Release this process's ends of the channel. The channel lives on for other processes. Idempotent."""
+        self._end.close(sender=self._role != "receiver", receiver=self._role != "sender")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def sender(self) -> Channel:
+        """The same channel, for sending only."""
+        return self._limited("sender")
+
+    @property
+    def receiver(self) -> Channel:
+        """The same channel, for receiving only."""
+        return self._limited("receiver")
+
+    @property
+    def aio(self) -> AsyncChannel:
+        """The same channel for asyncio: ``await ch.aio.send(x)``, ``await ch.aio.recv()``, ``async for x in ch.aio``."""
+        if self._aio is None:
+            from ipcbus.aio import AsyncChannel
+
+            self._aio = AsyncChannel(self)
+        return self._aio
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def url(self) -> str:
+        """The URL the channel was opened by, with what ``auto:`` became."""
+        return self._end.url
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the transport can do."""
+        return self._end.transport.capabilities
+
+    def guarantees(self) -> Guarantees:
+        """Return what the transport promises, in the words of the documentation."""
+        return self._end.transport.guarantees
+
+    def stats(self) -> Stats:
+        """Return a snapshot of this process's counters and the depth of the channel."""
+        end = self._end
+        link = end.rx or end.tx
+        return Stats(
+            sent=end.sent,
+            received=end.received,
+            dropped=end.dropped,
+            undecodable=end.undecodable,
+            depth=link.depth() if link is not None else None,
+            capacity=end.spec.capacity,
+        )
+
+    def fileno(self) -> int:
+        """Return a descriptor that polls readable when ``recv(timeout=0)`` should be tried (a sender's: ``send``).
+
+        Drain with ``recv(timeout=0)`` until ``ChannelEmpty`` before waiting on it again; :func:`ipcbus.wait` does.
+        """
+        if self._role == "sender":
+            return (self._end.tx or self._open_sender()).fileno()
+        return (self._end.rx or self._open_receiver()).fileno()
+
+    def ready(self) -> bool:
+        """Tell whether ``recv(timeout=0)`` (on a sender: ``send``) would not find the channel empty (full)."""
+        if self._role == "sender":
+            return (self._end.tx or self._open_sender()).ready()
+        return (self._end.rx or self._open_receiver()).ready()
+
+    def __repr__(self) -> str:
+        role = "" if self._role == "both" else f" {self._role}"
+        return f"<ipcbus.Channel{role} {self.url} {self._end.spec.id[:8]}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Channel):
+            return NotImplemented
+        return self._end.spec.id == other._end.spec.id and self._role == other._role
+
+    def __hash__(self) -> int:
+        return hash((self._end.spec.id, self._role))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (*self._end.state(), self._role)
+
+    # ------------------------------------------------------------------ inside
+
+    def _open_sender(self) -> Any:
+        if self._role == "receiver":
+            raise Unsupported(f"{self!r} is the receiving side; send through the channel or its .sender")
+        return self._end.open_sender()
+
+    def _open_receiver(self) -> Any:
+        if self._role == "sender":
+            raise Unsupported(f"{self!r} is the sending side; receive through the channel or its .receiver")
+        return self._end.open_receiver()
+
+    def _send_or_drop(self, frame: Any) -> bool:
+        end = self._end
+        link = end.tx or self._open_sender()
+        overflow = end.options.overflow
+        while True:
+            try:
+                link.send(frame, 0)
+            except ChannelFull:
+                if overflow == "fail":
+                    raise
+                end.dropped += 1
+                if overflow == "drop_new":
+                    return False
+                if not link.discard_oldest():
+                    end.dropped -= 1  # a receiver was faster, so there is room now
+                continue
+            return True
+
+    def _limited(self, role: str) -> Channel:
+        if self._role not in ("both", role):
+            raise Unsupported(f"{self!r} cannot become a {role}: it was handed out for the other side only")
+        return Channel(self._end, role)
+
+
+def open_channel(url: str = "auto:", **options: Any) -> Channel:
+    """Make a channel.
+
+    Args:
+        url: ``scheme:``, with an address where the transport has one, and options after ``?``. ``auto:`` is what
+            ``IPCBUS_TRANSPORT`` or ``transport`` in ``ipcbus.toml`` says, else the best installed transport.
+        **options: the fields of :class:`ChannelOptions` and of the transport's own options; they win over the URL's.
+
+    Raises:
+        ConfigError: the URL or an option is wrong; says which, and what is close.
+        UnknownTransport: nobody provides the scheme.
+        TransportUnavailable: what the transport needs is not installed; carries the pip command.
+        Unsupported: the transport cannot do what an option asks.
+        InsecureConfiguration: strangers could use it to run code here.
+    """
+    from ipcbus.selection import select
+
+    parsed = parse_url(url)
+    transport, parsed = select(parsed, options)
+    where = str(parsed)
+    common, own = _split({**parsed.options, **options}, transport, where)
+    settings = build(ChannelOptions, common, where)
+    _check(settings, transport, where)
+    private = not (transport.capabilities.crosses_hosts or transport.capabilities.addressable)
+    limit = settings.max_message or (PRIVATE_MAX_MESSAGE if private else PUBLIC_MAX_MESSAGE)
+    key = _read_key(settings.key_file, where)
+    # Made before the channel, so that a wrong serializer or an insecure wish leaves nothing behind.
+    codec = Codec(settings.serializer, settings.accept, private=private, max_message=limit, key=key, checksum=settings.checksum)
+    spec = ChannelSpec(
+        id=secrets.token_hex(16),
+        address=parsed.address,
+        capacity=settings.capacity,
+        receivers=settings.receivers,
+        max_message=limit,
+    )
+    handle = transport.create(spec, build(transport.options, own, where))
+    end = endpoint.Endpoint(handle, spec, settings, codec, str(URL(transport.scheme, parsed.address, {})), transport)
+    endpoint.adopt(end, home=True)
+    return Channel(end)
+
+
+def _split(values: Mapping[str, Any], transport: type[Transport], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    common_names = {field.name for field in dataclasses.fields(ChannelOptions)}
+    own_names = {field.name for field in dataclasses.fields(transport.options)}
+    for key in values:
+        if key not in common_names | own_names:
+            raise ConfigError(f"{where}: unknown option {key!r}; {nearest(key, common_names | own_names)}")
+    return (
+        {key: value for key, value in values.items() if key in common_names},
+        {key: value for key, value in values.items() if key in own_names},
+    )
+
+
+def _check(settings: ChannelOptions, transport: type[Transport], where: str) -> None:
+    if settings.capacity < 1:
+        raise ConfigError(f"{where}: capacity must be at least 1 message, not {settings.capacity}")
+    if settings.max_message is not None and settings.max_message < 64:
+        raise ConfigError(f"{where}: max_message must be at least 64 bytes, not {settings.max_message}")
+    if settings.receivers == "many" and not transport.capabilities.many_receivers:
+        raise Unsupported(f"{where}: {transport.scheme}: has one receiver; receivers='many' needs another transport")
+    if settings.overflow == "drop_old" and not transport.capabilities.drops_old:
+        raise Unsupported(
+            f"{where}: {transport.scheme}: cannot drop old messages; use overflow='drop_new' or another transport"
+        )
+
+
+def _read_key(path: str | None, where: str) -> bytes | None:
+    if path is None:
+        return None
+    file = Path(path)
+    try:
+        state = file.stat()
+        key = file.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"{where}: key_file {path!r} cannot be read: {error.strerror}") from error
+    if state.st_mode & 0o077 or state.st_uid != os.geteuid():
+        raise ConfigError(f"{where}: key_file {path!r} must belong to you alone; run: chmod 600 {path}")
+    if len(key) < 16:
+        raise ConfigError(f"{where}: key_file {path!r} holds {len(key)} bytes; a key has at least 16")
+    return key
+
+
+def _arrive(
+    handle: Handle,
+    spec: ChannelSpec,
+    settings: ChannelOptions,
+    url: str,
+    transport_path: str,
+    private: bool,
+    role: str,
+) -> Channel:
+    """Rebuild a channel from a pickle; the second object for a channel in one process shares the first one's ends."""
+    end = endpoint.find(spec.id)
+    if end is not None:
+        handle.release()
+        return Channel(end, role)
+    module, _, name = transport_path.partition(":")
+    transport: type[Transport] = getattr(importlib.import_module(module), name)
+    codec = Codec(
+        settings.serializer,
+        settings.accept,
+        private=private,
+        max_message=spec.max_message,
+        key=_read_key(settings.key_file, url),
+        checksum=settings.checksum,
+    )
+    end = endpoint.Endpoint(handle, spec, settings, codec, url, transport)
+    return Channel(endpoint.adopt(end, home=False), role)

@@ -1,0 +1,1 @@
+"""The ``ipcbus`` command: one file per subcommand."""

@@ -1,0 +1,249 @@
+"""The codec of one channel: picks the serializer, builds the frame, and decides what may be decoded."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ipcbus import frame as wire
+from ipcbus.errors import ContentRefused, DecodeError, EncodeError, InsecureConfiguration, MessageTooLarge
+from ipcbus.message import Message
+from ipcbus.serializers.base import Serializer, serializers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ipcbus.transport import Buffer, Frame
+
+__all__ = ["AUTO", "Codec"]
+
+AUTO = "auto"
+_FALLBACKS = ("msgpack", "json")
+"""What ``auto`` uses, in this order, where pickle is not safe."""
+
+
+class Codec:
+    """Objects to frames and frames to objects, for one channel in one process.
+
+    Args:
+        serializer: a registered name, or ``"auto"``: bytes travel raw, protobuf messages as protobuf, everything else
+            by the channel's default, which is pickle where only this user can send and msgpack or json elsewhere.
+        accept: names of the serializers that may decode; None accepts every installed one on a private channel, and
+            every *safe* one elsewhere.
+        private: whether only processes of this user on this machine can send.
+        max_message: bytes.
+        key: secret shared by both ends; frames then carry a MAC, and are refused without a right one.
+        checksum: whether frames carry a CRC-32.
+
+    Raises:
+        UnknownSerializer: nobody provides a name.
+        SerializerUnavailable: it needs something that is not installed.
+        InsecureConfiguration: an unsafe serializer was asked for on a channel that strangers can reach, without a key.
+    """
+
+    def __init__(
+        self,
+        serializer: str,
+        accept: Sequence[str] | None,
+        *,
+        private: bool,
+        max_message: int,
+        key: bytes | None = None,
+        checksum: bool = False,
+    ) -> None:
+        self.max_message = max_message
+        self.private = private
+        self._trusted = private or key is not None
+        self._key = key
+        self._checksum = checksum
+        self._plain = key is None and not checksum
+        self._auto = serializer == AUTO
+        self._made: dict[str, Serializer] = {}
+        self._decoders: dict[int | str, Serializer] = {}
+        self._heads: dict[Serializer, bytes] = {}
+        self._by_type: dict[type, Serializer] = {}
+        self._accept = None if accept is None else frozenset(accept)
+        for name in self._accept or ():
+            self._permit(self._make(name))
+        self._default = self._make(self._pick_default() if self._auto else serializer)
+        self._permit(self._default)
+        if self._auto:
+            self._by_type[bytes] = self._make("raw")
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Become another sender: two processes with one identity would each look like a replay of the other."""
+        self._sender_id = int.from_bytes(os.urandom(8), "little")
+        self._counter = itertools.count(1)
+        self._seen: dict[int, int] = {}
+        self._seen_lock = threading.Lock()
+
+    @property
+    def default(self) -> str:
+        """The name of the serializer that ordinary objects travel by."""
+        return self._default.name
+
+    def encode(self, obj: Any, headers: Mapping[str, str] | None = None) -> Frame:
+        """Make a frame of an object.
+
+        Raises:
+            EncodeError: it cannot travel; says which parts and what to do.
+            MessageTooLarge: the frame would be larger than ``max_message``.
+        """
+        kind = type(obj)
+        serializer = self._by_type.get(kind) or self._choose(kind)
+        try:
+            payload, buffers = serializer.dumps(obj)
+        except Exception as error:
+            raise self._explain(obj, serializer, error) from error
+        if not buffers and headers is None and self._plain and (short := self._heads.get(serializer)):
+            size = len(payload) + 4
+            if size <= 16_384:
+                if size > self.max_message:
+                    raise self._too_large(size)
+                return (short + payload,)
+        sections = wire.Sections(
+            headers=headers,
+            checksum=self._checksum,
+            key=self._key,
+            stamp=(self._sender_id, next(self._counter)) if self._key is not None else (0, 0),
+        )
+        parts = wire.encode(serializer.id, serializer.content_type, payload, buffers, sections)
+        size = sum(memoryview(part).nbytes for part in parts)
+        if size > self.max_message:
+            raise self._too_large(size)
+        return parts
+
+    def decode(self, frame: Frame) -> Any:
+        """Rebuild the object of a frame.
+
+        Raises:
+            DecodeError: damaged, of another version, or not to be rebuilt here.
+            ContentRefused: of a content type this receiver does not accept.
+        """
+        first = frame[0] if frame else b""
+        if self._plain and len(frame) == 1 and len(first) >= 4 and first[1] == 1 and not first[2] and first[0] == wire.MAGIC:
+            # The common frame, without sections; parse() would say the same.
+            serializer = self._decoders.get(first[3]) or self._decoder(first[3], "")
+            payload, buffers = memoryview(first)[4:], ()
+            try:
+                return serializer.loads(payload, buffers)
+            except Exception as error:
+                raise self._undecodable(serializer, payload, error) from error
+        return self.decode_message(frame).body
+
+    def decode_message(self, frame: Frame) -> Message:
+        """Rebuild the object of a frame with its envelope; raises what ``decode`` raises."""
+        parsed = wire.parse(frame, self.max_message, self._key)
+        if parsed.stamp is not None:
+            self._refuse_replay(*parsed.stamp)
+        key = parsed.serializer or parsed.content_type
+        serializer = self._decoders.get(key) or self._decoder(parsed.serializer, parsed.content_type)
+        try:
+            body = serializer.loads(parsed.payload, parsed.buffers)
+        except Exception as error:
+            raise self._undecodable(serializer, parsed.payload, error) from error
+        size = sum(memoryview(part).nbytes for part in frame)
+        return Message(body, parsed.headers, serializer.content_type, size)
+
+    def _choose(self, kind: type) -> Serializer:
+        serializer = self._default
+        if self._auto and "google.protobuf.message" in sys.modules:
+            message = sys.modules["google.protobuf.message"].Message
+            if issubclass(kind, message):
+                serializer = self._make("protobuf")
+        self._by_type[kind] = serializer
+        return serializer
+
+    def _pick_default(self) -> str:
+        from ipcbus.errors import SerializerUnavailable, UnknownSerializer
+
+        if self._trusted and (self._accept is None or "pickle" in self._accept):
+            return "pickle"
+        for name in _FALLBACKS:
+            if self._accept is None or name in self._accept:
+                try:
+                    serializers.get(name)
+                except (SerializerUnavailable, UnknownSerializer):
+                    continue
+                return name
+        return next(iter(sorted(self._accept or ())), "json")
+
+    def _make(self, name: str) -> Serializer:
+        made = self._made.get(name)
+        if made is None:
+            made = self._made[name] = serializers.get(name)(private=self.private)
+            if made.id:
+                self._heads[made] = wire.head(made.id)
+        return made
+
+    def _permit(self, serializer: Serializer) -> None:
+        if not serializer.safe and not self._trusted:
+            raise InsecureConfiguration(
+                f"{serializer.name!r} would let whoever reaches this channel run code here. Other users or machines can "
+                "reach it: use serializer='msgpack', 'json' or 'protobuf', or give both ends key_file=PATH"
+            )
+
+    def _decoder(self, number: int, content_type: str) -> Serializer:
+        """Find who decodes this, if this receiver accepts it."""
+        serializer = self._find(number, content_type)
+        said = content_type or (serializer.content_type if serializer else f"serializer id {number}")
+        if serializer is None:
+            raise ContentRefused(f"no installed serializer decodes {said}; the message was dropped", said)
+        if self._accept is not None and serializer.name not in self._accept:
+            accepted = ", ".join(sorted(self._accept))
+            raise ContentRefused(f"{said} is not accepted here (accept={accepted}); the message was dropped", said)
+        if not serializer.safe and not self._trusted:
+            raise ContentRefused(f"{said} is never decoded from strangers; the message was dropped", said)
+        self._decoders[number or content_type] = serializer
+        return serializer
+
+    def _find(self, number: int, content_type: str) -> Serializer | None:
+        from ipcbus.errors import SerializerUnavailable
+
+        for name in serializers:
+            try:
+                kind = serializers.get(name)
+            except SerializerUnavailable:
+                continue
+            if kind.id == number if number else kind.content_type == content_type and not kind.id:
+                return self._make(name)
+        return None
+
+    def _refuse_replay(self, sender: int, counter: int) -> None:
+        with self._seen_lock:
+            if counter <= self._seen.get(sender, 0):
+                raise DecodeError("what arrived was sent before (a replay); it was dropped")
+            self._seen[sender] = counter
+
+    def _explain(self, obj: Any, serializer: Serializer, error: Exception) -> EncodeError:
+        if isinstance(error, EncodeError):
+            return error
+        if serializer.name != "pickle":
+            return EncodeError(f"{serializer.name} cannot encode {type(obj).__qualname__}: {error}")
+        from ipcbus.explain import explain
+        from ipcbus.serializers.reducers import DispatchTable
+
+        found = explain(obj, reducers=DispatchTable(private=self.private).known())
+        text = str(found) if found.culprits else f"{type(obj).__qualname__} cannot be pickled: {error}"
+        return EncodeError(text, found.culprits)
+
+    def _too_large(self, size: int) -> MessageTooLarge:
+        return MessageTooLarge(
+            f"the message takes {size} bytes, max_message is {self.max_message}; nothing was sent", size, self.max_message
+        )
+
+    def _undecodable(self, serializer: Serializer, payload: Buffer, error: Exception) -> Exception:
+        if isinstance(error, DecodeError):
+            return error
+        view = memoryview(payload)
+        return DecodeError(
+            f"{serializer.content_type} of {view.nbytes} bytes cannot be rebuilt in this process: "
+            f"{type(error).__name__}: {error}; the message was dropped",
+            serializer.content_type,
+            view.nbytes,
+            bytes(view[:64]),
+        )

@@ -1,0 +1,77 @@
+"""Configuration: TOML files, environment variables and mappings become frozen dataclasses.
+
+What ``auto:`` means is, in this order: ``IPCBUS_TRANSPORT``; ``transport`` in the file named by ``IPCBUS_CONFIG``;
+``transport`` in ``ipcbus.toml`` of the working directory; the best installed transport.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ipcbus.errors import ConfigError
+from ipcbus.options import build
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Config", "configured_transport", "load", "load_file"]
+
+T = TypeVar("T")
+
+TRANSPORT_VARIABLE = "IPCBUS_TRANSPORT"
+CONFIG_VARIABLE = "IPCBUS_CONFIG"
+DEFAULT_FILE = "ipcbus.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What ``ipcbus.toml`` may say for every program. Tables of the web server are read by :mod:`ipcbus.web`."""
+
+    transport: str | None = None
+    """The URL that ``auto:`` stands for."""
+    front: dict[str, Any] = field(default_factory=dict)
+    services: dict[str, Any] = field(default_factory=dict)
+
+
+def load(cls: type[T], values: Mapping[str, Any], where: str = "configuration") -> T:
+    """Make a configuration dataclass of a mapping.
+
+    Raises:
+        ConfigError: a key is unknown or a value is of the wrong type; names the key and the nearest right one.
+    """
+    return build(cls, values, where)
+
+
+def load_file(cls: type[T], path: str | os.PathLike[str]) -> T:
+    """Make a configuration dataclass of a TOML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or says something wrong.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{os.fspath(path)}: is not valid TOML: {error}") from error
+    return build(cls, values, os.fspath(path))
+
+
+def configured_transport() -> str | None:
+    """Return the URL that the environment or a configuration file gives for ``auto:``, or None.
+
+    Raises:
+        ConfigError: the file that is named or found is wrong.
+    """
+    if said := os.environ.get(TRANSPORT_VARIABLE):
+        return said
+    named = os.environ.get(CONFIG_VARIABLE)
+    path = Path(named or DEFAULT_FILE)
+    if named is None and not path.is_file():
+        return None
+    return load_file(Config, path).transport

@@ -1,0 +1,1 @@
+"""The chat: a service, its page and its self-check."""

@@ -1,0 +1,189 @@
+"""The ends one process has of its channels: opened once, shared by every Channel object, closed at every kind of exit.
+
+After a fork the child starts with closed ends and opens its own; what it inherited of the parent's is let go without
+touching the parent's.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.errors import ChannelClosed
+
+if TYPE_CHECKING:
+    from ipcbus.channel import ChannelOptions
+    from ipcbus.codec import Codec
+    from ipcbus.transport import ChannelSpec, Handle, RecvLink, SendLink, Transport
+
+__all__ = ["Endpoint", "adopt", "find"]
+
+
+class Endpoint:
+    """This process's ends of one channel."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        spec: ChannelSpec,
+        options: ChannelOptions,
+        codec: Codec,
+        url: str,
+        transport: type[Transport],
+    ) -> None:
+        self.handle = handle
+        self.spec = spec
+        self.options = options
+        self.codec = codec
+        self.url = url
+        self.transport = transport
+        self.patient = options.overflow == "block"
+        self.tx: SendLink | None = None
+        self.rx: RecvLink | None = None
+        self.sent = self.received = self.dropped = self.undecodable = 0
+        self._closed_tx = self._closed_rx = False
+        self._lock = threading.Lock()
+
+    def open_sender(self) -> SendLink:
+        """Return the sending end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
+        with self._lock:
+            if self._closed_tx:
+                raise ChannelClosed(f"{self.url} was closed in this process")
+            if self.tx is None:
+                self.tx = self.handle.open_sender()
+            return self.tx
+
+    def open_receiver(self) -> RecvLink:
+        """Return the receiving end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
+        with self._lock:
+            if self._closed_rx:
+                raise ChannelClosed(f"{self.url} was closed in this process")
+            if self.rx is None:
+                self.rx = self.handle.open_receiver()
+            return self.rx
+
+    def shutdown(self, *, may_send: bool, may_receive: bool) -> None:
+        """End the stream, through an end that is open or else one opened for it."""
+        if self.tx is not None and may_send:
+            self.tx.shutdown()
+        elif self.rx is not None and may_receive:
+            self.rx.shutdown()
+        elif may_send:
+            self.open_sender().shutdown()
+        else:
+            self.open_receiver().shutdown()
+
+    def close(self, *, sender: bool, receiver: bool) -> None:
+        """Close the ends asked for; the handle is let go with the second of them."""
+        with self._lock:
+            self._closed_tx |= sender
+            self._closed_rx |= receiver
+            closing: list[SendLink | RecvLink | None] = []
+            # The links are left in place: a call that comes now, or is blocked in one, gets ChannelClosed from it.
+            closing += [self.tx] if sender else []
+            closing += [self.rx] if receiver else []
+            done = self._closed_tx and self._closed_rx
+        for link in closing:
+            if link is not None:
+                link.close()
+        if done:
+            self.handle.release()
+            forget(self)
+
+    def state(self) -> tuple[Any, ...]:
+        """Return what another process needs to open the same channel."""
+        if self._closed_tx and self._closed_rx:
+            raise ChannelClosed(f"{self.url} was closed in this process and cannot be passed on")
+        path = f"{self.transport.__module__}:{self.transport.__qualname__}"
+        return self.handle, self.spec, self.options, self.url, path, self.codec.private
+
+    def after_fork(self) -> None:
+        """Start afresh in a forked child."""
+        self._lock = threading.Lock()
+        for link in (self.tx, self.rx):
+            if link is not None:
+                link.abandon()
+        self.tx = self.rx = None
+        self.sent = self.received = self.dropped = self.undecodable = 0
+        self.codec.after_fork()
+
+    def __del__(self) -> None:
+        # The last Channel object for it is gone: nobody can use these ends any more.
+        for link in (self.tx, self.rx):
+            if link is not None:
+                link.close()
+        self.handle.release()
+
+
+_ends: weakref.WeakValueDictionary[str, Endpoint] = weakref.WeakValueDictionary()
+_homes: dict[str, Handle] = {}
+"""Handles of the channels this process created, to be destroyed at its exit."""
+_lock = threading.Lock()
+_hooked = False
+
+
+def find(channel_id: str) -> Endpoint | None:
+    """Return this process's endpoint of a channel, if it has one that is not closed."""
+    return _ends.get(channel_id)
+
+
+def adopt(end: Endpoint, *, home: bool) -> Endpoint:
+    """Enter an endpoint into this process's table and return it, or the one that another thread entered first."""
+    _hook()
+    with _lock:
+        known = _ends.setdefault(end.spec.id, end)
+        if home:
+            _homes[end.spec.id] = end.handle
+    return known
+
+
+def forget(end: Endpoint) -> None:
+    """Take a closed endpoint out of the table, so that a new object for the channel opens it anew."""
+    with _lock:
+        if _ends.get(end.spec.id) is end:
+            del _ends[end.spec.id]
+
+
+def _hook() -> None:
+    """Arrange for forks and exits, at the first channel of a process and not at import."""
+    global _hooked
+    with _lock:
+        if _hooked:
+            return
+        _hooked = True
+    from multiprocessing.util import register_after_fork
+
+    os.register_at_fork(after_in_child=_after_fork)
+    # multiprocessing's children forget the finalizers they inherited right after the fork; these are set up after that.
+    register_after_fork(_ends, lambda _: _arm())
+    _arm()
+
+
+def _arm() -> None:
+    # multiprocessing's children skip atexit, but run these; so does the main process. Closing comes first, before
+    # children are joined; what has a name goes last, when no child can want it any more.
+    from multiprocessing.util import Finalize
+
+    Finalize(None, _close_all, exitpriority=10)
+    Finalize(None, _destroy_homes, exitpriority=-100)
+
+
+def _close_all() -> None:
+    for end in list(_ends.values()):
+        end.close(sender=True, receiver=True)
+
+
+def _destroy_homes() -> None:
+    while _homes:
+        _homes.popitem()[1].destroy()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _homes.clear()
+    for end in list(_ends.values()):
+        end.after_fork()
+    _arm()

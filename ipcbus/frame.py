@@ -1,0 +1,285 @@
+"""The wire format: one message as buffers. Sans-I/O; ``docs/reference/wire-format.md`` is its description for others.
+
+A frame is the concatenation of a four-byte head, the sections its flags announce (in the order of the flags' values),
+the payload, and the out-of-band buffers. All integers are little-endian::
+
+    0  magic  0xB5      1  version  1      2  flags      3  serializer id (0: named by the TYPE section)
+
+    TYPE     0x01   u8 length, content type in ASCII
+    HEADERS  0x02   u32 length, JSON object of text to text in UTF-8
+    ROUTE    0x04   u64 correlation id, u16 length, reply address
+    DEADLINE 0x08   f64 seconds since 1970 (UTC)
+    BUFFERS  0x10   u32 count, u64 payload length, count times u64 buffer length
+    CHECKSUM 0x20   u32 CRC-32 of everything else in the frame
+    MAC      0x40   u64 sender, u64 counter, 32 bytes HMAC-SHA-256 of everything else in the frame
+
+A transport may hand a frame on as one buffer or as several: head and sections are always in the first, and what
+follows is cut by the BUFFERS section. Without one, everything behind the sections is the payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import struct
+import zlib
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from ipcbus.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ipcbus.transport import Buffer, Frame
+
+__all__ = ["MAGIC", "NO_HEADERS", "VERSION", "Parsed", "Sections", "encode", "head", "parse"]
+
+MAGIC = 0xB5
+VERSION = 1
+
+TYPE, HEADERS, ROUTE, DEADLINE, BUFFERS, CHECKSUM, MAC = (1 << bit for bit in range(7))
+_KNOWN = 0x7F
+_JOIN_LIMIT = 16 * 1024
+"""Payloads up to this many bytes are joined with their head: one copy is cheaper than one more buffer."""
+MAX_BUFFERS = 65_536
+MAC_SIZE = 48
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """The optional sections of a frame, for encoding."""
+
+    headers: Mapping[str, str] | None = None
+    route: tuple[int, bytes] | None = None
+    """Correlation id and reply address."""
+    deadline: float | None = None
+    checksum: bool = False
+    key: bytes | None = None
+    """Secret for the MAC."""
+    stamp: tuple[int, int] = (0, 0)
+    """Sender and counter covered by the MAC."""
+
+
+@dataclass(slots=True)
+class Parsed:
+    """A frame taken apart. Payload and buffers are views into what was received."""
+
+    serializer: int
+    content_type: str
+    payload: Buffer
+    buffers: Sequence[Buffer] = ()
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
+    route: tuple[int, bytes] | None = None
+    deadline: float | None = None
+    stamp: tuple[int, int] | None = None
+    """Sender and counter when the frame carried a MAC, which then was right."""
+
+
+def head(serializer: int) -> bytes:
+    """Return the four bytes that start a frame without sections."""
+    return bytes((MAGIC, VERSION, 0, serializer))
+
+
+def encode(
+    serializer: int,
+    content_type: str,
+    payload: Buffer,
+    buffers: Sequence[Buffer] = (),
+    sections: Sections | None = None,
+) -> list[Buffer]:
+    """Make a frame.
+
+    Args:
+        serializer: 1 to 255, or 0 to name the content type in the frame.
+        content_type: written when ``serializer`` is 0.
+        payload: the serializer's main output.
+        buffers: what the serializer left out of band.
+        sections: headers and the like.
+
+    Returns:
+        The frame's buffers: the first holds head and sections, and the payload too where that is small.
+    """
+    flags = 0
+    body = bytearray()
+    if serializer == 0:
+        flags |= TYPE
+        name = content_type.encode("ascii")
+        body += struct.pack("<B", len(name)) + name
+    if sections is not None:
+        if sections.headers:
+            flags |= HEADERS
+            text = json.dumps(dict(sections.headers), ensure_ascii=False).encode()
+            body += struct.pack("<I", len(text)) + text
+        if sections.route is not None:
+            flags |= ROUTE
+            correlation, address = sections.route
+            body += struct.pack("<QH", correlation, len(address)) + address
+        if sections.deadline is not None:
+            flags |= DEADLINE
+            body += struct.pack("<d", sections.deadline)
+    if buffers:
+        flags |= BUFFERS
+        lengths = [len(payload), *(_size(buffer) for buffer in buffers)]
+        body += struct.pack(f"<I{len(lengths)}Q", len(buffers), *lengths)
+    tail: list[Buffer] = [payload, *buffers]
+    if sections is not None and (sections.checksum or sections.key is not None):
+        flags |= (CHECKSUM if sections.checksum else 0) | (MAC if sections.key is not None else 0)
+        start = bytes((MAGIC, VERSION, flags, serializer)) + body
+        if sections.checksum:
+            body += struct.pack("<I", _crc([start, *tail]))
+        if sections.key is not None:
+            stamp = struct.pack("<QQ", *sections.stamp)
+            start = bytes((MAGIC, VERSION, flags, serializer)) + body + stamp
+            body += stamp + _mac(sections.key, [start, *tail])
+    start = bytes((MAGIC, VERSION, flags, serializer)) + body
+    if len(payload) <= _JOIN_LIMIT:
+        return [start + payload, *buffers]
+    return [start, *tail]
+
+
+def parse(frame: Frame, max_message: int, key: bytes | None = None) -> Parsed:
+    """Take a frame apart without decoding its payload.
+
+    Args:
+        frame: what a link received.
+        max_message: bytes; a frame that claims more is refused.
+        key: the secret for the MAC. With one, a frame without a right MAC is refused; without, a MAC is not checked.
+
+    Raises:
+        DecodeError: this is not a frame, is of another version, or was damaged or forged.
+    """
+    first = frame[0] if frame else b""
+    if len(first) < 4:
+        raise _bad(frame, f"{len(first)} bytes are too few for a frame")
+    magic, version, flags, serializer = first[0], first[1], first[2], first[3]
+    if magic != MAGIC:
+        raise _bad(frame, f"starts with byte 0x{magic:02x} where an ipcbus frame starts with 0x{MAGIC:02x}")
+    if version != VERSION:
+        raise _bad(frame, f"is of wire format version {version}; this ipcbus speaks version {VERSION}")
+    if not flags and key is None and serializer:
+        # The common case, kept short: no sections, the payload is the rest.
+        return Parsed(serializer, "", memoryview(first)[4:] if len(frame) == 1 else _rest(first, 4, frame)[0])
+    if flags & ~_KNOWN:
+        raise _bad(frame, f"has unknown flags 0x{flags & ~_KNOWN:02x}")
+    try:
+        return _parse_sections(frame, memoryview(first), flags, serializer, max_message, key)
+    except (struct.error, UnicodeDecodeError, ValueError, IndexError) as error:
+        raise _bad(frame, f"is cut short or damaged ({error})") from error
+
+
+def _parse_sections(
+    frame: Frame, first: memoryview, flags: int, serializer: int, max_message: int, key: bytes | None
+) -> Parsed:
+    parsed = Parsed(serializer, "", b"")
+    at = 4
+    if flags & TYPE:
+        (size,) = struct.unpack_from("<B", first, at)
+        parsed.content_type, at = str(_take(first, at + 1, size), "ascii"), at + 1 + size
+    elif serializer == 0:
+        raise ValueError("neither serializer id nor content type")
+    if flags & HEADERS:
+        (size,) = struct.unpack_from("<I", first, at)
+        headers = json.loads(bytes(_take(first, at + 4, size)))
+        if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+            raise ValueError("headers are not an object of texts")
+        parsed.headers, at = headers, at + 4 + size
+    if flags & ROUTE:
+        correlation, size = struct.unpack_from("<QH", first, at)
+        parsed.route, at = (correlation, bytes(_take(first, at + 10, size))), at + 10 + size
+    if flags & DEADLINE:
+        (parsed.deadline,) = struct.unpack_from("<d", first, at)
+        at += 8
+    lengths: tuple[int, ...] | None = None
+    if flags & BUFFERS:
+        (count,) = struct.unpack_from("<I", first, at)
+        if count > MAX_BUFFERS:
+            raise ValueError(f"{count} buffers; at most {MAX_BUFFERS} are allowed")
+        lengths = struct.unpack_from(f"<{count + 1}Q", first, at + 4)
+        if sum(lengths) > max_message:
+            raise ValueError(f"claims {sum(lengths)} bytes; max_message is {max_message}")
+        at += 4 + 8 * (count + 1)
+    crc_at = at
+    if flags & CHECKSUM:
+        at += 4
+    mac_at = at
+    if flags & MAC:
+        at += MAC_SIZE
+    if at > len(first):
+        raise ValueError("the sections end behind the frame")
+    tail = _rest(first, at, frame)
+    if key is not None:
+        if not flags & MAC:
+            raise ValueError("no MAC, and this channel has a key")
+        wanted = _mac(key, [first[: mac_at + 16], *tail])
+        if not hmac.compare_digest(wanted, first[mac_at + 16 : mac_at + MAC_SIZE]):
+            raise ValueError("its MAC is wrong: damaged, forged, or sent with another key")
+        parsed.stamp = struct.unpack_from("<QQ", first, mac_at)
+    if flags & CHECKSUM:
+        (crc,) = struct.unpack_from("<I", first, crc_at)
+        if crc != _crc([first[:crc_at], *tail]):
+            raise ValueError("its checksum is wrong")
+    if lengths is None:
+        parsed.payload = tail[0] if len(tail) == 1 else b"".join(tail)
+    else:
+        parsed.payload, *parsed.buffers = _cut(tail, lengths)
+    return parsed
+
+
+def _take(view: memoryview, at: int, size: int) -> memoryview:
+    piece = view[at : at + size]
+    if len(piece) != size:
+        raise ValueError("a section ends behind the frame")
+    return piece
+
+
+def _rest(first: Buffer, at: int, frame: Frame) -> list[Buffer]:
+    """Return the buffers behind the sections; an empty remainder of the first is no buffer if others follow."""
+    rest = memoryview(first)[at:]
+    return [rest, *frame[1:]] if len(rest) or len(frame) == 1 else list(frame[1:])
+
+
+def _cut(tail: list[Buffer], lengths: Sequence[int]) -> list[Buffer]:
+    if len(tail) == 1 and len(lengths) > 1:
+        joined = memoryview(tail[0])
+        if len(joined) != sum(lengths):
+            raise ValueError(f"has {len(joined)} bytes where its table says {sum(lengths)}")
+        pieces: list[Buffer] = []
+        at = 0
+        for length in lengths:
+            pieces.append(joined[at : at + length])
+            at += length
+        return pieces
+    if lengths[0] == 0 and len(tail) == len(lengths) - 1:
+        tail = [b"", *tail]
+    if [_size(piece) for piece in tail] != list(lengths):
+        raise ValueError("its buffers do not have the lengths its table says")
+    return tail
+
+
+def _size(buffer: Buffer) -> int:
+    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+
+
+def _crc(parts: Sequence[Buffer]) -> int:
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
+
+
+def _mac(key: bytes, parts: Sequence[Buffer]) -> bytes:
+    mac = hmac.new(key, digestmod=hashlib.sha256)
+    for part in parts:
+        mac.update(part)
+    return mac.digest()
+
+
+def _bad(frame: Frame, why: str) -> DecodeError:
+    start = bytes(memoryview(frame[0])[:64]) if frame else b""
+    size = sum(_size(part) for part in frame)
+    return DecodeError(f"what arrived {why}; it was dropped", size=size, head=start)

@@ -1,0 +1,90 @@
+"""Duplex: two channels as one object at each end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+from ipcbus.channel import Channel, open_channel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from ipcbus.aio import AsyncChannel
+
+__all__ = ["Duplex", "pair"]
+
+
+@final
+class Duplex:
+    """One end of a two-way connection: what it sends, the other end receives. Picklable like a channel.
+
+    Attributes:
+        outgoing: the channel this end sends through.
+        incoming: the channel this end receives from.
+    """
+
+    __slots__ = ("incoming", "outgoing")
+
+    def __init__(self, outgoing: Channel, incoming: Channel) -> None:
+        self.outgoing = outgoing
+        self.incoming = incoming
+
+    def send(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> None:
+        """Send to the other end; see ``Channel.send``."""
+        self.outgoing.send(obj, timeout, headers=headers)
+
+    def recv(self, timeout: float | None = None) -> Any:
+        """Receive from the other end; see ``Channel.recv``."""
+        return self.incoming.recv(timeout)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.incoming)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on for receiving."""
+        return self.incoming.fileno()
+
+    def ready(self) -> bool:
+        """Tell whether ``recv(timeout=0)`` would not find it empty."""
+        return self.incoming.ready()
+
+    @property
+    def aio(self) -> AsyncDuplex:
+        """The asyncio face: ``await end.aio.send(x)``, ``await end.aio.recv()``."""
+        return AsyncDuplex(self.outgoing.aio, self.incoming.aio)
+
+    def shutdown(self) -> None:
+        """End what this end sends; the other end can still send."""
+        self.outgoing.shutdown()
+
+    def close(self) -> None:
+        """Release this process's ends of both channels."""
+        self.outgoing.close()
+        self.incoming.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Duplex, (self.outgoing, self.incoming)
+
+
+class AsyncDuplex:
+    """The asyncio face of a :class:`Duplex`."""
+
+    __slots__ = ("__aiter__", "recv", "send")
+
+    def __init__(self, outgoing: AsyncChannel, incoming: AsyncChannel) -> None:
+        self.send = outgoing.send
+        self.recv = incoming.recv
+
+
+def pair(url: str = "auto:", **options: Any) -> tuple[Duplex, Duplex]:
+    """Make a two-way connection of two channels; arguments and errors as for ``open``."""
+    there, back = open_channel(url, **options), open_channel(url, **options)
+    return Duplex(there.sender, back.receiver), Duplex(back.sender, there.receiver)

@@ -1,0 +1,71 @@
+"""Claims: one process at a time owns something, and the kernel knows which and lets go when it dies.
+
+A claim is a lock on one byte of a shared file (a memfd, or a small file in a private directory), held through an open
+file description that only the claiming process has. The kernel releases it when that process ends, however it ends. The
+owner leaves its pid beside the lock, for others to name and to watch. See fcntl(2), "Open file description locks".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+__all__ = ["Claim", "holder"]
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, len, pid
+_PID = struct.Struct("<i")
+_PIDS_AT = 4096
+"""Where the owners' pids are kept in the file, far from the bytes that are locked."""
+
+
+class Claim:
+    """This process's claim on one byte of a file.
+
+    Args:
+        fd: any descriptor of the file; only used to find it.
+        byte: which byte, 0 to 1000.
+    """
+
+    __slots__ = ("_byte", "_fd")
+
+    def __init__(self, fd: int, byte: int = 0) -> None:
+        # A description of our own: one that came by inheritance is shared with the parent, and so would be its locks.
+        self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        self._byte = byte
+
+    def take(self) -> int | None:
+        """Take it.
+
+        Returns:
+            None when this process now owns it, else the pid of the process that does (0 if that cannot be told).
+        """
+        while True:
+            try:
+                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK, self._byte))
+            except (BlockingIOError, PermissionError):
+                owner = holder(self._fd, self._byte)
+                if owner is not None:
+                    return owner
+                continue  # it let go between the two calls
+            os.pwrite(self._fd, _PID.pack(os.getpid()), _PIDS_AT + _PID.size * self._byte)
+            return None
+
+    def close(self) -> None:
+        """Give it up. Idempotent. In a forked child this frees the inherited descriptor and leaves the parent's claim."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def holder(fd: int, byte: int = 0) -> int | None:
+    """Return the pid of the process that owns a byte (0 if it cannot be told), or None if nobody does."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))
+    if _FLOCK.unpack(answer)[0] == fcntl.F_UNLCK:
+        return None
+    written = os.pread(fd, _PID.size, _PIDS_AT + _PID.size * byte)
+    return int(_PID.unpack(written)[0]) if len(written) == _PID.size else 0
+
+
+def _flock(kind: int, byte: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)

@@ -1,0 +1,34 @@
+"""Deadlines: one timeout over a whole operation, however many waits it takes."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+__all__ = ["Deadline"]
+
+
+class Deadline:
+    """A moment by which an operation must be over.
+
+    Args:
+        timeout: seconds from now; None is never.
+    """
+
+    __slots__ = ("_at",)
+
+    def __init__(self, timeout: float | None) -> None:
+        self._at = None if timeout is None else monotonic() + timeout
+
+    def remaining(self) -> float | None:
+        """Return the seconds left, never negative; None is without limit."""
+        return None if self._at is None else max(0.0, self._at - monotonic())
+
+    def milliseconds(self) -> int:
+        """Return what is left as ``poll`` and zmq want it: whole milliseconds rounded up, -1 without limit."""
+        left = self.remaining()
+        return -1 if left is None else -int(-left * 1000 // 1)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the moment has come."""
+        return self._at is not None and monotonic() >= self._at

@@ -1,0 +1,41 @@
+"""Wake-ups: an eventfd that another thread or process sets and a wait sees."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["Wakeup"]
+
+
+class Wakeup:
+    """A flag with a descriptor: readable while set.
+
+    Args:
+        fd: an eventfd to adopt; a new one is made without.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int | None = None) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if fd is None else fd
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._fd
+
+    def set(self) -> None:
+        """Make it readable, for everybody who holds it. Setting it again changes nothing that can be seen."""
+        os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        """Make it not readable."""
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            pass  # it was not set
+
+    def close(self) -> None:
+        """Free the descriptor. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,117 @@
+"""Registries: things found by name, through entry points, only when asked for."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from ipcbus.errors import ConfigError, IpcbusError
+from ipcbus.options import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from importlib.metadata import EntryPoint
+
+__all__ = ["Registry"]
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to things: what was registered here, and what installed distributions offer.
+
+    Distributions are scanned once, at the first look-up of a name that was not registered. Nothing is overwritten
+    silently.
+
+    Args:
+        group: the entry-point group.
+        noun: what one entry is, for error messages (``"transport"``).
+        unknown: the error for a name nobody provides.
+        unavailable: the error for a name whose module cannot be imported because something is missing.
+        validate: called with the name and the thing before it is accepted; returns what is wrong, or None.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        noun: str,
+        unknown: type[IpcbusError],
+        unavailable: type[IpcbusError],
+        validate: Callable[[str, object], str | None],
+    ) -> None:
+        self._group = group
+        self._noun = noun
+        self._unknown = unknown
+        self._unavailable = unavailable
+        self._validate = validate
+        self._things: dict[str, T] = {}
+        self._found: dict[str, EntryPoint] | None = None
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> T:
+        """Return the thing of this name.
+
+        Raises:
+            UnknownTransport: (or UnknownSerializer) nobody provides it; the message says what is close.
+            TransportUnavailable: (or SerializerUnavailable) it needs something that is not installed.
+            ConfigError: the plugin is not what it claims to be.
+        """
+        thing = self._things.get(name)
+        return self._load(name) if thing is None else thing
+
+    def register(self, name: str, thing: T, *, replace: bool = False) -> None:
+        """Add a thing under a name in this process.
+
+        Args:
+            name: what ``get`` will find it by.
+            thing: must pass the registry's validation.
+            replace: whether a name that is taken may be given to another thing.
+
+        Raises:
+            ConfigError: the name is taken, or the thing is not valid.
+        """
+        if wrong := self._validate(name, thing):
+            raise ConfigError(f"{self._noun} {name!r}: {wrong}")
+        with self._lock:
+            taken = self._things.get(name)
+            if taken is not None and taken is not thing and not replace:
+                raise ConfigError(f"{self._noun} {name!r} is registered already, as {taken!r}; pass replace=True to replace it")
+            self._things[name] = thing
+
+    def names(self) -> list[str]:
+        """Return every known name, sorted, whether or not it can be loaded."""
+        return sorted({*self._things, *self._entry_points()})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def _load(self, name: str) -> T:
+        entry = self._entry_points().get(name)
+        if entry is None:
+            raise self._unknown(f"no {self._noun} {name!r} is installed; {nearest(name, self.names())}")
+        try:
+            thing: T = entry.load()
+        except ImportError as error:
+            raise self._unavailable(f"{self._noun} {name!r} cannot be used: {error}{self._hint(name, entry)}") from error
+        except AttributeError as error:
+            raise ConfigError(f"{self._noun} {name!r}: its entry point {entry.value!r} points at nothing ({error})") from error
+        if wrong := self._validate(name, thing):
+            raise ConfigError(f"{self._noun} {name!r} ({entry.value}): {wrong}")
+        with self._lock:
+            return self._things.setdefault(name, thing)
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        if self._found is None:
+            from importlib.metadata import entry_points
+
+            self._found = {entry.name: entry for entry in entry_points(group=self._group)}
+        return self._found
+
+    def _hint(self, name: str, entry: EntryPoint) -> str:
+        """Say which pip command installs what is missing: by convention an extra has the name of what it enables."""
+        distribution = entry.dist
+        if distribution is None:
+            return ""
+        extras = distribution.metadata.get_all("Provides-Extra") or []
+        extra = next((extra for extra in (name, name.split("+", maxsplit=1)[0]) if extra in extras), None)
+        return f"; try: pip install '{distribution.name}[{extra}]'" if extra else ""

@@ -1,0 +1,85 @@
+"""Which transport a URL means, and what ``auto:`` means here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.errors import ConfigError, TransportUnavailable, UnknownTransport, Unsupported
+from ipcbus.options import URL, parse_url
+from ipcbus.registry import Registry
+from ipcbus.transport import Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["select", "transports"]
+
+AUTO = "auto"
+_NEEDED = ("scheme", "capabilities", "guarantees", "options")
+
+
+def _validate(name: str, thing: object) -> str | None:
+    if not (isinstance(thing, type) and issubclass(thing, Transport)):
+        return f"{thing!r} is not a Transport class"
+    missing = [attribute for attribute in _NEEDED if not hasattr(thing, attribute)]
+    if missing:
+        return f"its class lacks {', '.join(missing)}"
+    if thing.scheme != name:
+        return f"its class is for scheme {thing.scheme!r}"
+    return None
+
+
+transports: Registry[type[Transport]] = Registry(
+    "ipcbus.transports", "transport", UnknownTransport, TransportUnavailable, _validate
+)
+"""Every transport of this process, by scheme."""
+
+
+def select(url: URL, wishes: Mapping[str, Any]) -> tuple[type[Transport], URL]:
+    """Find the transport of a URL.
+
+    Args:
+        url: as the user wrote it; ``auto:`` is looked up in the configuration first.
+        wishes: options given beside the URL, for choosing a transport that can fulfil them.
+
+    Returns:
+        The transport, and the URL with the configuration's scheme, address and options under those of ``url``.
+
+    Raises:
+        UnknownTransport: nobody provides the scheme.
+        TransportUnavailable: what it needs is not installed.
+        Unsupported: ``auto:`` found no transport that can do what is asked.
+    """
+    if url.scheme != AUTO:
+        return transports.get(url.scheme), url
+    if url.address:
+        raise ConfigError(f"auto: takes no address, but {str(url)!r} has one; name the transport")
+    from ipcbus.config import configured_transport
+
+    chosen = configured_transport()
+    if chosen is not None:
+        given = parse_url(chosen)
+        if given.scheme != AUTO:
+            return transports.get(given.scheme), URL(given.scheme, given.address, {**given.options, **url.options})
+        url = URL(AUTO, "", {**given.options, **url.options})
+    transport = _best({**url.options, **wishes})
+    return transport, URL(transport.scheme, "", url.options)
+
+
+def _best(wishes: Mapping[str, Any]) -> type[Transport]:
+    usable = []
+    for name in transports:
+        try:
+            usable.append(transports.get(name))
+        except TransportUnavailable:
+            continue  # auto: picks from what works here
+    fitting = [
+        transport
+        for transport in usable
+        if transport.preference > 0
+        and (wishes.get("receivers") != "many" or transport.capabilities.many_receivers)
+        and (wishes.get("overflow") != "drop_old" or transport.capabilities.drops_old)
+    ]
+    if not fitting:
+        raise Unsupported(f"no installed transport can do what is asked of auto: ({dict(wishes)})")
+    return max(fitting, key=lambda transport: transport.preference)

@@ -1,0 +1,72 @@
+"""What a serializer is, and the registry that finds one by its name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ipcbus.errors import SerializerUnavailable, UnknownSerializer
+from ipcbus.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ipcbus.transport import Buffer
+
+__all__ = ["Serializer", "serializers"]
+
+
+class Serializer(ABC):
+    """Turns objects into bytes and back.
+
+    Instances are made per channel and shared by its threads; both methods must be safe to call at the same time.
+
+    Args:
+        private: whether both ends belong to this user on this machine, so that what only makes sense here (a
+            descriptor, a name of a lock) may travel.
+    """
+
+    name: ClassVar[str]
+    """What users write: ``serializer="json"``."""
+    content_type: ClassVar[str]
+    """What the receiver decides by; also written on the wire when ``id`` is 0."""
+    id: ClassVar[int] = 0
+    """Wire id, 1 to 31 for ipcbus's own, 0 for a serializer that is named by its content type."""
+    safe: ClassVar[bool] = True
+    """Whether decoding hostile bytes is harmless: no code chosen by the sender runs."""
+
+    def __init__(self, *, private: bool = True) -> None:
+        self.private = private
+
+    @abstractmethod
+    def dumps(self, obj: Any) -> tuple[Buffer, Sequence[Buffer]]:
+        """Encode an object.
+
+        Returns:
+            The payload, and buffers left out of band (empty for most).
+
+        Raises:
+            Exception: any exception says that the object cannot be encoded; the channel raises ``EncodeError`` from it.
+        """
+
+    @abstractmethod
+    def loads(self, payload: Buffer, buffers: Sequence[Buffer]) -> Any:
+        """Decode what ``dumps`` made.
+
+        Raises:
+            Exception: any exception says that this cannot be decoded; the channel raises ``DecodeError`` from it.
+        """
+
+
+def _validate(name: str, thing: object) -> str | None:
+    if not (isinstance(thing, type) and issubclass(thing, Serializer)):
+        return f"{thing!r} is not a Serializer class"
+    if thing.name != name:
+        return f"its class calls itself {thing.name!r}"
+    return None
+
+
+serializers: Registry[type[Serializer]] = Registry(
+    "ipcbus.serializers", "serializer", UnknownSerializer, SerializerUnavailable, _validate
+)
+"""Every serializer of this process, by name."""

@@ -1,0 +1,55 @@
+"""wait(): sleep until one of many different things is ready."""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.errors import ChannelError
+from ipcbus.plumbing.clock import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["wait"]
+
+
+def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
+    """Wait until at least one object is ready, and return those that are, in the order given.
+
+    Args:
+        objects: any mixture of channels (ready: ``recv(timeout=0)`` would not find it empty; for a ``.sender``,
+            ``send`` would not find it full), sockets, pipes, ``multiprocessing`` connections, process sentinels, and
+            anything else with ``fileno()`` or that is a descriptor (ready: readable, ended or broken).
+        timeout: seconds; None waits without limit, 0 looks once.
+
+    Returns:
+        The ready objects; an empty list when the timeout has passed.
+
+    Raises:
+        ChannelClosed: a channel among them is closed in this process.
+        ChannelBusy: a channel among them has its one receiver in another process.
+    """
+    waiting = list(objects)
+    deadline = Deadline(timeout)
+    poller = select.poll()
+    channels = [thing for thing in waiting if hasattr(thing, "ready")]
+    watched: dict[int, list[Any]] = {}
+    for thing in waiting:
+        fd = thing if isinstance(thing, int) else thing.fileno()
+        watched.setdefault(fd, []).append(thing)
+        poller.register(fd, select.POLLIN)
+    while True:
+        # A channel may hold messages that no descriptor shows any more, so it is asked before each sleep.
+        ready = {id(channel) for channel in channels if _is_ready(channel)}
+        for fd, _ in poller.poll(0 if ready else deadline.milliseconds()):
+            ready.update(id(thing) for thing in watched[fd] if not hasattr(thing, "ready") or _is_ready(thing))
+        if ready or deadline.expired:
+            return [thing for thing in waiting if id(thing) in ready]
+
+
+def _is_ready(channel: Any) -> bool:
+    try:
+        return bool(channel.ready())
+    except ChannelError:
+        return True  # the next call on it will say why

@@ -1,0 +1,1 @@
+"""A pre-forked WebSocket server whose services live in processes of their own."""

@@ -1,0 +1,221 @@
+"""inproc: a channel between the threads of one process. The reference transport, written to be read first."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from typing import Any
+
+from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, Unsupported
+from ipcbus.plumbing.wakeup import Wakeup
+from ipcbus.transport import (
+    Capabilities,
+    ChannelSpec,
+    Frame,
+    Guarantees,
+    Handle,
+    NoOptions,
+    RecvLink,
+    SendLink,
+    Transport,
+)
+
+__all__ = ["Inproc", "InprocHandle"]
+
+_ELSEWHERE = "an inproc: channel works only in the process that made it; use pipe: or another transport"
+
+
+class Inproc(Transport):
+    """``inproc:``."""
+
+    scheme = "inproc"
+    capabilities = Capabilities(many_receivers=True, crosses_processes=False, detects_dead_receiver=False, drops_old=True)
+    guarantees = Guarantees(
+        delivery="at-most-once",
+        order="first in, first out, over all senders",
+        accepted="in this process's memory",
+        sender_dies="everything: all users are threads of one process",
+        receiver_dies="everything: all users are threads of one process",
+        home_dies="everything: all users are threads of one process",
+        machine_dies="everything",
+    )
+    options = NoOptions
+    preference = 1
+
+    @classmethod
+    def create(cls, spec: ChannelSpec, options: object) -> InprocHandle:  # noqa: ARG003  inproc has no options of its own
+        """Make a channel in this process."""
+        store = _Store(spec.capacity)
+        _stores[spec.id] = store
+        return InprocHandle(spec, store)
+
+
+class InprocHandle(Handle):
+    """Names a channel of this process."""
+
+    __slots__ = ("_spec", "_store")
+
+    def __init__(self, spec: ChannelSpec, store: _Store) -> None:
+        self._spec = spec
+        self._store = store
+
+    def open_sender(self) -> InprocLink:
+        """Open a sending end."""
+        return InprocLink(self._check(), sends=True)
+
+    def open_receiver(self) -> InprocLink:
+        """Open a receiving end."""
+        return InprocLink(self._check(), sends=False)
+
+    def _check(self) -> _Store:
+        if self._store.pid != os.getpid():
+            raise Unsupported(_ELSEWHERE)  # a forked child has only a copy of the memory
+        return self._store
+
+    def release(self) -> None:
+        """Do nothing: the channel goes when its last handle does."""
+
+    def destroy(self) -> None:
+        """Do nothing: there is nothing with a name."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (self._spec,)
+
+
+_stores: weakref.WeakValueDictionary[str, _Store] = weakref.WeakValueDictionary()
+
+
+def _arrive(spec: ChannelSpec) -> InprocHandle:
+    store = _stores.get(spec.id)
+    if store is None:
+        raise Unsupported(_ELSEWHERE)
+    return InprocHandle(spec, store)
+
+
+class _Store:
+    """The messages, and the ends that wait for a change."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.frames: deque[Frame] = deque()
+        self.shut = False
+        # One lock for everything: held for a handful of bytecodes, by threads of one process only.
+        self.changed = threading.Condition()
+        self.links: weakref.WeakSet[InprocLink] = weakref.WeakSet()
+        self.pid = os.getpid()
+
+    def wake(self) -> None:
+        """Wake whoever waits; the lock is held."""
+        self.changed.notify_all()
+        for link in self.links:
+            link.ring()
+
+
+class InprocLink(SendLink, RecvLink):
+    """One end, sending or receiving.
+
+    Args:
+        store: the channel.
+        sends: whether this is the sending end.
+    """
+
+    def __init__(self, store: _Store, *, sends: bool) -> None:
+        self._store = store
+        self._sends = sends
+        self._closed = False
+        self._bell: Wakeup | None = None
+        self._rung = False
+        with store.changed:
+            store.links.add(self)
+
+    def send(self, frame: Frame, timeout: float | None) -> None:
+        """Put one message in."""
+        # bytes cannot change any more; anything else is copied now, so that what arrives is a snapshot.
+        snapshot = [part if type(part) is bytes else bytes(part) for part in frame]
+        store = self._store
+        with store.changed:
+            if not self.ready():
+                store.changed.wait_for(self.ready, timeout)
+            if self._closed or store.shut:
+                raise ChannelClosed("this end is closed" if self._closed else "the inproc: channel was shut down")
+            if len(store.frames) >= store.capacity:
+                raise ChannelFull(f"the inproc: channel holds {store.capacity} messages")
+            store.frames.append(snapshot)
+            store.wake()
+
+    def recv(self, timeout: float | None) -> Frame:
+        """Take one message out."""
+        store = self._store
+        with store.changed:
+            if not self.ready():
+                store.changed.wait_for(self.ready, timeout)
+            if self._closed:
+                raise ChannelClosed("this end is closed")
+            if store.frames:
+                frame = store.frames.popleft()
+                store.wake()
+                return frame
+            if store.shut:
+                raise EndOfChannel("the inproc: channel was shut down and is drained")
+            raise ChannelEmpty("no message in the inproc: channel")
+
+    def discard_oldest(self) -> bool:
+        """Drop the oldest message."""
+        with self._store.changed:
+            if not self._store.frames:
+                return False
+            self._store.frames.popleft()
+            return True
+
+    def ready(self) -> bool:
+        """Tell whether a call would not have to wait."""
+        store = self._store
+        if self._closed or store.shut:
+            return True
+        return len(store.frames) < store.capacity if self._sends else bool(store.frames)
+
+    def fileno(self) -> int:
+        """Return the descriptor, made at the first call, that is readable exactly while the end is ready."""
+        with self._store.changed:
+            if self._closed:
+                raise ChannelClosed("this end is closed")
+            if self._bell is None:
+                self._bell = Wakeup()
+            self.ring()
+            return self._bell.fileno()
+
+    def ring(self) -> None:
+        """Bring the descriptor in line with the state; the lock is held."""
+        if self._bell is not None and self._rung is not self.ready():
+            self._rung = not self._rung
+            if self._rung:
+                self._bell.set()
+            else:
+                self._bell.clear()
+
+    def shutdown(self) -> None:
+        """End the stream."""
+        with self._store.changed:
+            self._store.shut = True
+            self._store.wake()
+
+    def close(self) -> None:
+        """Close this end."""
+        with self._store.changed:
+            self._closed = True
+            if self._bell is not None:
+                self._bell.close()
+                self._bell = None
+            self._store.wake()
+
+    def abandon(self) -> None:
+        """Free the inherited descriptor."""
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
+
+    def depth(self) -> int:
+        """Return how many messages wait."""
+        return len(self._store.frames)
