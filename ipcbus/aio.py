@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from ipcbus.channel import Channel
+    from ipcbus.endpoint import Endpoint
     from ipcbus.message import Message
 
 __all__ = ["AsyncChannel"]
@@ -27,22 +28,23 @@ class AsyncChannel:
     Cancelling an awaited call loses nothing: a message is taken and returned in one step, or not at all.
     """
 
-    __slots__ = ("_channel", "_receiving", "_sending", "_turn")
+    __slots__ = ("_channel", "_end", "_receiving", "_sending", "_turn")
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, end: Endpoint) -> None:
         self._channel = channel
+        self._end = end
         self._receiving = _Waiters()
         self._sending = _Waiters()
         self._turn = 0
 
     async def send(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> None:  # noqa: ASYNC109  the same signature as Channel.send
         """Send an object; see ``Channel.send``."""
-        channel = self._channel
-        if not channel._end.patient:
-            channel.send(obj, headers=headers)
+        end = self._end
+        if not end.patient:
+            self._channel.send(obj, headers=headers)
             return
-        frame = channel._end.codec.encode(obj, headers)
-        link = channel._end.tx or channel._open_sender()
+        frame = end.codec.encode(obj, headers)
+        link = end.tx or end.open_sender()
         deadline: Deadline | None = None
         while True:
             try:
@@ -53,7 +55,7 @@ class AsyncChannel:
                     raise
                 await self._sending.wait(link, deadline)
                 continue
-            channel._end.sent += 1
+            end.sent += 1
             await self._fair()
             return
 
@@ -67,7 +69,7 @@ class AsyncChannel:
                 deadline = deadline or Deadline(timeout)
                 if deadline.expired:
                     raise
-                await self._receiving.wait(self._channel._end.rx, deadline)
+                await self._receiving.wait(self._end.rx, deadline)
                 continue
             # No await may stand between taking a message and returning it: a cancellation there would lose it.
             self._turn += 1
@@ -83,7 +85,7 @@ class AsyncChannel:
                 deadline = deadline or Deadline(timeout)
                 if deadline.expired:
                     raise
-                await self._receiving.wait(self._channel._end.rx, deadline)
+                await self._receiving.wait(self._end.rx, deadline)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         """Receive until the end of the channel."""
