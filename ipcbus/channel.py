@@ -219,7 +219,7 @@ class Channel:
         if self._aio is None:
             from ipcbus.aio import AsyncChannel
 
-            self._aio = AsyncChannel(self)
+            self._aio = AsyncChannel(self, self._end)
         return self._aio
 
     # ------------------------------------------------------------------ facts
@@ -405,7 +405,7 @@ def _arrive(
     settings: ChannelOptions,
     url: str,
     transport_path: str,
-    private: bool,
+    private: bool,  # noqa: FBT001  a pickle's positional state
     role: str,
 ) -> Channel:
     """Rebuild a channel from a pickle; the second object for a channel in one process shares the first one's ends."""

@@ -148,7 +148,7 @@ def forget(end: Endpoint) -> None:
 
 def _hook() -> None:
     """Arrange for forks and exits, at the first channel of a process and not at import."""
-    global _hooked
+    global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
     with _lock:
         if _hooked:
             return
@@ -181,7 +181,7 @@ def _destroy_homes() -> None:
 
 
 def _after_fork() -> None:
-    global _lock
+    global _lock  # noqa: PLW0603  the parent's lock may be held by a thread that the child does not have
     _lock = threading.Lock()
     _homes.clear()
     for end in list(_ends.values()):

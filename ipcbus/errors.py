@@ -100,11 +100,11 @@ class SerializerUnavailable(IpcbusError, ImportError):
     """The serializer is known, but something it needs is not installed; the message carries the pip command."""
 
 
-class Unsupported(IpcbusError):  # noqa: N818  reads as a statement about the transport, like NotImplemented
+class Unsupported(IpcbusError):
     """The transport cannot do this, as its capabilities declare."""
 
 
-class InsecureConfiguration(IpcbusError):  # noqa: N818  names the state that is refused
+class InsecureConfiguration(IpcbusError):
     """Refused: with this configuration a stranger could run code in this process."""
 
 
@@ -114,19 +114,19 @@ class ChannelError(IpcbusError):
     url: str | None = None
 
 
-class ChannelFull(ChannelError, queue.Full, TimeoutError):  # noqa: N818  named after queue.Full
+class ChannelFull(ChannelError, queue.Full, TimeoutError):
     """No room within the timeout. Nothing was sent; the channel is as usable as before."""
 
 
-class ChannelEmpty(ChannelError, queue.Empty, TimeoutError):  # noqa: N818  named after queue.Empty
+class ChannelEmpty(ChannelError, queue.Empty, TimeoutError):
     """No message within the timeout. Nothing was taken; the channel is as usable as before."""
 
 
-class ChannelClosed(ChannelError):  # noqa: N818  names the state
+class ChannelClosed(ChannelError):
     """This process closed the channel, or it was shut down and takes no more messages."""
 
 
-class ChannelBusy(ChannelError):  # noqa: N818  names the state
+class ChannelBusy(ChannelError):
     """Another process is the one receiver of this channel. ``pid`` says which, where the transport knows."""
 
     def __init__(self, message: str, pid: int | None = None) -> None:
@@ -134,11 +134,11 @@ class ChannelBusy(ChannelError):  # noqa: N818  names the state
         self.pid = pid
 
 
-class EndOfChannel(ChannelError, EOFError):  # noqa: N818  named after EOFError's meaning
+class EndOfChannel(ChannelError, EOFError):
     """The channel was shut down and every message in it has been received."""
 
 
-class ChannelBroken(ChannelError, OSError):  # noqa: N818  names the state
+class ChannelBroken(ChannelError, OSError):
     """The other side is gone, or what came from it makes no sense. What was in flight may be lost."""
 
 
@@ -151,7 +151,7 @@ class PeerDied(ChannelBroken):
         self.exitcode = exitcode
 
 
-class MessageTooLarge(ChannelError, ValueError):  # noqa: N818  names the message, not the fault
+class MessageTooLarge(ChannelError, ValueError):
     """The encoded message is larger than ``max_message``. Not one byte of it was sent."""
 
     def __init__(self, message: str, size: int = 0, limit: int = 0) -> None:
@@ -188,7 +188,7 @@ class DecodeError(SerializationError):
         self.head = head
 
 
-class ContentRefused(SerializationError):  # noqa: N818  names what was done with the content
+class ContentRefused(SerializationError):
     """A message arrived in a content type this receiver does not accept. It was consumed, and never decoded."""
 
     def __init__(self, message: str, content_type: str = "") -> None:

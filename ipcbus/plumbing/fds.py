@@ -43,5 +43,5 @@ class TravellingFd:
 
 def _arrive(ticket: Any) -> TravellingFd:
     fd = ticket.detach()
-    os.set_inheritable(fd, False)
+    os.set_inheritable(fd, False)  # noqa: FBT003  the standard library takes it by position
     return TravellingFd(fd)
