@@ -11,7 +11,7 @@ import fcntl
 import os
 import struct
 
-__all__ = ["Claim", "holder"]
+__all__ = ["Claim", "claimant", "holder"]
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, len, pid
 _PID = struct.Struct("<i")
@@ -63,6 +63,11 @@ def holder(fd: int, byte: int = 0) -> int | None:
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))
     if _FLOCK.unpack(answer)[0] == fcntl.F_UNLCK:
         return None
+    return claimant(fd, byte)
+
+
+def claimant(fd: int, byte: int = 0) -> int:
+    """Return the pid of the process that owned a byte last, alive or not; 0 if nobody ever did."""
     written = os.pread(fd, _PID.size, _PIDS_AT + _PID.size * byte)
     return int(_PID.unpack(written)[0]) if len(written) == _PID.size else 0
 

@@ -1,0 +1,127 @@
+"""The door: where senders leave the descriptors that their receiver needs. Never on the path of an ordinary message.
+
+A Unix socket pair of type SEQPACKET that everybody who has the channel holds both ends of. What is left in it stays in
+the kernel, whole, until a receiver takes it, even when the process that left it is gone: a new lane (the reading end
+of a pipe and the eventfd its credits are returned by), the memory file of a large message, or a lane that a closing
+receiver hands on with what it had read and not delivered.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.errors import ChannelBroken
+from ipcbus.plumbing.fds import TravellingFd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Door", "Lane", "Large", "Note"]
+
+_LANE, _LARGE = b"L", b"M"
+_lane_note = struct.Struct("<c8s8s")  # kind, lane, sender
+_large_note = struct.Struct("<c8sQQ")  # kind, lane, number, size
+_FDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A sender's pipe: its random name, its sender's, and two descriptors; a third holds what was read of it already."""
+
+    lane: bytes
+    sender: bytes
+    fds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Large:
+    """A message in a memory file, whose place is marked in the lane by its number."""
+
+    lane: bytes
+    number: int
+    size: int
+    fds: tuple[int, ...]
+
+
+Note = Lane | Large
+
+
+class Door:
+    """Both ends of the socket pair. Sending never blocks: a full door raises ``BlockingIOError``."""
+
+    __slots__ = ("_inside", "_outside")
+
+    def __init__(self, inside: TravellingFd | None = None, outside: TravellingFd | None = None) -> None:
+        if inside is None or outside is None:
+            first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        else:
+            first, second = socket.socket(fileno=inside.fileno()), socket.socket(fileno=outside.fileno())
+        first.setblocking(False)  # noqa: FBT003  the standard library takes it by position
+        second.setblocking(False)  # noqa: FBT003  the same
+        self._inside, self._outside = first, second
+
+    def fileno(self) -> int:
+        """Return the descriptor that polls readable when something was left."""
+        return self._inside.fileno()
+
+    def outside(self) -> int:
+        """Return the descriptor that polls writable when there is room to leave something."""
+        return self._outside.fileno()
+
+    def leave(self, note: Note) -> None:
+        """Leave something; the descriptors are duplicated into the kernel and stay the caller's."""
+        if isinstance(note, Lane):
+            data = _lane_note.pack(_LANE, note.lane, note.sender)
+        else:
+            data = _large_note.pack(_LARGE, note.lane, note.number, note.size)
+        try:
+            socket.send_fds(self._outside, [data], note.fds)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise ChannelBroken(f"descriptors cannot be passed to the receiver: {error.strerror}; see 'ulimit -n'") from error
+
+    def take(self) -> Note | None:
+        """Take what was left longest ago, or None; the descriptors are the caller's."""
+        try:
+            data, ancillary, flags, _ = self._inside.recvmsg(64, socket.CMSG_SPACE(_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        fds = _descriptors(ancillary)
+        if flags & socket.MSG_CTRUNC:
+            _close(fds)
+            raise ChannelBroken("this process has no descriptors left to receive with; close some or raise 'ulimit -n'")
+        if len(data) == _lane_note.size and data[:1] == _LANE and len(fds) >= 2:
+            _, lane, sender = _lane_note.unpack(data)
+            return Lane(lane, sender, fds)
+        if len(data) == _large_note.size and data[:1] == _LARGE and len(fds) == 1:
+            _, lane, number, size = _large_note.unpack(data)
+            return Large(lane, number, size, fds)
+        _close(fds)
+        raise ChannelBroken("something that is no ipcbus sender wrote to this channel")
+
+    def close(self) -> None:
+        """Free this process's copies. Idempotent."""
+        self._inside.close()
+        self._outside.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Door, (TravellingFd(self._inside.fileno()), TravellingFd(self._outside.fileno()))
+
+
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return tuple(fds)
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,337 @@
+"""The receiving end: all lanes of all senders, read a block at a time."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import threading
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING
+
+from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
+from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.wakeup import Wakeup
+from ipcbus.transport import RecvLink
+from ipcbus_pipe._door import Lane, Large
+from ipcbus_pipe._stream import Item, State, parse, unparse
+
+if TYPE_CHECKING:
+    from ipcbus.transport import ChannelSpec, Frame
+    from ipcbus_pipe import PipeHandle
+
+__all__ = ["PipeReceiver"]
+
+_BLOCK = 128 * 1024
+"""Bytes asked for by one read: many small messages per system call."""
+
+
+class _Lane:
+    """One sender's pipe as the receiver sees it."""
+
+    def __init__(self, note: Lane) -> None:
+        self.name = note.lane
+        self.sender = note.sender
+        self.fd, self.credit_fd = note.fds[:2]
+        self.state = State(deque())
+        self.large: dict[int, tuple[int, int]] = {}
+        self.owed = 0
+        self.ended = False
+        self.blocks: deque[tuple[int, bytes]] = deque()
+        self._numbers = count()
+
+    def read(self) -> None:
+        """Read one block, if there is one."""
+        # Read and kept in one step in C: a signal handler that raises cannot come in between and lose bytes.
+        try:
+            self.blocks.extend(zip(self._numbers, map(os.read, (self.fd,), (_BLOCK,)), strict=False))
+        except BlockingIOError:
+            pass  # somebody looked before us
+
+    def parse(self, max_message: int) -> None:
+        """Bring the state up to the blocks that were read. May be interrupted anywhere and is then taken up again."""
+        while self.blocks:
+            number, block = self.blocks[0]
+            if not block:
+                self.ended = True
+            elif number != self.state.block:
+                self.state = parse(self.state, block, number, max_message)
+            self.blocks.popleft()
+
+    def repay(self) -> None:
+        """Give the sender back its room for what was delivered."""
+        owed, self.owed = self.owed, 0
+        if owed:
+            os.eventfd_write(self.credit_fd, owed)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self.credit_fd)
+        for fd, _ in self.large.values():
+            os.close(fd)
+        self.large.clear()
+
+
+class PipeReceiver(RecvLink):
+    """The one receiving end, claimed for this process until it closes or dies."""
+
+    def __init__(self, handle: PipeHandle, spec: ChannelSpec) -> None:
+        self._claim, owner = handle.state.attach()
+        if owner is not None:
+            raise ChannelBusy(f"process {owner} is the receiver of this pipe: channel already, and it has only one", owner)
+        self._state = handle.state
+        self._flags = handle.state.flags
+        self._door = handle.door
+        self._spec = spec
+        self._batch = max(1, spec.capacity // 4)
+        self._closed = False
+        self._lock = threading.Lock()
+        self._lanes: dict[int, _Lane] = {}
+        self._names: dict[bytes, _Lane] = {}
+        self._senders: dict[bytes, deque[_Lane]] = {}
+        self._items: deque[Item] = deque()
+        self._lane: _Lane | None = None
+        self._due: deque[_Lane] = deque()
+        self._wakeup = Wakeup()
+        self._bell: Wakeup | None = None
+        self._rung = False
+        self._epoll = select.epoll()
+        for fd in (self._wakeup.fileno(), self._door.fileno()):
+            self._epoll.register(fd, select.EPOLLIN)
+        self._epoll.register(self._state.news.fileno(), select.EPOLLIN | select.EPOLLET)
+
+    # ------------------------------------------------------------------ receiving
+
+    def recv(self, timeout: float | None) -> Frame:
+        """Take the next message of any sender."""
+        if not self._lock.acquire(blocking=False):
+            self._acquire(timeout)
+        try:
+            if not self._items:
+                self._refill(timeout)
+            lane = self._lane
+            assert lane is not None  # items always have a lane
+            lane.owed += 1
+            item = self._items.popleft()
+            if lane.owed >= self._batch:
+                lane.repay()
+            if self._bell is not None:
+                self._ring()
+            return item if type(item) is tuple else (self._map(lane, item),)  # type: ignore[arg-type]  # else an int
+        finally:
+            self._lock.release()
+
+    def _acquire(self, timeout: float | None) -> None:
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise ChannelEmpty("no message within the timeout: another thread is waiting for one already")
+
+    def _refill(self, timeout: float | None) -> None:
+        """Have at least one item, or raise."""
+        deadline = Deadline(timeout)
+        while True:
+            if self._closed:
+                raise ChannelClosed("this end of the pipe: channel is closed")
+            if self._next_lane():
+                return
+            # Looked at before the descriptors: what was sent before the shutdown is found by the poll that follows it.
+            over = self._flags[0]
+            expired = deadline.expired
+            self._gather(0 if over or expired else deadline.remaining())
+            if self._next_lane():
+                return
+            if over and not self._due:
+                raise EndOfChannel("the pipe: channel was shut down and is drained")
+            if expired:
+                raise ChannelEmpty("no message within the timeout")
+
+    def _next_lane(self) -> bool:
+        """Make the items of the next lane that has some the current ones; say whether there are any."""
+        while not self._items:
+            if self._lane is not None:
+                self._finish(self._lane)
+                self._lane = None
+            if not self._due:
+                return False
+            lane = self._due[0]
+            lane.parse(self._spec.max_message)
+            self._lane, self._items = lane, lane.state.items
+            self._due.popleft()
+        return True
+
+    def _finish(self, lane: _Lane) -> None:
+        """Give a lane's sender its room back; let go of the lane if that was all that will ever come of it."""
+        lane.repay()
+        if lane.ended:
+            self._remove(lane)
+
+    def _gather(self, timeout: float | None) -> None:
+        """Wait for something, and read one block of every lane that has one."""
+        for fd, _ in self._epoll.poll(timeout):
+            if fd == self._door.fileno():
+                self._open_door()
+            elif (lane := self._lanes.get(fd)) is not None:
+                self._due.append(lane)
+                lane.read()
+
+    def _map(self, lane: _Lane, number: int) -> memoryview:
+        """Map a large message: it is not copied again, and lives as long as what is decoded from it."""
+        if number not in lane.large:
+            self._open_door()
+        entry = lane.large.pop(number, None)
+        if entry is None:
+            raise ChannelBroken(f"large message {number} was announced and its memory file never came")
+        fd, size = entry
+        try:
+            if not 0 < size <= min(self._spec.max_message, os.fstat(fd).st_size):
+                raise ChannelBroken(f"a large message claims {size} bytes; max_message is {self._spec.max_message}")
+            # Private and writable: arrays over this memory can be changed, which changes nothing for anybody else.
+            return memoryview(mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE))
+        except (OSError, ValueError) as error:
+            raise ChannelBroken(f"a large message of {size} bytes cannot be mapped: {error}") from error
+        finally:
+            os.close(fd)
+
+    # ------------------------------------------------------------------ lanes
+
+    def _open_door(self) -> None:
+        """Take all that senders have left."""
+        while (note := self._door.take()) is not None:
+            if isinstance(note, Lane):
+                self._add(note)
+            elif (known := self._names.get(note.lane)) is not None:
+                known.large[note.number] = (note.fds[0], note.size)
+            else:
+                os.close(note.fds[0])  # its lane died with an earlier receiver
+
+    def _add(self, note: Lane) -> None:
+        lane = _Lane(note)
+        if len(note.fds) > 2:
+            lane.blocks.append((-2, _read_all(note.fds[2])))
+            os.close(note.fds[2])
+        self._names[lane.name] = lane
+        # A sender that begins a new lane has ended its last one; what is in that comes first.
+        queue = self._senders.setdefault(lane.sender, deque())
+        queue.append(lane)
+        if len(queue) == 1:
+            self._watch(lane)
+
+    def _watch(self, lane: _Lane) -> None:
+        self._lanes[lane.fd] = lane
+        self._epoll.register(lane.fd, select.EPOLLIN)
+        self._due.append(lane)  # it may have come with what an earlier receiver had read of it
+
+    def _remove(self, lane: _Lane) -> None:
+        """Let go of a lane whose sender has closed it or died. A message it left half written is no message."""
+        if self._lanes.pop(lane.fd, None) is None:
+            return
+        self._epoll.unregister(lane.fd)
+        del self._names[lane.name]
+        lane.close()
+        queue = self._senders[lane.sender]
+        queue.popleft()
+        if queue:
+            self._watch(queue[0])
+        else:
+            del self._senders[lane.sender]
+
+    def _hand_over(self) -> None:
+        """Leave every lane in the door for whoever receives next, with what was read of it and not delivered."""
+        for queue in self._senders.values():
+            for lane in queue:
+                if lane is self._lane:
+                    lane.state = lane.state._replace(items=self._items)
+                lane.repay()
+                lane.parse(self._spec.max_message)
+                fds: tuple[int, ...] = (lane.fd, lane.credit_fd)
+                left = unparse(lane.state)
+                try:
+                    if left:
+                        fds = (*fds, fd := os.memfd_create("ipcbus-lane", os.MFD_CLOEXEC))
+                        os.write(fd, left)
+                    self._door.leave(Lane(lane.name, lane.sender, fds))
+                    for number, (large, size) in lane.large.items():
+                        self._door.leave(Large(lane.name, number, size, (large,)))
+                except (OSError, ChannelBroken):
+                    continue  # no room or no descriptor: this sender learns from its pipe that nobody reads it
+                finally:
+                    if len(fds) > 2:
+                        os.close(fds[2])
+
+    # ------------------------------------------------------------------ the rest of the contract
+
+    def fileno(self) -> int:
+        """Return the descriptor that shows when there is something to receive."""
+        if self._closed:
+            raise ChannelClosed("this end of the pipe: channel is closed")
+        if self._bell is None:
+            with self._lock:
+                self._bell = Wakeup()
+                self._epoll.register(self._bell.fileno(), select.EPOLLIN)
+                self._ring()
+        return self._epoll.fileno()
+
+    def _ring(self) -> None:
+        """Keep the descriptor readable exactly while there are messages that no other descriptor shows any more."""
+        waiting = bool(self._items or self._due)
+        if self._bell is not None and waiting is not self._rung:
+            self._rung = waiting
+            if waiting:
+                self._bell.set()
+            else:
+                self._bell.clear()
+
+    def ready(self) -> bool:
+        """Tell whether there is a message, or an end."""
+        if not self._lock.acquire(blocking=False):
+            return False  # another thread is waiting for it
+        try:
+            if self._closed or self._items:
+                return True
+            over = self._flags[0]
+            if not self._next_lane():
+                self._gather(0)
+            found = self._next_lane()
+            self._ring()
+            return found or bool(over)
+        finally:
+            self._lock.release()
+
+    def shutdown(self) -> None:
+        """Mark the channel as shut down for everybody."""
+        self._state.shut()
+
+    def close(self) -> None:
+        """Let another process receive; what was sent and not delivered goes to it."""
+        self._closed = True
+        if self._wakeup.fileno() < 0:
+            return
+        self._wakeup.set()
+        with self._lock:
+            if not self._epoll.closed:
+                self._hand_over()
+                self._state.detach(self._claim)
+                self._free()
+
+    def abandon(self) -> None:
+        """Free what a forked child inherited."""
+        self._closed = True
+        self._claim.close()
+        self._free()
+
+    def _free(self) -> None:
+        self._epoll.close()
+        for lane in self._names.values():
+            lane.close()
+        self._names.clear()
+        self._wakeup.close()
+        if self._bell is not None:
+            self._bell.close()
+
+    def depth(self) -> int | None:
+        """Return how many messages were read and not delivered; what senders' pipes hold is not known here."""
+        return None
+
+
+def _read_all(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)

@@ -1,0 +1,138 @@
+"""Messages on a byte stream: records, and a parser that takes many of them from one read. Sans-I/O.
+
+A record is a little-endian ``u32`` head and that many bytes. The head's low 30 bits are the length, the upper two flags:
+
+======  =======  ==================================================================================
+MORE    SPECIAL  meaning
+======  =======  ==================================================================================
+0       0        a whole message, or the end of one whose first part came in a MORE record
+1       0        the first part of a message; the message counts once a record without MORE ends it
+0       1        length 0: forget the part that came; its sender gave up
+1       1        length 8: the message is in a memory file that was passed beside the stream, by this number
+======  =======  ==================================================================================
+
+A message up to ``ATOMIC`` bytes is one record in one write, which the kernel does whole or not at all. A larger one is
+a MORE record followed by an empty record, so that a sender that has to give up half way can still take it back.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque  # noqa: TC003  NamedTuple resolves it
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from ipcbus.errors import ChannelBroken
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ipcbus.transport import Buffer
+
+__all__ = ["ATOMIC", "HEAD", "Item", "State", "debt", "large_record", "parse", "record", "streamed", "unparse"]
+
+HEAD = 4
+ATOMIC = 4096 - HEAD
+"""Payload bytes of the largest record that one write hands over whole (PIPE_BUF, see pipe(7))."""
+
+_MORE, _SPECIAL = 1 << 31, 1 << 30
+_LENGTH = _SPECIAL - 1
+_pack = struct.Struct("<I").pack
+_unpack = struct.Struct("<I").unpack_from
+_pack_large = struct.Struct("<IQ").pack
+_unpack_large = struct.Struct("<Q").unpack_from
+_COMMIT = _pack(0)
+_CANCEL = _pack(_SPECIAL)
+
+Item: TypeAlias = "tuple[bytes, ...] | int"
+"""A frame, or the number of a memory file that holds one."""
+
+
+def record(size: int) -> bytes:
+    """Return the head of a message of ``size`` bytes that is written whole."""
+    return _pack(size)
+
+
+def streamed(parts: Sequence[Buffer], size: int) -> list[Buffer]:
+    """Return the buffers to write for a message that may have to be written in pieces."""
+    return [_pack(_MORE | size), *parts, _COMMIT]
+
+
+def debt(buffers: Sequence[Buffer], written: int) -> bytes:
+    """Return what must still be written, before anything else, to take back a message written in part.
+
+    Args:
+        buffers: what ``streamed`` returned.
+        written: bytes of it that were written; more than none and fewer than all.
+    """
+    # Commit and cancel differ in their last byte only, so even one that was begun can still become the other.
+    return (b"".join([*buffers[:-1], _CANCEL]))[written:]
+
+
+def large_record(number: int) -> bytes:
+    """Return the record that puts memory file ``number`` in its place among the messages."""
+    return _pack_large(_MORE | _SPECIAL | 8, number)
+
+
+class State(NamedTuple):
+    """Where the parser of one stream stands. Replaced as a whole, so that an interruption never leaves half a step."""
+
+    items: deque[Item]
+    """Messages that are complete and not yet delivered."""
+    rest: bytes = b""
+    """The start of a record whose end has not come."""
+    part: bytes | None = None
+    """The first part of a message whose end has not come."""
+    block: int = -1
+    """The number of the last block that went into this."""
+
+
+def parse(state: State, block: bytes, number: int, max_message: int) -> State:
+    """Go on by one block.
+
+    Args:
+        state: where the parser stands; not changed.
+        block: what was read next.
+        number: the block's number.
+        max_message: bytes; a longer message means that this is no such stream.
+
+    Raises:
+        ChannelBroken: the stream makes no sense.
+    """
+    items, rest, part, _ = state
+    items = items.copy()
+    data = rest + block if rest else block
+    at, end = 0, len(data)
+    while end - at >= HEAD:
+        (head,) = _unpack(data, at)
+        stop = at + HEAD + (head & _LENGTH)
+        if stop > end:
+            if head & _LENGTH > max_message:
+                raise ChannelBroken(f"the pipe announces {head & _LENGTH} bytes; max_message is {max_message}")
+            break
+        if head < _SPECIAL and part is None:
+            items.append((data[at + HEAD : stop],))
+        else:
+            part = _special(head, data[at + HEAD : stop], part, items)
+        at = stop
+    return State(items, data[at:], part, number)
+
+
+def unparse(state: State) -> bytes:
+    """Return a block that brings a new parser to the same state, for another receiver to go on from."""
+    pieces = [_pack(len(item[0])) + item[0] if isinstance(item, tuple) else large_record(item) for item in state.items]
+    if state.part is not None:
+        pieces.append(_pack(_MORE | len(state.part)) + state.part)
+    return b"".join([*pieces, state.rest])
+
+
+def _special(head: int, body: bytes, part: bytes | None, items: deque[Item]) -> bytes | None:
+    """Deal with a record that is more than a whole message; return the part that is open after it."""
+    if part is None and head == _MORE | _SPECIAL | 8:
+        items.append(_unpack_large(body)[0])
+    elif part is None and head >= _MORE and not head & _SPECIAL:
+        return body
+    elif part is not None and head == 0:
+        items.append((part,))
+    elif part is None or head != _SPECIAL:
+        raise ChannelBroken(f"the pipe carries a record head 0x{head:08x} that makes no sense here")
+    return None
