@@ -105,7 +105,7 @@ class PipeReceiver(RecvLink):
 
     def recv(self, timeout: float | None) -> Frame:
         """Take the next message of any sender."""
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
             self._acquire(timeout)
         try:
             if not self._items:
@@ -114,7 +114,7 @@ class PipeReceiver(RecvLink):
             assert lane is not None  # items always have a lane
             lane.owed += 1
             item = self._items.popleft()
-            if lane.owed >= self._batch:
+            if lane.owed >= self._batch or not self._items:
                 lane.repay()
             if self._bell is not None:
                 self._ring()

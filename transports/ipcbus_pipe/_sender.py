@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PipeSender"]
 
+_head = _stream.record
+
 _NEVER = select.EPOLLERR  # reported whether asked for or not: a mask that wants nothing else
 
 
@@ -91,7 +93,7 @@ class PipeSender(SendLink):
 
     def send(self, frame: Frame, timeout: float | None) -> None:
         """Write one message into this process's lane."""
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
             self._acquire(timeout)
         try:
             pipe = self._pipe
@@ -103,7 +105,7 @@ class PipeSender(SendLink):
             if size > _stream.ATOMIC:
                 self._send_larger(pipe, frame, size, timeout)
             else:
-                data = _stream.record(size) + (frame[0] if len(frame) == 1 else b"".join(frame))
+                data = _head(size) + (frame[0] if len(frame) == 1 else b"".join(frame))
                 try:
                     os.write(pipe.fd, data)
                 except OSError as error:

@@ -47,9 +47,8 @@ Item: TypeAlias = "tuple[bytes, ...] | int"
 """A frame, or the number of a memory file that holds one."""
 
 
-def record(size: int) -> bytes:
-    """Return the head of a message of ``size`` bytes that is written whole."""
-    return _pack(size)
+record = _pack
+"""Makes the head of a message of so many bytes that is written whole."""
 
 
 def streamed(parts: Sequence[Buffer], size: int) -> list[Buffer]:
