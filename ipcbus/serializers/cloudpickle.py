@@ -31,15 +31,15 @@ class CloudPickle(Serializer):
 
     def __init__(self, *, private: bool = True) -> None:
         super().__init__(private=private)
-        self._table = DispatchTable(private=private, fallback=cloudpickle.CloudPickler.dispatch_table)
+        table = DispatchTable(private=private, fallback=cloudpickle.CloudPickler.dispatch_table)
+        # CloudPickler has its table in the class, where one set on an instance is not looked for.
+        self._pickler: Any = type("_Pickler", (cloudpickle.CloudPickler,), {"dispatch_table": table})
 
     def dumps(self, obj: Any) -> tuple[Buffer, Sequence[Buffer]]:
         """Pickle an object by value; large buffers in it are left out of band."""
         file = io.BytesIO()
         buffers = OutOfBand()
-        pickler = cloudpickle.CloudPickler(file, 5, buffer_callback=buffers.keep)
-        pickler.dispatch_table = self._table
-        pickler.dump(obj)
+        self._pickler(file, 5, buffer_callback=buffers.keep).dump(obj)
         return file.getvalue(), buffers.kept
 
     def loads(self, payload: Buffer, buffers: Sequence[Buffer]) -> Any:

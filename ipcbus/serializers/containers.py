@@ -57,8 +57,13 @@ def _make_map(head: bytes, field: str, body: bytes) -> Any:
 
 def reduce_messages(container: Any) -> tuple[Any, ...]:
     """Reduce a repeated field of messages."""
-    element = container[0] if len(container) else copy.deepcopy(container).add()
-    return _make_messages, (pack(type(element), module=True), [one.SerializePartialToString() for one in container])
+    if len(container):
+        kind = type(container[0])
+    elif (descriptor := getattr(container, "_message_descriptor", None)) is not None:
+        kind = message_factory.GetMessageClass(descriptor)  # the implementation in Python, whose copies cannot add
+    else:
+        kind = type(copy.deepcopy(container).add())
+    return _make_messages, (pack(kind, module=True), [one.SerializePartialToString() for one in container])
 
 
 def _make_messages(head: bytes, bodies: list[bytes]) -> Any:
@@ -85,28 +90,30 @@ def _make_scalars(kind: str, values: list[Any]) -> Any:
 
 
 def _scalar_type(container: Any) -> str:
-    """Find out what a container holds: it does not say, so a copy is asked to take one of each."""
-    probe = copy.deepcopy(container)
-    if _takes(probe, b"\xff"):
+    """Find out what a container holds: it does not say, so it is asked to take one of each."""
+    checker = getattr(container, "_type_checker", None)  # the implementation in Python has one, and copies badly
+    probe = None if checker else copy.deepcopy(container)
+
+    def take(value: Any) -> Any:
+        try:
+            if probe is None:
+                return checker.CheckValue(value)
+            probe.append(value)
+        except (TypeError, ValueError):
+            return None
+        return probe[-1]
+
+    if take(b"\xff") is not None:
         return "bytes"
-    if _takes(probe, "\N{SNOWMAN}"):
+    if take("\N{SNOWMAN}") is not None:
         return "string"
-    if _takes(probe, 0.1):
-        return "double" if probe[-1] == 0.1 else "float"
-    if _takes(probe, 2) and probe[-1] is True:
+    if (tenth := take(0.1)) is not None:
+        return "double" if tenth == 0.1 else "float"
+    if take(2) is True:
         return "bool"
-    wide = _takes(probe, 1 << 31) and _takes(probe, 1 << 40)
     # A closed enum takes none of these, and fits into an int32.
-    unsigned = _takes(probe, 2) and not _takes(probe, -1)
-    return f"{'u' * unsigned}int{64 if wide else 32}"
-
-
-def _takes(container: Any, value: Any) -> bool:
-    try:
-        container.append(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+    unsigned = take(2) is not None and take(-1) is None
+    return f"{'u' * unsigned}int{32 if take(1 << 40) is None else 64}"
 
 
 @functools.cache
