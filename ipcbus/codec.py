@@ -9,7 +9,16 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ipcbus import frame as wire
-from ipcbus.errors import ContentRefused, DecodeError, EncodeError, InsecureConfiguration, MessageTooLarge
+from ipcbus.errors import (
+    ConfigError,
+    ContentRefused,
+    DecodeError,
+    EncodeError,
+    InsecureConfiguration,
+    MessageTooLarge,
+    SerializerUnavailable,
+    UnknownSerializer,
+)
 from ipcbus.message import Message
 from ipcbus.serializers.base import Serializer, serializers
 
@@ -23,6 +32,15 @@ __all__ = ["AUTO", "Codec"]
 AUTO = "auto"
 _FALLBACKS = ("msgpack", "json")
 """What ``auto`` uses, in this order, where pickle is not safe."""
+_MAX_TYPES = 4096
+"""Types remembered; programs that make classes without end must not fill memory with them."""
+_WINDOW = 1024
+"""How far behind a sender's newest frame an older one may arrive: its threads do not send in the order they encode."""
+
+
+_COPIED = 1024
+"""A payload of fewer bytes is copied out of its frame, which is cheaper than to look into it."""
+_PLAIN_HEAD = bytes((wire.MAGIC, wire.VERSION, 0))
 
 
 class Codec:
@@ -70,7 +88,7 @@ class Codec:
             self._permit(self._make(name))
         self._default = self._make(self._pick_default() if self._auto else serializer)
         self._permit(self._default)
-        if self._auto:
+        if self._auto and self._accepts("raw"):
             self._by_type[bytes] = self._make("raw")
         self.after_fork()
 
@@ -78,7 +96,7 @@ class Codec:
         """Become another sender: two processes with one identity would each look like a replay of the other."""
         self._sender_id = int.from_bytes(os.urandom(8), "little")
         self._counter = itertools.count(1)
-        self._seen: dict[int, int] = {}
+        self._seen: dict[int, tuple[int, int]] = {}
         self._seen_lock = threading.Lock()
 
     @property
@@ -90,7 +108,7 @@ class Codec:
         """Make a frame of an object.
 
         Raises:
-            EncodeError: it cannot travel; says which parts and what to do.
+            EncodeError: it or a header cannot travel; says which parts and what to do.
             MessageTooLarge: the frame would be larger than ``max_message``.
         """
         kind = type(obj)
@@ -101,7 +119,7 @@ class Codec:
             raise self._explain(obj, serializer, error) from error
         if not buffers and headers is None and self._plain and (short := self._heads.get(serializer)):
             size = len(payload) + 4
-            if size <= 16_384:
+            if size <= wire.JOIN_LIMIT:
                 if size > self.max_message:
                     raise self._too_large(size)
                 return (short + payload,)
@@ -111,7 +129,10 @@ class Codec:
             key=self._key,
             stamp=(self._sender_id, next(self._counter)) if self._key is not None else (0, 0),
         )
-        parts = wire.encode(serializer.id, serializer.content_type, payload, buffers, sections)
+        try:
+            parts = wire.encode(serializer.id, serializer.content_type, payload, buffers, sections)
+        except (TypeError, ValueError) as error:
+            raise EncodeError(f"the message cannot travel: {error}; nothing was sent") from error
         size = sum(memoryview(part).nbytes for part in parts)
         if size > self.max_message:
             raise self._too_large(size)
@@ -125,12 +146,17 @@ class Codec:
             ContentRefused: of a content type this receiver does not accept.
         """
         first = frame[0] if frame else b""
-        if self._plain and len(frame) == 1 and len(first) >= 4 and first[1] == 1 and not first[2] and first[0] == wire.MAGIC:
-            # The common frame, without sections; parse() would say the same.
-            serializer = self._decoders.get(first[3]) or self._decoder(first[3], "")
-            payload, buffers = memoryview(first)[4:], ()
+        if (
+            self._plain
+            and len(frame) == 1
+            and len(first) > 3
+            and first[:3] == _PLAIN_HEAD
+            and (serializer := self._decoders.get(first[3]))
+        ):
+            # The common frame, without sections, of a kind that came before; the long way would do the same.
+            payload = first[4:] if len(first) < _COPIED and type(first) is bytes else memoryview(first)[4:]
             try:
-                return serializer.loads(payload, buffers)
+                return serializer.loads(payload, ())
             except Exception as error:
                 raise self._undecodable(serializer, payload, error) from error
         return self.decode_message(frame).body
@@ -151,20 +177,22 @@ class Codec:
 
     def _choose(self, kind: type) -> Serializer:
         serializer = self._default
-        if self._auto and "google.protobuf.message" in sys.modules:
+        if self._auto and "google.protobuf.message" in sys.modules and self._accepts("protobuf"):
             message = sys.modules["google.protobuf.message"].Message
             if issubclass(kind, message):
                 serializer = self._make("protobuf")
-        self._by_type[kind] = serializer
+        if len(self._by_type) < _MAX_TYPES:
+            self._by_type[kind] = serializer
         return serializer
 
-    def _pick_default(self) -> str:
-        from ipcbus.errors import SerializerUnavailable, UnknownSerializer
+    def _accepts(self, name: str) -> bool:
+        return self._accept is None or name in self._accept
 
-        if self._trusted and (self._accept is None or "pickle" in self._accept):
+    def _pick_default(self) -> str:
+        if self._trusted and self._accepts("pickle"):
             return "pickle"
         for name in _FALLBACKS:
-            if self._accept is None or name in self._accept:
+            if self._accepts(name):
                 try:
                     serializers.get(name)
                 except (SerializerUnavailable, UnknownSerializer):
@@ -193,8 +221,8 @@ class Codec:
         said = content_type or (serializer.content_type if serializer else f"serializer id {number}")
         if serializer is None:
             raise ContentRefused(f"no installed serializer decodes {said}; the message was dropped", said)
-        if self._accept is not None and serializer.name not in self._accept:
-            accepted = ", ".join(sorted(self._accept))
+        if not self._accepts(serializer.name):
+            accepted = ", ".join(sorted(self._accept or ()))
             raise ContentRefused(f"{said} is not accepted here (accept={accepted}); the message was dropped", said)
         if not serializer.safe and not self._trusted:
             raise ContentRefused(f"{said} is never decoded from strangers; the message was dropped", said)
@@ -202,28 +230,35 @@ class Codec:
         return serializer
 
     def _find(self, number: int, content_type: str) -> Serializer | None:
-        from ipcbus.errors import SerializerUnavailable
-
-        for name in serializers:
+        # Those in use come first, so that an ordinary message does not make every installed serializer load.
+        for name in dict.fromkeys((*self._made, *serializers)):
             try:
                 kind = serializers.get(name)
-            except SerializerUnavailable:
-                continue
-            if kind.id == number if number else kind.content_type == content_type and not kind.id:
+            except (SerializerUnavailable, ConfigError):
+                continue  # what cannot be loaded cannot decode; asked for by name, it says why
+            if kind.id == number if number else kind.content_type == content_type:
                 return self._make(name)
         return None
 
     def _refuse_replay(self, sender: int, counter: int) -> None:
         with self._seen_lock:
-            if counter <= self._seen.get(sender, 0):
-                raise DecodeError("what arrived was sent before (a replay); it was dropped")
-            self._seen[sender] = counter
+            newest, seen = self._seen.get(sender, (0, 0))
+            ahead = counter - newest
+            if ahead > 0:
+                # Bit n of what was seen stands for the frame n before the newest.
+                seen = (seen << ahead) & ((1 << _WINDOW) - 1) | 1 if ahead < _WINDOW else 1
+                newest = counter
+            elif -ahead >= _WINDOW or seen >> -ahead & 1:
+                raise DecodeError("what arrived was sent before (a replay), or is far too late; it was dropped")
+            else:
+                seen |= 1 << -ahead
+            self._seen[sender] = newest, seen
 
     def _explain(self, obj: Any, serializer: Serializer, error: Exception) -> EncodeError:
         if isinstance(error, EncodeError):
             return error
         if serializer.name != "pickle":
-            return EncodeError(f"{serializer.name} cannot encode {type(obj).__qualname__}: {error}")
+            return EncodeError(f"{serializer.name} cannot encode {type(obj).__qualname__}: {error}; nothing was sent")
         from ipcbus.explain import explain
         from ipcbus.serializers.reducers import DispatchTable
 

@@ -57,7 +57,7 @@ def load_file(cls: type[T], path: str | os.PathLike[str]) -> T:
             values = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError
         raise ConfigError(f"{os.fspath(path)}: is not valid TOML: {error}") from error
     return build(cls, values, os.fspath(path))
 

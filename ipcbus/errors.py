@@ -76,6 +76,8 @@ class IpcbusError(Exception):
 def _rebuild(cls: type[IpcbusError], args: tuple[Any, ...], state: dict[str, Any]) -> IpcbusError:
     error = cls.__new__(cls, *args)
     error.args = args
+    if isinstance(error, ImportError):
+        error.msg = args[0] if args else ""  # its str() reads this, which only its __init__ sets
     error.__dict__.update(state)
     return error
 

@@ -10,11 +10,11 @@ the payload, and the out-of-band buffers. All integers are little-endian::
     ROUTE    0x04   u64 correlation id, u16 length, reply address
     DEADLINE 0x08   f64 seconds since 1970 (UTC)
     BUFFERS  0x10   u32 count, u64 payload length, count times u64 buffer length
-    CHECKSUM 0x20   u32 CRC-32 of everything else in the frame
-    MAC      0x40   u64 sender, u64 counter, 32 bytes HMAC-SHA-256 of everything else in the frame
+    CHECKSUM 0x20   u32 CRC-32 of head and sections before it, payload and buffers
+    MAC      0x40   u64 sender, u64 counter, 32 bytes HMAC-SHA-256 of head and everything before it, payload and buffers
 
-A transport may hand a frame on as one buffer or as several: head and sections are always in the first, and what
-follows is cut by the BUFFERS section. Without one, everything behind the sections is the payload.
+A transport may hand a frame on as one buffer or cut into several: head and sections are always in the first, and what
+follows is divided by the BUFFERS section, wherever it was cut. Without one, all of it is the payload.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import DecodeError
 
@@ -35,16 +35,17 @@ if TYPE_CHECKING:
 
     from ipcbus.transport import Buffer, Frame
 
-__all__ = ["MAGIC", "NO_HEADERS", "VERSION", "Parsed", "Sections", "encode", "head", "parse"]
+__all__ = ["JOIN_LIMIT", "MAGIC", "MAX_BUFFERS", "NO_HEADERS", "VERSION", "Parsed", "Sections", "encode", "head", "parse"]
 
 MAGIC = 0xB5
 VERSION = 1
 
 TYPE, HEADERS, ROUTE, DEADLINE, BUFFERS, CHECKSUM, MAC = (1 << bit for bit in range(7))
 _KNOWN = 0x7F
-_JOIN_LIMIT = 16 * 1024
+JOIN_LIMIT = 16 * 1024
 """Payloads up to this many bytes are joined with their head: one copy is cheaper than one more buffer."""
 MAX_BUFFERS = 65_536
+"""Out-of-band buffers of one frame."""
 MAC_SIZE = 48
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -103,28 +104,32 @@ def encode(
 
     Returns:
         The frame's buffers: the first holds head and sections, and the payload too where that is small.
+
+    Raises:
+        ValueError: a section cannot hold what it is given (``UnicodeEncodeError`` is one too).
+        TypeError: a header is not a text.
     """
     flags = 0
     body = bytearray()
     if serializer == 0:
         flags |= TYPE
-        name = content_type.encode("ascii")
-        body += struct.pack("<B", len(name)) + name
+        body += _counted("<B", content_type.encode("ascii"), "content type")
     if sections is not None:
         if sections.headers:
             flags |= HEADERS
-            text = json.dumps(dict(sections.headers), ensure_ascii=False).encode()
-            body += struct.pack("<I", len(text)) + text
+            body += _counted("<I", _write_headers(sections.headers), "headers")
         if sections.route is not None:
             flags |= ROUTE
             correlation, address = sections.route
-            body += struct.pack("<QH", correlation, len(address)) + address
+            body += struct.pack("<Q", correlation) + _counted("<H", address, "reply address")
         if sections.deadline is not None:
             flags |= DEADLINE
             body += struct.pack("<d", sections.deadline)
     if buffers:
         flags |= BUFFERS
-        lengths = [len(payload), *(_size(buffer) for buffer in buffers)]
+        if len(buffers) > MAX_BUFFERS:
+            raise ValueError(f"{len(buffers)} out-of-band buffers; a frame holds {MAX_BUFFERS}")
+        lengths = [_size(payload), *(_size(buffer) for buffer in buffers)]
         body += struct.pack(f"<I{len(lengths)}Q", len(buffers), *lengths)
     tail: list[Buffer] = [payload, *buffers]
     if sections is not None and (sections.checksum or sections.key is not None):
@@ -137,7 +142,7 @@ def encode(
             start = bytes((MAGIC, VERSION, flags, serializer)) + body + stamp
             body += stamp + _mac(sections.key, [start, *tail])
     start = bytes((MAGIC, VERSION, flags, serializer)) + body
-    if len(payload) <= _JOIN_LIMIT:
+    if _size(payload) <= JOIN_LIMIT:
         return [start + payload, *buffers]
     return [start, *tail]
 
@@ -163,13 +168,19 @@ def parse(frame: Frame, max_message: int, key: bytes | None = None) -> Parsed:
         raise _bad(frame, f"is of wire format version {version}; this ipcbus speaks version {VERSION}")
     if not flags and key is None and serializer:
         # The common case, kept short: no sections, the payload is the rest.
-        return Parsed(serializer, "", memoryview(first)[4:] if len(frame) == 1 else _rest(first, 4, frame)[0])
+        return Parsed(serializer, "", _joined(_rest(first, 4, frame)))
     if flags & ~_KNOWN:
         raise _bad(frame, f"has unknown flags 0x{flags & ~_KNOWN:02x}")
     try:
         return _parse_sections(frame, memoryview(first), flags, serializer, max_message, key)
-    except (struct.error, UnicodeDecodeError, ValueError, IndexError) as error:
+    except _Forged as error:
+        raise _bad(frame, str(error)) from None
+    except (struct.error, ValueError, RecursionError) as error:
         raise _bad(frame, f"is cut short or damaged ({error})") from error
+
+
+class _Forged(Exception):
+    """Whole, but not from who shares the key."""
 
 
 def _parse_sections(
@@ -180,14 +191,12 @@ def _parse_sections(
     if flags & TYPE:
         (size,) = struct.unpack_from("<B", first, at)
         parsed.content_type, at = str(_take(first, at + 1, size), "ascii"), at + 1 + size
-    elif serializer == 0:
-        raise ValueError("neither serializer id nor content type")
+    if bool(parsed.content_type) is bool(serializer):
+        raise ValueError("a frame has either a serializer id or a content type")
+    headers: memoryview | None = None
     if flags & HEADERS:
         (size,) = struct.unpack_from("<I", first, at)
-        headers = json.loads(bytes(_take(first, at + 4, size)))
-        if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
-            raise ValueError("headers are not an object of texts")
-        parsed.headers, at = headers, at + 4 + size
+        headers, at = _take(first, at + 4, size), at + 4 + size
     if flags & ROUTE:
         correlation, size = struct.unpack_from("<QH", first, at)
         parsed.route, at = (correlation, bytes(_take(first, at + 10, size))), at + 10 + size
@@ -214,20 +223,43 @@ def _parse_sections(
     tail = _rest(first, at, frame)
     if key is not None:
         if not flags & MAC:
-            raise ValueError("no MAC, and this channel has a key")
+            raise _Forged("has no MAC, and this channel has a key")
         wanted = _mac(key, [first[: mac_at + 16], *tail])
         if not hmac.compare_digest(wanted, first[mac_at + 16 : mac_at + MAC_SIZE]):
-            raise ValueError("its MAC is wrong: damaged, forged, or sent with another key")
+            raise _Forged("has a wrong MAC: it was damaged, forged, or sent with another key")
         parsed.stamp = struct.unpack_from("<QQ", first, mac_at)
     if flags & CHECKSUM:
         (crc,) = struct.unpack_from("<I", first, crc_at)
         if crc != _crc([first[:crc_at], *tail]):
             raise ValueError("its checksum is wrong")
+    if headers is not None:
+        parsed.headers = _read_headers(headers)  # behind the MAC: a stranger's JSON is not even parsed
     if lengths is None:
-        parsed.payload = tail[0] if len(tail) == 1 else b"".join(tail)
+        parsed.payload = _joined(tail)
     else:
         parsed.payload, *parsed.buffers = _cut(tail, lengths)
     return parsed
+
+
+def _write_headers(headers: Mapping[Any, Any]) -> bytes:
+    for key, value in headers.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"headers are texts, not {key!r}: {value!r}")
+    return json.dumps(dict(headers), ensure_ascii=False).encode()
+
+
+def _read_headers(text: memoryview) -> Mapping[str, str]:
+    headers = json.loads(str(text, "utf-8"))
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise ValueError("headers are not an object of texts")
+    return MappingProxyType(headers)
+
+
+def _counted(size: str, data: bytes, what: str) -> bytes:
+    try:
+        return struct.pack(size, len(data)) + data
+    except struct.error:
+        raise ValueError(f"{what} of {len(data)} bytes is longer than a frame can hold") from None
 
 
 def _take(view: memoryview, at: int, size: int) -> memoryview:
@@ -243,22 +275,24 @@ def _rest(first: Buffer, at: int, frame: Frame) -> list[Buffer]:
     return [rest, *frame[1:]] if len(rest) or len(frame) == 1 else list(frame[1:])
 
 
+def _joined(tail: list[Buffer]) -> Buffer:
+    return tail[0] if len(tail) == 1 else b"".join(tail)
+
+
 def _cut(tail: list[Buffer], lengths: Sequence[int]) -> list[Buffer]:
-    if len(tail) == 1 and len(lengths) > 1:
-        joined = memoryview(tail[0])
-        if len(joined) != sum(lengths):
-            raise ValueError(f"has {len(joined)} bytes where its table says {sum(lengths)}")
-        pieces: list[Buffer] = []
-        at = 0
-        for length in lengths:
-            pieces.append(joined[at : at + length])
-            at += length
-        return pieces
-    if lengths[0] == 0 and len(tail) == len(lengths) - 1:
+    if len(tail) == len(lengths) - 1 and not lengths[0]:
         tail = [b"", *tail]
-    if [_size(piece) for piece in tail] != list(lengths):
-        raise ValueError("its buffers do not have the lengths its table says")
-    return tail
+    if [_size(piece) for piece in tail] == list(lengths):
+        return tail
+    joined = memoryview(_joined(tail))
+    if len(joined) != sum(lengths):
+        raise ValueError(f"{len(joined)} bytes where its table says {sum(lengths)}")
+    pieces: list[Buffer] = []
+    at = 0
+    for length in lengths:
+        pieces.append(joined[at : at + length])
+        at += length
+    return pieces
 
 
 def _size(buffer: Buffer) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
-from urllib.parse import parse_qsl
+from urllib.parse import quote, unquote
 
 from ipcbus.errors import ConfigError
 
@@ -34,7 +35,7 @@ class URL:
     options: Mapping[str, str]
 
     def __str__(self) -> str:
-        query = "&".join(f"{key}={value}" for key, value in self.options.items())
+        query = "&".join(f"{quote(key)}={quote(value, safe='/:,')}" for key, value in self.options.items())
         return f"{self.scheme}:{self.address}" + (f"?{query}" if query else "")
 
 
@@ -43,7 +44,7 @@ def parse_url(text: str) -> URL:
 
     Args:
         text: ``scheme:``, ``scheme:address``, ``scheme://host:port``, each with ``?key=value&key=value``. A bare
-            ``scheme`` is understood as ``scheme:``.
+            ``scheme`` is understood as ``scheme:``. Keys and values may hold percent escapes; a plus is a plus.
 
     Raises:
         ConfigError: the text is no URL, or an option is given twice or without a value.
@@ -52,14 +53,17 @@ def parse_url(text: str) -> URL:
     if match is None:
         raise ConfigError(f"{text!r} is not a channel URL; write 'pipe:', 'queue:?capacity=100' or 'zmq+tcp://host:port'")
     options: dict[str, str] = {}
-    try:
-        pairs = parse_qsl(match["query"] or "", keep_blank_values=True, strict_parsing=bool(match["query"]))
-    except ValueError as error:
-        raise ConfigError(f"{text!r}: the options after '?' must read key=value&key=value") from error
-    for key, value in pairs:
-        if key in options:
-            raise ConfigError(f"{text!r}: option {key!r} is given twice")
-        options[key] = value
+    for pair in match["query"].split("&") if match["query"] else ():
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"{text!r}: the options after '?' must read key=value&key=value")
+        try:
+            key = unquote(name, errors="strict")
+            if key in options:
+                raise ConfigError(f"{text!r}: option {key!r} is given twice")
+            options[key] = unquote(value, errors="strict")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{text!r}: the escapes in {pair!r} are not UTF-8") from error
     return URL(match["scheme"].lower(), match["address"], types.MappingProxyType(options))
 
 
@@ -88,7 +92,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         ConfigError: a key is unknown, is missing, or its value does not fit.
     """
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass, which typing cannot say
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]  # T is a dataclass, which typing cannot say
     for key in values:
         if key not in fields:
             raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
@@ -98,7 +102,12 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             made[name] = _convert(values[name], hints[name], f"{where}: {name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}: {name!r} is required")
-    return cls(**made)
+    try:
+        return cls(**made)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
@@ -140,9 +149,11 @@ def _scalar(value: Any, hint: Any, where: str) -> Any:
             return int(match["number"]) * _UNITS[(match["unit"] or "")[:1]]
         if hint is float:
             try:
-                return float(text)
+                number = float(text)
             except ValueError:
-                pass
+                number = math.nan
+            if math.isfinite(number):
+                return number
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     names = {bool: "true or false", int: "a whole number", float: "a number of seconds", str: "a text"}

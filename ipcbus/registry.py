@@ -45,7 +45,7 @@ class Registry(Generic[T]):
         self._unavailable = unavailable
         self._validate = validate
         self._things: dict[str, T] = {}
-        self._found: dict[str, EntryPoint] | None = None
+        self._found: dict[str, list[EntryPoint]] | None = None
         self._lock = threading.Lock()
 
     def get(self, name: str) -> T:
@@ -54,7 +54,7 @@ class Registry(Generic[T]):
         Raises:
             UnknownTransport: (or UnknownSerializer) nobody provides it; the message says what is close.
             TransportUnavailable: (or SerializerUnavailable) it needs something that is not installed.
-            ConfigError: the plugin is not what it claims to be.
+            ConfigError: the plugin is not what it claims to be, or two distributions claim the name.
         """
         thing = self._things.get(name)
         return self._load(name) if thing is None else thing
@@ -86,25 +86,40 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def _load(self, name: str) -> T:
-        entry = self._entry_points().get(name)
-        if entry is None:
+        entries = self._entry_points().get(name)
+        if entries is None:
             raise self._unknown(f"no {self._noun} {name!r} is installed; {nearest(name, self.names())}")
+        if len(entries) > 1:
+            claims = " and ".join(f"{entry.dist.name if entry.dist else '?'} ({entry.value})" for entry in entries)
+            raise ConfigError(
+                f"{self._noun} {name!r} is offered by {claims}; uninstall one of them, or register the one you mean"
+            )
+        (entry,) = entries
         try:
             thing: T = entry.load()
         except ImportError as error:
             raise self._unavailable(f"{self._noun} {name!r} cannot be used: {error}{self._hint(name, entry)}") from error
-        except AttributeError as error:
-            raise ConfigError(f"{self._noun} {name!r}: its entry point {entry.value!r} points at nothing ({error})") from error
+        except Exception as error:
+            # An import runs the plugin's own code, which may raise anything.
+            raise ConfigError(
+                f"{self._noun} {name!r}: its entry point {entry.value!r} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
         if wrong := self._validate(name, thing):
             raise ConfigError(f"{self._noun} {name!r} ({entry.value}): {wrong}")
         with self._lock:
             return self._things.setdefault(name, thing)
 
-    def _entry_points(self) -> dict[str, EntryPoint]:
+    def _entry_points(self) -> dict[str, list[EntryPoint]]:
         if self._found is None:
             from importlib.metadata import entry_points
 
-            self._found = {entry.name: entry for entry in entry_points(group=self._group)}
+            found: dict[str, list[EntryPoint]] = {}
+            for entry in entry_points(group=self._group):
+                others = found.setdefault(entry.name, [])
+                # One distribution can be seen twice, through two entries of the path: the same value is the same thing.
+                if all(other.value != entry.value for other in others):
+                    others.append(entry)
+            self._found = found
         return self._found
 
     def _hint(self, name: str, entry: EntryPoint) -> str:

@@ -27,6 +27,11 @@ class TravellingFd:
         """Return the descriptor, -1 after close."""
         return self._fd
 
+    def detach(self) -> int:
+        """Return the descriptor and forget it: it is the caller's from here on."""
+        fd, self._fd = self._fd, -1
+        return fd
+
     def close(self) -> None:
         """Free the descriptor. Idempotent."""
         fd, self._fd = self._fd, -1

@@ -31,7 +31,10 @@ class Serializer(ABC):
     content_type: ClassVar[str]
     """What the receiver decides by; also written on the wire when ``id`` is 0."""
     id: ClassVar[int] = 0
-    """Wire id, 1 to 31 for ipcbus's own, 0 for a serializer that is named by its content type."""
+    """Wire id: 1 to 31 for ipcbus's own, 32 to 255 for others, 0 for a serializer that is named by its content type.
+
+    Both ends must agree on what an id means; a content type says it in the frame and is the better choice for most.
+    """
     safe: ClassVar[bool] = True
     """Whether decoding hostile bytes is harmless: no code chosen by the sender runs."""
 
@@ -43,7 +46,7 @@ class Serializer(ABC):
         """Encode an object.
 
         Returns:
-            The payload, and buffers left out of band (empty for most).
+            The payload, and buffers left out of band (empty for most). A memoryview must be contiguous, of single bytes.
 
         Raises:
             Exception: any exception says that the object cannot be encoded; the channel raises ``EncodeError`` from it.
@@ -63,6 +66,11 @@ def _validate(name: str, thing: object) -> str | None:
         return f"{thing!r} is not a Serializer class"
     if thing.name != name:
         return f"its class calls itself {thing.name!r}"
+    own = thing.__module__.startswith("ipcbus.serializers.")
+    if not (thing.id == 0 or 32 <= thing.id <= 255 or (own and 1 <= thing.id <= 31)):
+        return f"its id is {thing.id}; use 32 to 255, or 0 to be named by content type (1 to 31 are ipcbus's own)"
+    if not thing.content_type.isascii() or not 1 <= len(thing.content_type) <= 255:
+        return f"its content type {thing.content_type!r} is not 1 to 255 ASCII characters"
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.frame import MAX_BUFFERS
 from ipcbus.serializers.base import Serializer
 from ipcbus.serializers.reducers import DispatchTable
 
@@ -13,14 +14,23 @@ if TYPE_CHECKING:
 
     from ipcbus.transport import Buffer
 
-__all__ = ["Pickle"]
+    _Reused = tuple[Callable[[Any], None], Callable[[], None], list[bytes], list[memoryview]]
+    """A pickler's ``dump`` and ``clear_memo``, and the lists it writes to and leaves buffers in."""
+
+__all__ = ["OutOfBand", "Pickle", "loads"]
 
 _OUT_OF_BAND = 4096
 """Buffers below this many bytes travel inside the pickle: a buffer of its own costs more than the copy."""
+_REUSABLE = 2048
+"""A pickler that made a larger pickle is dropped: its memo may have grown, and clearing it would slow every later call."""
 
 
 class Pickle(Serializer):
-    """Any Python object that pickles, and what the reducers add: connections, sockets, protobuf containers and more."""
+    """Any Python object that pickles, and what the reducers add: connections, sockets, protobuf containers and more.
+
+    Large buffers (NumPy arrays and the like) stay out of the pickle. An array arrives writable if it was writable, as from
+    a ``multiprocessing.Queue``: where the transport hands out memory that cannot be written to, that costs one copy.
+    """
 
     name = "pickle"
     content_type = "application/x-python-pickle"
@@ -30,61 +40,73 @@ class Pickle(Serializer):
     def __init__(self, *, private: bool = True) -> None:
         super().__init__(private=private)
         self._table = DispatchTable(private=private)
-        self._idle: list[_Pickler] = []
+        self._idle: list[_Reused] = []
 
     def dumps(self, obj: Any) -> tuple[Buffer, Sequence[Buffer]]:
         """Pickle an object; large buffers in it (NumPy arrays and the like) are left out of band and not copied."""
         # A pickler is kept and used again: making one costs more than pickling a small object with it. pop and append
-        # on a list are atomic, so threads never share one; one that failed is not put back.
+        # on a list are atomic, so threads never share one; one that failed is not put back. Written out rather than
+        # divided into methods: this runs for every message.
         try:
-            pickler = self._idle.pop()
+            reused = self._idle.pop()
         except IndexError:
-            pickler = _Pickler(self._table)
-        payload = pickler.dump(obj)
-        buffers = pickler.take_buffers()
-        self._idle.append(pickler)
+            reused = self._make_pickler()
+        dump, clear, pieces, kept = reused
+        dump(obj)
+        clear()
+        if len(pieces) == 1:
+            payload = pieces.pop()
+        else:
+            payload = b"".join(pieces)
+            pieces.clear()
+        buffers: Sequence[Buffer] = ()
+        if kept:
+            buffers = tuple(kept)
+            kept.clear()
+        if len(payload) <= _REUSABLE:
+            self._idle.append(reused)
         return payload, buffers
+
+    def _make_pickler(self) -> _Reused:
+        sink, buffers = _Sink(), OutOfBand()
+        pickler = pickle.Pickler(sink, 5, buffer_callback=buffers.keep)
+        pickler.dispatch_table = self._table
+        return pickler.dump, pickler.clear_memo, sink.pieces, buffers.kept
 
     def loads(self, payload: Buffer, buffers: Sequence[Buffer]) -> Any:
         """Rebuild the object. Runs whatever code the pickle names: who may send it is the channel's business."""
-        return pickle.loads(payload, buffers=buffers)
+        if not buffers:
+            return pickle.loads(payload)
+        return loads(payload, buffers)
 
 
-class _Pickler:
-    """A C pickler that writes into a list and can be used again."""
+def loads(payload: Buffer, buffers: Sequence[Buffer]) -> Any:
+    """Rebuild an object, over memory that can be written to: the pickle says itself which buffers were read-only."""
+    return pickle.loads(payload, buffers=[bytearray(part) if memoryview(part).readonly else part for part in buffers])
 
-    __slots__ = ("_buffers", "_clear", "_dump", "_pieces", "write")
 
-    def __init__(self, table: DispatchTable) -> None:
-        self._pieces: list[bytes] = []
-        self._buffers: list[memoryview] = []
-        # The pickler only ever calls write(), and hands over a whole frame at a time: for small objects all of it.
-        self.write: Callable[[bytes], None] = self._pieces.append
-        pickler = pickle.Pickler(self, 5, buffer_callback=self._keep_out)
-        pickler.dispatch_table = table
-        self._dump = pickler.dump
-        self._clear = pickler.clear_memo
+class OutOfBand:
+    """Collects the buffers that are worth keeping out of a pickle."""
 
-    def dump(self, obj: Any) -> bytes:
-        self._dump(obj)
-        self._clear()
-        pieces = self._pieces
-        if len(pieces) == 1:
-            return pieces.pop()
-        payload = b"".join(pieces)
-        pieces.clear()
-        return payload
+    __slots__ = ("kept",)
 
-    def take_buffers(self) -> Sequence[memoryview]:
-        if not self._buffers:
-            return ()
-        taken = tuple(self._buffers)
-        self._buffers.clear()
-        return taken
+    def __init__(self) -> None:
+        self.kept: list[memoryview] = []
 
-    def _keep_out(self, buffer: pickle.PickleBuffer) -> bool:
+    def keep(self, buffer: pickle.PickleBuffer) -> bool:
+        """Decide about one buffer, in pickle's own words: true means in-band."""
         view = buffer.raw()
-        if view.nbytes < _OUT_OF_BAND:
-            return True  # pickle's own words: true means in-band
-        self._buffers.append(view)
+        if view.nbytes < _OUT_OF_BAND or len(self.kept) == MAX_BUFFERS:
+            return True
+        self.kept.append(view)
         return False
+
+
+class _Sink:
+    """Where a C pickler writes: it only ever calls ``write``, with a whole frame at a time, for small objects all of it."""
+
+    __slots__ = ("pieces", "write")
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.write: Callable[[bytes], None] = self.pieces.append
