@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import pickle
 import queue
@@ -187,7 +188,6 @@ def check_close_one_role(subject: Subject) -> None:
 @check(13)
 def check_close_frees(subject: Subject) -> None:
     """Close frees every descriptor, thread and name that a channel used."""
-    import asyncio
 
     def use() -> None:
         with ipcbus.open(subject.fresh_url(), capacity=4, **settings) as channel:
@@ -249,6 +249,8 @@ def check_roles(subject: Subject) -> None:
     assert receiver.recv(timeout=PATIENCE) == 1, "the two roles of a channel do not meet"
     raises(Unsupported, receiver.send, 1, timeout=0)
     raises(Unsupported, sender.recv, timeout=0)
+    raises(Unsupported, lambda: asyncio.run(_awaited(receiver.aio.send(1, timeout=0))))
+    raises(Unsupported, lambda: asyncio.run(_awaited(sender.aio.recv(timeout=0))))
     raises(Unsupported, lambda: sender.receiver)
     raises(Unsupported, lambda: receiver.sender)
     assert sender.sender == sender != channel, "equality of channels ignores or confuses their roles"
@@ -327,6 +329,10 @@ def check_confined(subject: Subject) -> None:
     said = subject.start(children.unpickle, pickle.dumps(channel), start_method="forkserver").result()
     assert said == "Unsupported", f"unpickling the channel in another process ended in {said}"
     assert channel.recv(timeout=PATIENCE) == "stays", "the child's attempt took the message"
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
 
 
 def _until_end(channel: ipcbus.Channel) -> Any:
