@@ -24,6 +24,11 @@ AUTO = "auto"
 _FALLBACKS = ("msgpack", "json")
 """What ``auto`` uses, in this order, where pickle is not safe."""
 
+_WINDOW = 1 << 16
+"""Messages by which one of a sender with a key may be late without being taken for a replay: a thread that loses the
+processor between counting and sending is overtaken by thousands."""
+_WINDOW_BITS = (1 << _WINDOW) - 1
+
 
 class Codec:
     """Objects to frames and frames to objects, for one channel in one process.
@@ -78,7 +83,7 @@ class Codec:
         """Become another sender: two processes with one identity would each look like a replay of the other."""
         self._sender_id = int.from_bytes(os.urandom(8), "little")
         self._counter = itertools.count(1)
-        self._seen: dict[int, int] = {}
+        self._seen: dict[int, tuple[int, int]] = {}
         self._seen_lock = threading.Lock()
 
     @property
@@ -214,10 +219,18 @@ class Codec:
         return None
 
     def _refuse_replay(self, sender: int, counter: int) -> None:
+        # Threads that share a sending end overtake each other between counting and sending, so what is a little late is
+        # no replay: a window of the latest counters is kept as bits, as in RFC 4303, section 3.4.3.
         with self._seen_lock:
-            if counter <= self._seen.get(sender, 0):
+            highest, bits = self._seen.get(sender, (0, 0))
+            if counter > highest:
+                ahead = counter - highest
+                self._seen[sender] = counter, (bits << ahead | 1) & _WINDOW_BITS if ahead < _WINDOW else 1
+                return
+            late = highest - counter
+            if late >= _WINDOW or bits >> late & 1:
                 raise DecodeError("what arrived was sent before (a replay); it was dropped")
-            self._seen[sender] = counter
+            self._seen[sender] = highest, bits | 1 << late
 
     def _explain(self, obj: Any, serializer: Serializer, error: Exception) -> EncodeError:
         if isinstance(error, EncodeError):
