@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import os
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelEmpty, ChannelFull
@@ -28,19 +28,20 @@ class AsyncChannel:
     Cancelling an awaited call loses nothing: a message is taken and returned in one step, or not at all.
     """
 
-    __slots__ = ("_channel", "_end", "_receiving", "_sending", "_turn")
+    __slots__ = ("_channel", "_end", "_may_send", "_receiving", "_sending", "_turn")
 
-    def __init__(self, channel: Channel, end: Endpoint) -> None:
+    def __init__(self, channel: Channel, end: Endpoint, *, may_send: bool) -> None:
         self._channel = channel
         self._end = end
-        self._receiving = _Waiters()
-        self._sending = _Waiters()
+        self._may_send = may_send
+        self._receiving = _Waiters(end)
+        self._sending = _Waiters(end)
         self._turn = 0
 
     async def send(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> None:  # noqa: ASYNC109  the same signature as Channel.send
         """Send an object; see ``Channel.send``."""
         end = self._end
-        if not end.patient:
+        if not (end.patient and self._may_send):
             self._channel.send(obj, headers=headers)
             return
         frame = end.codec.encode(obj, headers)
@@ -105,43 +106,68 @@ class AsyncChannel:
 
 
 class _Waiters:
-    """Tasks that wait for one descriptor; each time it is readable the first of them tries again."""
+    """The coroutines that wait for one end, in any number of event loops."""
 
-    __slots__ = ("_loop", "_queue")
+    __slots__ = ("_end", "_groups")
 
-    def __init__(self) -> None:
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
+    def __init__(self, end: Endpoint) -> None:
+        self._end = end
+        self._groups: dict[asyncio.AbstractEventLoop, _Group] = {}
 
     async def wait(self, link: Any, deadline: Deadline) -> None:
-        """Wait until the link may be tried again or the deadline has come."""
+        """Wait until the link may be tried again, is closed, or the deadline has come."""
         loop = asyncio.get_running_loop()
-        fd = link.fileno()
-        # The descriptor may have been drained by the attempt that just failed, so what arrived in between must be asked for.
-        if link.ready():
-            return
+        group = self._groups.get(loop)
+        if group is None:
+            group = self._groups[loop] = _Group(loop, link.fileno())
+            self._end.watchers.add(group)
         future: asyncio.Future[None] = loop.create_future()
-        if not self._queue:
-            loop.add_reader(fd, self._wake)
-        self._queue.append(future)
+        group.futures.append(future)
         timer = None
-        if (left := deadline.remaining()) is not None:
-            timer = loop.call_later(left, self._finish, future)
         try:
+            # The attempt that just failed may have drained the descriptor, so what arrived in between must be asked for.
+            if link.ready():
+                return
+            if (left := deadline.remaining()) is not None:
+                timer = loop.call_later(left, _finish, future)
             await future
         finally:
             if timer is not None:
                 timer.cancel()
-            if future in self._queue:
-                self._queue.remove(future)
-            if not self._queue:
-                loop.remove_reader(fd)
+            group.futures.remove(future)
+            if not group.futures:
+                self._end.watchers.discard(group)
+                del self._groups[loop]
+                group.close()
+
+
+class _Group:
+    """The coroutines of one event loop; each time the descriptor is readable all of them try again."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        # A descriptor of our own: two channel objects may watch the same end, and it may be closed while we do.
+        self._fd = os.dup(fd)
+        self._loop = loop
+        self.futures: list[asyncio.Future[None]] = []
+        loop.add_reader(self._fd, self._wake)
+
+    def closed(self) -> None:
+        """Wake all of them, from any thread: the end was closed."""
+        try:
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:
+            pass  # that loop is over, and nobody waits in it
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
 
     def _wake(self) -> None:
-        for future in self._queue:
-            self._finish(future)
+        for future in self.futures:
+            _finish(future)
 
-    @staticmethod
-    def _finish(future: asyncio.Future[None]) -> None:
-        if not future.done():
-            future.set_result(None)
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ipcbus.aio import AsyncChannel
     from ipcbus.message import Message
-    from ipcbus.transport import Capabilities, Guarantees, Handle
+    from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink
 
 __all__ = ["Channel", "ChannelOptions", "Stats", "open_channel"]
 
@@ -100,8 +100,10 @@ class Channel:
             ChannelBroken: the channel cannot be used any more.
         """
         end = self._end
+        if self._role == "receiver":
+            raise self._wrong_side()
         frame = end.codec.encode(obj, headers)
-        link = end.tx or self._open_sender()
+        link = end.tx or end.open_sender()
         if end.patient:
             link.send(frame, timeout)
         elif not self._send_or_drop(frame):
@@ -145,7 +147,9 @@ class Channel:
             ChannelBroken: the channel cannot be used any more.
         """
         end = self._end
-        link = end.rx or self._open_receiver()
+        if self._role == "sender":
+            raise self._wrong_side()
+        link = end.rx or end.open_receiver()
         frame = link.recv(timeout)
         end.received += 1
         try:
@@ -157,7 +161,9 @@ class Channel:
     def recv_message(self, timeout: float | None = None) -> Message:
         """Receive the next message with its envelope; raises what ``recv`` raises."""
         end = self._end
-        link = end.rx or self._open_receiver()
+        if self._role == "sender":
+            raise self._wrong_side()
+        link = end.rx or end.open_receiver()
         frame = link.recv(timeout)
         end.received += 1
         try:
@@ -219,7 +225,7 @@ class Channel:
         if self._aio is None:
             from ipcbus.aio import AsyncChannel
 
-            self._aio = AsyncChannel(self, self._end)
+            self._aio = AsyncChannel(self, self._end, may_send=self._role != "receiver")
         return self._aio
 
     # ------------------------------------------------------------------ facts
@@ -256,15 +262,11 @@ class Channel:
 
         Drain with ``recv(timeout=0)`` until ``ChannelEmpty`` before waiting on it again; :func:`ipcbus.wait` does.
         """
-        if self._role == "sender":
-            return (self._end.tx or self._open_sender()).fileno()
-        return (self._end.rx or self._open_receiver()).fileno()
+        return self._watched().fileno()
 
     def ready(self) -> bool:
         """Tell whether ``recv(timeout=0)`` (on a sender: ``send``) would not find the channel empty (full)."""
-        if self._role == "sender":
-            return (self._end.tx or self._open_sender()).ready()
-        return (self._end.rx or self._open_receiver()).ready()
+        return self._watched().ready()
 
     def __repr__(self) -> str:
         role = "" if self._role == "both" else f" {self._role}"
@@ -283,19 +285,22 @@ class Channel:
 
     # ------------------------------------------------------------------ inside
 
-    def _open_sender(self) -> Any:
-        if self._role == "receiver":
-            raise Unsupported(f"{self!r} is the receiving side; send through the channel or its .sender")
-        return self._end.open_sender()
+    def _watched(self) -> SendLink | RecvLink:
+        """Return the end whose readiness is this object's."""
+        end = self._end
+        return end.tx or end.open_sender() if self._role == "sender" else end.rx or end.open_receiver()
 
-    def _open_receiver(self) -> Any:
-        if self._role == "sender":
-            raise Unsupported(f"{self!r} is the sending side; receive through the channel or its .receiver")
-        return self._end.open_receiver()
+    def _wrong_side(self) -> Unsupported:
+        use = (
+            "receive through the channel or its .receiver"
+            if self._role == "sender"
+            else "send through the channel or its .sender"
+        )
+        return Unsupported(f"{self!r} was handed out for the other side; {use}")
 
     def _send_or_drop(self, frame: Any) -> bool:
         end = self._end
-        link = end.tx or self._open_sender()
+        link = end.tx or end.open_sender()
         overflow = end.options.overflow
         while True:
             try:

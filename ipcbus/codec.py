@@ -34,13 +34,13 @@ _FALLBACKS = ("msgpack", "json")
 """What ``auto`` uses, in this order, where pickle is not safe."""
 _MAX_TYPES = 4096
 """Types remembered; programs that make classes without end must not fill memory with them."""
-_WINDOW = 1024
-"""How far behind a sender's newest frame an older one may arrive: its threads do not send in the order they encode."""
-
-
 _COPIED = 1024
 """A payload of fewer bytes is copied out of its frame, which is cheaper than to look into it."""
 _PLAIN_HEAD = bytes((wire.MAGIC, wire.VERSION, 0))
+_WINDOW = 1 << 16
+"""Messages by which one of a sender with a key may be late without being taken for a replay: a thread that loses the
+processor between counting and sending is overtaken by thousands."""
+_WINDOW_BITS = (1 << _WINDOW) - 1
 
 
 class Codec:
@@ -241,18 +241,18 @@ class Codec:
         return None
 
     def _refuse_replay(self, sender: int, counter: int) -> None:
+        # Threads that share a sending end overtake each other between counting and sending, so what is a little late is
+        # no replay: a window of the latest counters is kept as bits, as in RFC 4303, section 3.4.3.
         with self._seen_lock:
-            newest, seen = self._seen.get(sender, (0, 0))
-            ahead = counter - newest
-            if ahead > 0:
-                # Bit n of what was seen stands for the frame n before the newest.
-                seen = (seen << ahead) & ((1 << _WINDOW) - 1) | 1 if ahead < _WINDOW else 1
-                newest = counter
-            elif -ahead >= _WINDOW or seen >> -ahead & 1:
-                raise DecodeError("what arrived was sent before (a replay), or is far too late; it was dropped")
-            else:
-                seen |= 1 << -ahead
-            self._seen[sender] = newest, seen
+            highest, bits = self._seen.get(sender, (0, 0))
+            if counter > highest:
+                ahead = counter - highest
+                self._seen[sender] = counter, (bits << ahead | 1) & _WINDOW_BITS if ahead < _WINDOW else 1
+                return
+            late = highest - counter
+            if late >= _WINDOW or bits >> late & 1:
+                raise DecodeError("what arrived was sent before (a replay); it was dropped")
+            self._seen[sender] = highest, bits | 1 << late
 
     def _explain(self, obj: Any, serializer: Serializer, error: Exception) -> EncodeError:
         if isinstance(error, EncodeError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ipcbus.errors import ChannelClosed
 
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from ipcbus.codec import Codec
     from ipcbus.transport import ChannelSpec, Handle, RecvLink, SendLink, Transport
 
-__all__ = ["Endpoint", "adopt", "find"]
+__all__ = ["Endpoint", "Watcher", "adopt", "find"]
+
+
+class Watcher(Protocol):
+    """Somebody who waits on the descriptor of an end, which nothing wakes any more once it is closed."""
+
+    def closed(self) -> None:
+        """Be told, by any thread, that an end was closed; try it again."""
 
 
 class Endpoint:
@@ -43,6 +50,7 @@ class Endpoint:
         self.tx: SendLink | None = None
         self.rx: RecvLink | None = None
         self.sent = self.received = self.dropped = self.undecodable = 0
+        self.watchers: set[Watcher] = set()
         self._closed_tx = self._closed_rx = False
         self._lock = threading.Lock()
 
@@ -88,6 +96,8 @@ class Endpoint:
         for link in closing:
             if link is not None:
                 link.close()
+        for watcher in tuple(self.watchers):
+            watcher.closed()
         if done:
             self.handle.release()
             forget(self)
@@ -106,6 +116,7 @@ class Endpoint:
             if link is not None:
                 link.abandon()
         self.tx = self.rx = None
+        self.watchers.clear()
         self.sent = self.received = self.dropped = self.undecodable = 0
         self.codec.after_fork()
 

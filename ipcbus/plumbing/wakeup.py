@@ -39,3 +39,7 @@ class Wakeup:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        # So that threads may share one, and the last to let go of it closes it.
+        self.close()

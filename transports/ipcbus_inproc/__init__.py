@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 import weakref
 from collections import deque
 from typing import Any
 
 from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, Unsupported
+from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import (
     Capabilities,
@@ -95,22 +97,18 @@ def _arrive(spec: ChannelSpec) -> InprocHandle:
 
 
 class _Store:
-    """The messages, and the ends that wait for a change."""
+    """The messages, and the ends to tell of a change."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.frames: deque[Frame] = deque()
         self.shut = False
-        # One lock for everything: held for a handful of bytecodes, by threads of one process only.
-        self.changed = threading.Condition()
-        self.links: weakref.WeakSet[InprocLink] = weakref.WeakSet()
+        # One lock for everything: held for a handful of bytecodes, by threads of one process only. A lock and no
+        # Condition, whose methods are Python: a signal handler that raises inside one leaves the lock taken for ever.
+        self.lock = threading.RLock()
+        self.senders: list[InprocLink] = []
+        self.receivers: list[InprocLink] = []
         self.pid = os.getpid()
-
-    def wake(self) -> None:
-        """Wake whoever waits; the lock is held."""
-        self.changed.notify_all()
-        for link in self.links:
-            link.ring()
 
 
 class InprocLink(SendLink, RecvLink):
@@ -127,88 +125,114 @@ class InprocLink(SendLink, RecvLink):
         self._closed = False
         self._bell: Wakeup | None = None
         self._rung = False
-        with store.changed:
-            store.links.add(self)
+        self._side = store.senders if sends else store.receivers
+        with store.lock:
+            self._side.append(self)
 
     def send(self, frame: Frame, timeout: float | None) -> None:
         """Put one message in."""
         # bytes cannot change any more; anything else is copied now, so that what arrives is a snapshot.
         snapshot = [part if type(part) is bytes else bytes(part) for part in frame]
         store = self._store
-        with store.changed:
-            if not self.ready():
-                store.changed.wait_for(self.ready, timeout)
-            if self._closed or store.shut:
-                raise ChannelClosed("this end is closed" if self._closed else "the inproc: channel was shut down")
-            if len(store.frames) >= store.capacity:
+        deadline = Deadline(timeout)
+        while True:
+            with store.lock:
+                if self._closed or store.shut:
+                    raise ChannelClosed("this end is closed" if self._closed else "the inproc: channel was shut down")
+                if len(store.frames) < store.capacity:
+                    # Told first and changed last: a signal handler may raise in between, and a wake-up for nothing is
+                    # harmless where a lost one is not. Nobody can look before the lock is released.
+                    _ring(store.receivers)
+                    store.frames.append(snapshot)
+                    return
+                bell = self._quiet()
+            if deadline.expired:
                 raise ChannelFull(f"the inproc: channel holds {store.capacity} messages")
-            store.frames.append(snapshot)
-            store.wake()
+            _sleep(bell, deadline)
 
     def recv(self, timeout: float | None) -> Frame:
         """Take one message out."""
         store = self._store
-        with store.changed:
-            if not self.ready():
-                store.changed.wait_for(self.ready, timeout)
-            if self._closed:
-                raise ChannelClosed("this end is closed")
-            if store.frames:
-                frame = store.frames.popleft()
-                store.wake()
-                return frame
-            if store.shut:
-                raise EndOfChannel("the inproc: channel was shut down and is drained")
-            raise ChannelEmpty("no message in the inproc: channel")
+        deadline = Deadline(timeout)
+        while True:
+            with store.lock:
+                if self._closed:
+                    raise ChannelClosed("this end is closed")
+                if store.frames:
+                    _ring(store.senders)
+                    return store.frames.popleft()
+                if store.shut:
+                    raise EndOfChannel("the inproc: channel was shut down and is drained")
+                bell = self._quiet()
+            if deadline.expired:
+                raise ChannelEmpty("no message in the inproc: channel")
+            _sleep(bell, deadline)
 
     def discard_oldest(self) -> bool:
         """Drop the oldest message."""
-        with self._store.changed:
+        with self._store.lock:
             if not self._store.frames:
                 return False
+            _ring(self._store.senders)
             self._store.frames.popleft()
             return True
 
     def ready(self) -> bool:
         """Tell whether a call would not have to wait."""
         store = self._store
-        if self._closed or store.shut:
-            return True
-        return len(store.frames) < store.capacity if self._sends else bool(store.frames)
+        with store.lock:
+            if self._closed or store.shut:
+                return True
+            ready = len(store.frames) < store.capacity if self._sends else bool(store.frames)
+            if not ready:
+                self._quiet()
+            return ready
 
     def fileno(self) -> int:
-        """Return the descriptor, made at the first call, that is readable exactly while the end is ready."""
-        with self._store.changed:
+        """Return the descriptor, made at the first call."""
+        with self._store.lock:
             if self._closed:
                 raise ChannelClosed("this end is closed")
             if self._bell is None:
-                self._bell = Wakeup()
-            self.ring()
+                self._quiet()
+                self.ring()  # what came before is for whoever waits to find out
+            assert self._bell is not None  # made by _quiet
             return self._bell.fileno()
 
     def ring(self) -> None:
-        """Bring the descriptor in line with the state; the lock is held."""
-        if self._bell is not None and self._rung is not self.ready():
-            self._rung = not self._rung
-            if self._rung:
-                self._bell.set()
-            else:
-                self._bell.clear()
+        """Have whoever waits on this end try again; the lock is held."""
+        if self._bell is not None and not self._rung:
+            self._bell.set()
+            self._rung = True
+
+    def _quiet(self) -> Wakeup:
+        """There is nothing to do: return the bell, silent until there is; the lock is held."""
+        if self._bell is None:
+            self._bell = Wakeup()
+        elif self._rung:
+            self._rung = False
+            self._bell.clear()
+        return self._bell
 
     def shutdown(self) -> None:
         """End the stream."""
-        with self._store.changed:
-            self._store.shut = True
-            self._store.wake()
+        store = self._store
+        with store.lock:
+            _ring(store.senders)
+            _ring(store.receivers)
+            store.shut = True
 
     def close(self) -> None:
         """Close this end."""
-        with self._store.changed:
+        with self._store.lock:
+            if self._closed:
+                return
             self._closed = True
-            if self._bell is not None:
-                self._bell.close()
-                self._bell = None
-            self._store.wake()
+            self._side.remove(self)
+            self.ring()
+            # Whoever is blocked on the bell still has it, and the last to let go of it closes its descriptor: closed
+            # here, its number could be another file's before they look.
+            self._bell = None
 
     def abandon(self) -> None:
         """Free the inherited descriptor."""
@@ -219,3 +243,14 @@ class InprocLink(SendLink, RecvLink):
     def depth(self) -> int:
         """Return how many messages wait."""
         return len(self._store.frames)
+
+
+def _ring(links: list[InprocLink]) -> None:
+    for link in links:
+        link.ring()
+
+
+def _sleep(bell: Wakeup, deadline: Deadline) -> None:
+    poller = select.poll()
+    poller.register(bell.fileno(), select.POLLIN)
+    poller.poll(deadline.milliseconds())

@@ -1,0 +1,219 @@
+"""Rules 9, 10, 11 and 19: room, deadlines, and what a call that gave up leaves behind."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ipcbus.errors import ChannelEmpty, ChannelFull, EndOfChannel
+from ipcbus.testing import children
+from ipcbus.testing.contract.registry import check
+from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
+
+
+@check(9, 19)
+def check_capacity(subject: Subject) -> None:
+    """Exactly ``capacity`` messages are accepted; the next is refused in time; one received makes room for one."""
+    for capacity in (1, 2, 5):
+        channel = subject.open(capacity=capacity)
+        for n in range(capacity):
+            channel.send(n, timeout=PATIENCE)
+        raises(ChannelFull, channel.send, "over", timeout=0)
+        raises(ChannelFull, channel.send, "over", timeout=0.05, least=0.05, most=0.05 + LATE)
+        for n in range(2 * capacity):
+            assert channel.recv(timeout=PATIENCE) == n, f"message {n} did not arrive in its turn"
+            channel.send(capacity + n, timeout=PATIENCE)
+            raises(ChannelFull, channel.send, "over", timeout=0)
+        depth = channel.stats().depth
+        assert depth in (None, capacity), f"{capacity} messages wait, stats() says {depth}"
+        for n in range(2 * capacity, 3 * capacity):
+            assert channel.recv(timeout=PATIENCE) == n, f"message {n} did not arrive in its turn"
+        raises(ChannelEmpty, channel.recv, timeout=0)
+        assert channel.stats().depth in (None, 0), f"nothing waits, stats() says {channel.stats().depth}"
+        channel.close()
+
+
+@check(9)
+def check_overflow_fail(subject: Subject) -> None:
+    """``overflow="fail"`` raises at once, whatever the timeout."""
+    channel = subject.open(capacity=2, overflow="fail")
+    for n in range(2):
+        channel.send(n)
+    for _ in range(3):
+        raises(ChannelFull, channel.send, "over", timeout=30)
+    assert [channel.recv(timeout=PATIENCE) for _ in range(2)] == [0, 1], "what had been accepted did not arrive"
+    raises(ChannelEmpty, channel.recv, timeout=0)
+    assert channel.stats().dropped == 0, "an error is not a drop"
+
+
+@check(9)
+def check_overflow_drop_new(subject: Subject) -> None:
+    """``overflow="drop_new"`` never blocks, keeps what was there and counts what it dropped."""
+    channel = subject.open(capacity=3, overflow="drop_new")
+    for n in range(10):
+        channel.send(n)
+    assert [channel.recv(timeout=PATIENCE) for _ in range(3)] == [0, 1, 2], "the oldest three did not arrive"
+    raises(ChannelEmpty, channel.recv, timeout=0)
+    stats = channel.stats()
+    assert (stats.sent, stats.dropped) == (3, 7), f"3 of 10 were sent and 7 dropped; stats() says {stats}"
+
+
+@check(9, applies=lambda can: can.drops_old)
+def check_overflow_drop_old(subject: Subject) -> None:
+    """``overflow="drop_old"`` never blocks, keeps the newest and counts what it dropped."""
+    channel = subject.open(capacity=3, overflow="drop_old")
+    for n in range(10):
+        channel.send(n)
+    assert [channel.recv(timeout=PATIENCE) for _ in range(3)] == [7, 8, 9], "the newest three did not arrive"
+    raises(ChannelEmpty, channel.recv, timeout=0)
+    stats = channel.stats()
+    assert (stats.sent, stats.dropped) == (10, 7), f"10 were sent and 7 of them dropped; stats() says {stats}"
+
+
+@check(10)
+def check_recv_deadline(subject: Subject) -> None:
+    """An empty channel raises ChannelEmpty at the deadline: not before, not much later, and at once for 0."""
+    channel = subject.open()
+    for timeout in (0, 0.02, 0.2, 0):
+        raises(ChannelEmpty, channel.recv, timeout=timeout, least=timeout, most=timeout + LATE)
+    channel.send(1, timeout=PATIENCE)
+    assert channel.recv(timeout=PATIENCE) == 1, "the channel is not usable after timeouts"
+
+
+@check(10)
+def check_send_deadline(subject: Subject) -> None:
+    """A full channel raises ChannelFull at the deadline, for small and large messages alike."""
+    channel = subject.open(capacity=2)
+    for n in range(2):
+        channel.send(n, timeout=PATIENCE)
+    for size in (10, 3 << 20):
+        message = pattern(size, 1)
+        for timeout in (0, 0.02, 0.2):
+            raises(ChannelFull, channel.send, message, timeout=timeout, least=timeout, most=timeout + LATE)
+    assert [channel.recv(timeout=PATIENCE) for _ in range(2)] == [0, 1], "what had been accepted did not arrive"
+    raises(ChannelEmpty, channel.recv, timeout=0)
+
+
+@check(10, 11)
+def check_large_send_deadline(subject: Subject) -> None:
+    """A large message that nobody receives is accepted or refused by the deadline; refused, it never arrives."""
+    channel = subject.open(capacity=4)
+    expected: list[Any] = []
+    for n, timeout in enumerate((0, 0.05, 0.3)):
+        message = pattern(4 << 20, n)
+        started = time.monotonic()
+        try:
+            channel.send(message, timeout=timeout)
+        except ChannelFull:
+            pass
+        else:
+            expected.append(message)
+        took = time.monotonic() - started
+        assert took <= timeout + LATE, f"send of 4 MiB with timeout={timeout} took {took:.2f} s"
+
+    def send_rest() -> None:
+        for value in ("small", pattern(2 << 20, 9), "end"):
+            channel.send(value, timeout=PATIENCE)
+
+    expected += ["small", pattern(2 << 20, 9), "end"]
+    sending = subject.thread(send_rest)
+    for n, value in enumerate(expected):
+        got = channel.recv(timeout=PATIENCE)
+        assert got == value, f"message {n} of {len(expected)} is not what was accepted: a refused one arrived, or a torn one"
+    sending.result()
+    raises(ChannelEmpty, channel.recv, timeout=0)
+
+
+@check(10, 11)
+def check_impatient_receiver(subject: Subject) -> None:
+    """A receiver that times out again and again in the middle of large messages gets each of them whole."""
+    channel = subject.open(capacity=4)
+    messages = [pattern(size, n) for n, size in enumerate((3 << 20, 10, 1 << 20, 0, 100_000, 2 << 20))]
+
+    def send() -> None:
+        for message in messages:
+            channel.send(message, timeout=PATIENCE)
+
+    sending = subject.thread(send)
+    got: list[bytes] = []
+    until = time.monotonic() + PATIENCE
+    while len(got) < len(messages) and time.monotonic() < until:
+        try:
+            got.append(channel.recv(timeout=0.0005))
+        except ChannelEmpty:
+            continue
+    sending.result()
+    assert got == messages, f"{len(got)} of {len(messages)} messages arrived whole for a receiver with a timeout of 0.5 ms"
+
+
+@check(10, 11)
+def check_impatient_sender(subject: Subject) -> None:
+    """Sends that time out beside a slow receiver: what was accepted arrives whole, what was refused never does."""
+    channel = subject.open(capacity=2)
+    accepted: list[int] = []
+
+    def send() -> None:
+        for n in range(60):
+            try:
+                channel.send((n, pattern(300_000 if n % 3 == 0 else 20, n)), timeout=0.002)
+            except ChannelFull:
+                continue
+            accepted.append(n)
+        channel.shutdown()
+
+    sending = subject.thread(send)
+    got: list[int] = []
+    while True:
+        try:
+            n, data = channel.recv(timeout=PATIENCE)
+        except EndOfChannel:
+            break
+        assert data == pattern(300_000 if n % 3 == 0 else 20, n), f"message {n} arrived torn"
+        got.append(n)
+        time.sleep(0.003)  # the slow receiver
+    sending.result()
+    assert got == accepted, (
+        f"accepted but not received: {set(accepted) - set(got)}; refused but received: {set(got) - set(accepted)}"
+    )
+
+
+@check(9)
+def check_blocked_send_resumes(subject: Subject) -> None:
+    """A send that waits for room goes on when a message is received."""
+    channel = subject.open(capacity=1)
+    channel.send("first", timeout=PATIENCE)
+    sending = subject.thread(channel.send, "second", timeout=PATIENCE)
+    assert channel.recv(timeout=PATIENCE) == "first", "the first message did not arrive"
+    sending.result()
+    assert channel.recv(timeout=PATIENCE) == "second", "the message that had to wait did not arrive"
+
+
+@check(11)
+def check_interrupted_send(subject: Subject) -> None:
+    """Sends interrupted by a raising signal handler, hundreds of times: the channel goes on, every message is whole."""
+    child = subject.start(children.interrupted_send, subject.fresh_url(), subject.settings(), start_method="forkserver")
+    interrupts = child.result(3 * PATIENCE)
+    assert interrupts > 20, f"only {interrupts} calls were interrupted: the check proved nothing"
+
+
+@check(11)
+def check_interrupted_recv(subject: Subject) -> None:
+    """Receives interrupted by a raising signal handler: at most the one in hand is lost, every other arrives whole."""
+    child = subject.start(children.interrupted_recv, subject.fresh_url(), subject.settings(), start_method="forkserver")
+    interrupts = child.result(3 * PATIENCE)
+    assert interrupts > 20, f"only {interrupts} calls were interrupted: the check proved nothing"
+
+
+@check(9)
+def check_many_at_once(subject: Subject) -> None:
+    """send_many stops at the deadline and says how many it sent; recv_many takes what is there."""
+    channel = subject.open(capacity=5)
+    assert channel.send_many(range(10), timeout=0.05) == 5, "send_many over a channel of 5 did not send 5"
+    raises(ChannelFull, channel.send_many, [10], timeout=0)
+    got: list[int] = []
+    while len(got) < 5:
+        some = channel.recv_many(3, timeout=PATIENCE)
+        assert 1 <= len(some) <= 3, f"recv_many(3) returned {len(some)} messages"
+        got += some
+    assert got == [0, 1, 2, 3, 4], f"arrived as {got}"
+    raises(ChannelEmpty, channel.recv_many, 3, timeout=0)

@@ -1,0 +1,291 @@
+"""Rules 1, 12, 13, 16 and 17 between processes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import ipcbus
+from ipcbus.errors import ChannelBusy, ChannelEmpty, EndOfChannel, PeerDied
+from ipcbus.testing import children
+from ipcbus.testing.contract.registry import check
+from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
+
+
+@check(2, 12, 16, scope="start method")
+def check_child(subject: Subject) -> None:
+    """A child that got channels as arguments receives and sends; messages of every size come back whole."""
+    there, back = subject.open(capacity=4), subject.open(capacity=4)
+    child = subject.start(children.echo, there, back)
+    child.hear()
+    values: list[Any] = [None, b"", "text", {"a": [1, 2.5]}, *(pattern(n, n) for n in (1, 4096, 65_537, 3 << 20))]
+
+    def send() -> None:
+        for value in values:
+            there.send(value, timeout=PATIENCE)
+        there.shutdown()
+
+    sending = subject.thread(send)
+    for n, value in enumerate(values):
+        assert back.recv(timeout=PATIENCE) == value, f"value {n} of {len(values)} came back changed"
+    raises(EndOfChannel, back.recv, timeout=PATIENCE, most=PATIENCE)
+    sending.result()
+    child.result()
+
+
+@check(1, 2, 3, 16, scope="start method")
+def check_child_fifo(subject: Subject) -> None:
+    """Three sending children: each one's messages arrive once, whole, in its order, though it ends right after the last."""
+    channel = subject.open(capacity=32)
+    count = 150
+    sending = [subject.start(children.send_numbered, channel, number, count) for number in range(3)]
+    order: dict[int, list[int]] = {number: [] for number in range(3)}
+    for _ in range(3 * count):
+        number, n, data = channel.recv(timeout=2 * PATIENCE)
+        assert data == pattern(children.sized(n), n), f"message {n} of sender {number} arrived torn"
+        order[number].append(n)
+    for number, arrived in order.items():
+        assert arrived == list(range(count)), f"the messages of sender {number} arrived out of order or not once each"
+    for child in sending:
+        child.result()
+    raises(ChannelEmpty, channel.recv, timeout=0)
+
+
+@check(16, scope="process")
+def check_inherited(subject: Subject) -> None:
+    """A forked child uses channels that it merely inherited, opened and used before the fork; the parent's go on."""
+    to_parent, to_child = subject.open(capacity=4), subject.open(capacity=4)
+    to_parent.send("before", timeout=PATIENCE)
+    assert to_parent.recv(timeout=PATIENCE) == "before", "the channel does not work before the fork"
+    to_child.send("first", timeout=PATIENCE)
+    ipcbus.wait([to_parent], timeout=0)
+    children.inherited[:] = [to_child, to_parent]
+    try:
+        child = subject.start(children.use_inherited, start_method="fork")
+        to_child.send("second", timeout=PATIENCE)
+        assert to_parent.recv(timeout=PATIENCE) == ["first", "second"], (
+            "the child did not receive what was sent around the fork"
+        )
+        child.result()
+        to_parent.send("after", timeout=PATIENCE)
+        assert to_parent.recv(timeout=PATIENCE) == "after", "the parent's end does not work after the child has ended"
+        to_child.send("third", timeout=PATIENCE)
+    finally:
+        children.inherited.clear()
+
+
+@check(16, scope="start method")
+def check_used_before_start(subject: Subject) -> None:
+    """A channel that the parent has opened and used goes to a child as an argument, and both use it."""
+    channel = subject.open(capacity=4)
+    channel.send(0, timeout=PATIENCE)
+    assert channel.recv(timeout=PATIENCE) == 0, "the channel does not work before the child is started"
+    child = subject.start(children.send_on_demand, channel)
+    for n in range(3):
+        child.say(n)
+        assert child.hear() == "None", "the child could not send"
+        channel.send(-n, timeout=PATIENCE)
+        assert sorted(channel.recv(timeout=PATIENCE) for _ in range(2)) == [-n, n], "not what parent and child sent arrived"
+    child.say(None)
+    child.result()
+
+
+@check(17, scope="process")
+def check_one_receiver(subject: Subject) -> None:
+    """A second receiving process gets ChannelBusy and takes nothing; when the first has closed, another can."""
+    channel = subject.open(capacity=8)
+    child = subject.start(children.recv_on_demand, channel)
+    channel.send("one", timeout=PATIENCE)
+    child.say(PATIENCE)
+    assert child.hear() == repr("one"), "the child did not receive"
+    channel.send("two", timeout=PATIENCE)
+    raises(ChannelBusy, channel.recv, timeout=0)
+    error = raises(ChannelBusy, channel.recv, timeout=PATIENCE)
+    assert error.pid in (None, child.pid), f"the error names process {error.pid}, the receiver is {child.pid}"
+    raises(ChannelBusy, ipcbus.wait, [channel], timeout=0)
+    other = subject.start(children.recv_on_demand, channel)
+    other.say(0)
+    assert other.hear() == "ChannelBusy", "a third process was not told that there is a receiver"
+    child.say(PATIENCE)
+    assert child.hear() == repr("two"), "the second message did not go to the one receiver"
+    child.say(None)
+    child.result()
+    channel.send("three", timeout=PATIENCE)
+    other.say(PATIENCE)
+    assert other.hear() == repr("three"), "when the receiver has closed, another process cannot take over"
+    other.say(None)
+    other.result()
+
+
+@check(3, 12, 17, scope="process", applies=lambda can: can.many_receivers)
+def check_competing_receivers(subject: Subject) -> None:
+    """With ``receivers="many"`` each message goes to one process, and all see the end."""
+    channel = subject.open(capacity=16, receivers="many")
+    receiving = [subject.start(children.compete, channel) for _ in range(2)]
+    for n in range(2):
+        channel.send(n, timeout=PATIENCE)
+    sent = 2
+    for child in receiving:
+        child.hear()  # one who has taken a message may be behind the other, who took two: feed until both have one
+        child.say()
+    for _ in range(300):
+        channel.send(sent, timeout=PATIENCE)
+        sent += 1
+    channel.shutdown()
+    parts = [child.result(2 * PATIENCE) for child in receiving]
+    assert sorted(parts[0] + parts[1]) == list(range(sent)), "a message went to two processes, or to none"
+    for part in parts:
+        assert part == sorted(part), "messages arrived out of order"
+
+
+@check(19, scope="process")
+def check_capacity_of_senders(subject: Subject) -> None:
+    """The capacity bounds all sending processes together, or each, as capacity_scope says."""
+    channel = subject.open(capacity=3)
+    sending = [subject.start(children.send_until_full, channel) for _ in range(2)]
+    accepted = [child.hear() for child in sending]
+    if subject.capabilities.capacity_scope == "channel":
+        assert sum(accepted) == 3, f"a channel of capacity 3 accepted {accepted} of two senders"
+    else:
+        assert accepted == [3, 3], f"a channel of capacity 3 per sender accepted {accepted} of two senders"
+    for _ in range(sum(accepted)):
+        channel.recv(timeout=PATIENCE)
+    raises(ChannelEmpty, channel.recv, timeout=0.05)
+    for child in sending:
+        child.say()
+        child.result()
+
+
+@check(12, scope="start method")
+def check_shutdown_reaches_senders(subject: Subject) -> None:
+    """A shutdown by the receiver ends the sends of another process, and all that were accepted arrive."""
+    channel = subject.open(capacity=8)
+    child = subject.start(children.send_until_closed, channel)
+    child.hear()
+    got = [channel.recv(timeout=PATIENCE) for _ in range(20)]
+    channel.shutdown()
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        try:
+            got.append(channel.recv(timeout=PATIENCE))
+        except EndOfChannel:
+            break
+    accepted = child.result()
+    assert got == list(range(len(got))), "messages around the shutdown arrived out of order or twice"
+    assert accepted <= len(got) <= accepted + 1, f"{accepted} sends returned and {len(got)} messages arrived"
+
+
+@check(12, scope="start method")
+def check_shutdown_reaches_receiver(subject: Subject) -> None:
+    """A shutdown by a sender lets the receiver of another process drain, and then gives it EndOfChannel for ever."""
+    channel = subject.open(capacity=8)
+    child = subject.start(children.recv_until_end, channel)
+    child.hear()
+    for n in range(30):
+        channel.send(n, timeout=PATIENCE)
+    channel.shutdown()
+    assert child.result() == list(range(30)), "the receiver did not get everything before the end"
+
+
+@check(20, scope="start method")
+def check_roles_travel(subject: Subject) -> None:
+    """A channel handed out for one role has that role in the child."""
+    out, back = subject.open(), subject.open()
+    out.send("from the parent", timeout=PATIENCE)
+    child = subject.start(children.use_roles, back.sender, out.receiver)
+    assert child.result() == ["Unsupported", "Unsupported", repr("from the parent")], "a role does not hold in the child"
+    assert back.recv(timeout=PATIENCE) == "from the child", "the child's message did not arrive"
+
+
+@check(13, scope="process")
+def check_close_elsewhere(subject: Subject) -> None:
+    """What a child accepted and closed arrives, and the channel lives on for the others."""
+    channel = subject.open(capacity=64)
+    values = [*range(50), pattern(30_000, 1)]
+    child = subject.start(children.send_and_close, channel, values)
+    assert child.result() == "ChannelClosed", "a closed channel took a message in the child"
+    assert [channel.recv(timeout=PATIENCE) for _ in values] == values, "what the child sent before it ended did not arrive"
+    channel.send("alive", timeout=PATIENCE)
+    assert channel.recv(timeout=PATIENCE) == "alive", "the channel ended with the child"
+
+
+@check(16, scope="process")
+def check_channel_in_message(subject: Subject) -> None:
+    """A channel travels inside a message to a process that was started before it was made."""
+    requests = subject.open()
+    child = subject.start(children.answer, requests)
+    child.hear()
+    reply_to = subject.open()
+    requests.send({"value": 21, "reply_to": reply_to}, timeout=PATIENCE)
+    assert reply_to.recv(timeout=PATIENCE) == 42, "the answer did not come through the channel in the message"
+    child.result()
+
+
+@check(18, scope="process", applies=lambda can: can.survives_kill)
+def check_sender_killed(subject: Subject) -> None:
+    """A sender killed while it sends: what arrives is whole and in order, and others send on."""
+    channel = subject.open(capacity=16)
+    for attempt in range(4):
+        child = subject.start(children.send_for_ever, channel, attempt)
+        child.hear()
+        n = -1
+        for _ in range(5 * attempt + 1):
+            n = _next_numbered(channel, attempt, n)
+        child.kill()
+        with contextlib.suppress(ChannelEmpty):
+            while True:
+                n = _next_numbered(channel, attempt, n, timeout=0.1)
+        channel.send("others go on", timeout=PATIENCE)
+        assert channel.recv(timeout=PATIENCE) == "others go on", "after a sender was killed, another's message did not arrive"
+
+
+@check(18, scope="process", applies=lambda can: can.survives_kill)
+def check_receiver_killed(subject: Subject) -> None:
+    """A receiver killed while it receives: no send is stuck, and a successor receives whole messages."""
+    channel = subject.open(capacity=8)
+    for _ in range(3):
+        child = subject.start(children.recv_for_ever, channel)
+        for n in range(40):
+            channel.send((n, pattern((20, 8_000, 200_000)[n % 3], n)), timeout=PATIENCE)
+        child.hear()
+        child.kill()
+        started = time.monotonic()
+        said = children.outcome(lambda: _send_until_full(channel))
+        took = time.monotonic() - started
+        assert said in ("ChannelFull", "PeerDied", "ChannelBroken"), f"a send to a dead receiver ended in {said}"
+        assert took < 3 * LATE, f"sends to a dead receiver took {took:.1f} s"
+        successor = subject.start(children.recv_marked, channel)
+        assert successor.hear() == "ready", "the successor did not start"
+        channel.send(("mark", b""), timeout=PATIENCE)
+        assert successor.result() == "mark", "the successor did not receive"
+
+
+@check(18, scope="process", applies=lambda can: can.detects_dead_receiver)
+def check_dead_receiver(subject: Subject) -> None:
+    """A sender that waits for room gets PeerDied within a second when the receiver that should make it dies."""
+    for message in ("small", pattern(3 << 20, 1)):
+        channel = subject.open(capacity=2)
+        channel.send("taken", timeout=PATIENCE)
+        child = subject.start(children.recv_one_and_hold, channel)
+        assert child.hear() == "taken", "the child did not receive"
+        for n in range(2):
+            channel.send(n, timeout=PATIENCE)
+        sending = subject.thread(channel.send, message)
+        time.sleep(0.02)  # so that the send is likely to wait already; it must be told either way
+        child.kill()
+        error = raises(PeerDied, sending.result, LATE)
+        assert error.pid in (None, child.pid), f"the error names process {error.pid}; {child.pid} died"
+
+
+def _next_numbered(channel: ipcbus.Channel, number: int, after: int, timeout: float = PATIENCE) -> int:
+    sender, n, data = channel.recv(timeout=timeout)
+    assert sender == number, f"a message of sender {sender} arrived from sender {number}"
+    assert n == after + 1, f"message {n} arrived after message {after}"
+    assert data == pattern((20, 8_000, 200_000)[n % 3], n), f"message {n} arrived torn"
+    return int(n)
+
+
+def _send_until_full(channel: ipcbus.Channel) -> None:
+    for n in range(1000):
+        channel.send((n, pattern((20, 8_000, 200_000)[n % 3], n)), timeout=0.3)

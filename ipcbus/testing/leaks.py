@@ -1,0 +1,127 @@
+"""Leaks: what a test, or a closed channel, left behind in this process and on this machine."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_sharer, resource_tracker
+from pathlib import Path
+
+__all__ = ["Snapshot", "compare", "snapshot", "warm_up"]
+
+_STEP = 0.02
+"""Seconds between two looks while what is on its way out goes."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What this process holds, each thing with a name that a person can use."""
+
+    fds: frozenset[str]
+    """``number -> target``."""
+    threads: frozenset[str]
+    children: frozenset[str]
+    """Child processes, grandchildren included."""
+    names: frozenset[str]
+    """Files in /dev/shm and in ipcbus's runtime directories."""
+
+
+def warm_up() -> None:
+    """Start what multiprocessing starts once per process and keeps, so that no test is blamed for it."""
+    resource_tracker.ensure_running()
+    multiprocessing.set_forkserver_preload(["ipcbus.testing.children"])
+    forkserver.ensure_running()
+
+
+def snapshot() -> Snapshot:
+    """Look at what is there now."""
+    return Snapshot(_fds(), _threads(), _children(), _names())
+
+
+def compare(before: Snapshot, *, grace: float = 1.0) -> list[str]:
+    """Return what is there now and was not before, one line each, once garbage is collected.
+
+    Args:
+        before: an earlier snapshot.
+        grace: seconds that what is on its way out (a thread, a child) has to go.
+    """
+    until = time.monotonic() + grace
+    # Serves descriptors to whoever unpickles them; it has a thread and a socket, and starts again when needed.
+    resource_sharer.stop(timeout=grace)
+    collected = False
+    while True:
+        left = _difference(before, snapshot())
+        if not left or (collected and time.monotonic() >= until):
+            return left
+        gc.collect()
+        collected = True
+        time.sleep(_STEP)
+
+
+def _difference(before: Snapshot, after: Snapshot) -> list[str]:
+    kinds = (
+        ("descriptor", before.fds, after.fds),
+        ("thread", before.threads, after.threads),
+        ("process", before.children, after.children),
+        ("file", before.names, after.names),
+    )
+    return [f"{kind} {thing}" for kind, old, new in kinds for thing in sorted(new - old)]
+
+
+def _fds() -> frozenset[str]:
+    found = set()
+    with os.scandir("/proc/self/fd") as entries:
+        for entry in entries:
+            try:
+                found.add(f"{entry.name} -> {os.readlink(entry.path)}")  # noqa: PTH115  a Path per descriptor is slow
+            except FileNotFoundError:
+                continue  # the descriptor of this very listing, or one closed meanwhile
+    return frozenset(found)
+
+
+def _threads() -> frozenset[str]:
+    return frozenset(f"{thread.name} ({thread.ident})" for thread in threading.enumerate())
+
+
+def _children() -> frozenset[str]:
+    found: set[str] = set()
+    todo = [os.getpid()]
+    while todo:
+        pid = todo.pop()
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            try:
+                pids = [int(word) for word in task.read_text().split()]
+            except OSError:
+                continue  # it has ended
+            todo += pids
+            found |= {f"{child}: {_command(child)}" for child in pids}
+    return frozenset(found)
+
+
+def _command(pid: int) -> str:
+    try:
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:100].strip() or "(zombie)"
+        )
+    except OSError:
+        return "(gone)"
+
+
+def _names() -> frozenset[str]:
+    places = [Path("/dev/shm")]  # noqa: S108  shared memory has its names there
+    for root in {tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()}:
+        places += Path(root).glob("ipcbus-*")
+    found = set()
+    for place in places:
+        if place.is_dir() and place.name.startswith("ipcbus-"):
+            found |= {str(path) for path in (place, *place.rglob("*"))}
+        elif place.is_dir():
+            found |= {str(path) for path in place.iterdir()}
+        else:
+            found.add(str(place))
+    return frozenset(found)

@@ -1,0 +1,7 @@
+"""The contract, kept by inproc."""
+
+from ipcbus.testing.cases import ChannelContract
+
+
+class TestInproc(ChannelContract):
+    url = "inproc:"

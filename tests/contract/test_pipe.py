@@ -1,0 +1,7 @@
+"""The contract, kept by pipe."""
+
+from ipcbus.testing.cases import ChannelContract
+
+
+class TestPipe(ChannelContract):
+    url = "pipe:"
