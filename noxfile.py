@@ -130,7 +130,8 @@ def find_python(version: str) -> str | None:
     candidates = [shutil.which(f"python{version}"), *sorted(Path.home().glob(f".pyenv/versions/{version}*/bin/python"))]
     say = "import sys; print('%d.%d' % sys.version_info[:2])"
     for candidate in filter(None, candidates):
-        probe = subprocess.run([candidate, "-c", say], capture_output=True, text=True, timeout=20, check=False)
+        asked = [candidate, "-c", say]
+        probe = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)  # noqa: S603  our own command
         if probe.returncode == 0 and probe.stdout.strip() == version:
             return str(candidate)
     return None
