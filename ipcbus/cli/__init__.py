@@ -6,11 +6,10 @@ Importing this package imports nothing else: what a subcommand needs is imported
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import NoReturn
 
 __all__ = ["main"]
-
-_NEEDED = ("typer", "rich")
 
 
 def main() -> NoReturn:
@@ -26,11 +25,12 @@ def main() -> NoReturn:
 
 
 def _run() -> None:
-    try:
-        from ipcbus.cli.app import app
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
-            raise
-        sys.stderr.write(f"ipcbus: the command line needs {error.name}; try: pip install 'ipcbus[cli]'\n")
-        sys.exit(1)
+    for name in ("typer", "rich"):
+        try:
+            import_module(name)
+        except ImportError:
+            sys.stderr.write(f"ipcbus: the command line needs {name}; try: pip install 'ipcbus[cli]'\n")
+            sys.exit(1)
+    from ipcbus.cli.app import app
+
     app(prog_name="ipcbus")
