@@ -43,6 +43,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # a traceback of ours is to be reported as it is
 )
+"""The application, for tests and for programs that mount it in their own."""
+
 for _command in (transports, check, demo, serve):
     app.command()(_command)
 

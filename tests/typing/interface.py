@@ -62,11 +62,11 @@ def registries() -> None:
 
 def what_must_not_pass(channel: ipcbus.Channel) -> None:
     channel.put(1)  # type: ignore[attr-defined]  # one word per thing: it is send
-    channel.send(1, "soon")  # type: ignore[arg-type]  # seconds
+    channel.send(1, "soon")  # type: ignore[arg-type]  # a timeout is in seconds
     channel.send(1, headers={"n": 1})  # type: ignore[dict-item]  # texts to texts
     channel.url = "queue:"  # type: ignore[misc]  # a channel does not change how it travels
 
-    class Mine(ipcbus.Channel):  # type: ignore[misc]  # final
+    class Mine(ipcbus.Channel):  # type: ignore[misc]  # the class is final
         pass
 
     del Mine
