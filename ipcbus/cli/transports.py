@@ -1,0 +1,142 @@
+"""``ipcbus transports``: what each installed transport can do, and whether it works on this machine."""
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+import typer
+
+from ipcbus.channel import open_channel
+from ipcbus.errors import ConfigError, TransportUnavailable
+from ipcbus.selection import transports as registry
+from ipcbus.transport import Capabilities, Guarantees, Transport
+
+__all__ = ["Row", "survey", "transports"]
+
+_TRIAL = 2.0
+"""Seconds that one message may take through a transport on trial."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """What is known about one scheme."""
+
+    scheme: str
+    works: bool
+    """Whether a message went through a channel of this scheme just now, in this process."""
+    problem: str | None
+    """Why it does not work, and what to do about it."""
+    transport: type[Transport] | None
+    """None where it cannot be loaded."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the row as plain data, for JSON."""
+        transport = self.transport
+        return {
+            "scheme": self.scheme,
+            "works": self.works,
+            "problem": self.problem,
+            "capabilities": transport and dataclasses.asdict(transport.capabilities),
+            "guarantees": transport and dataclasses.asdict(transport.guarantees),
+            "options": transport and [field.name for field in dataclasses.fields(transport.options)],
+        }
+
+
+def survey() -> list[Row]:
+    """Try every installed transport."""
+    return [_try(scheme) for scheme in registry]
+
+
+def _try(scheme: str) -> Row:
+    try:
+        transport = registry.get(scheme)
+    except TransportUnavailable as error:
+        return Row(scheme, works=False, problem=str(error), transport=None)
+    except Exception as error:  # noqa: BLE001  somebody's broken plugin is a row of the table, not the end of it
+        return Row(scheme, works=False, problem=_say(error), transport=None)
+    try:
+        with open_channel(f"{scheme}:") as channel:
+            channel.send(b"", timeout=_TRIAL)
+            channel.recv(timeout=_TRIAL)
+    except ConfigError:
+        pass  # it needs an address, which only its user knows; its driver is here
+    except Exception as error:  # noqa: BLE001  as above
+        return Row(scheme, works=False, problem=_say(error), transport=transport)
+    return Row(scheme, works=True, problem=None, transport=transport)
+
+
+def _say(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def transports(
+    scheme: Annotated[str | None, typer.Argument(help="Show everything about this one.", show_default=False)] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
+) -> None:
+    """Show what each installed transport can do, and whether it works on this machine."""
+    if scheme is not None:
+        scheme = scheme.rstrip(":")
+        registry.get(scheme)  # says what is close, or what to install
+    rows = survey() if scheme is None else [_try(scheme)]
+    if as_json:
+        typer.echo(json.dumps([row.facts() for row in rows], indent=2))
+    elif scheme is None:
+        _show_all(rows)
+    else:
+        _show_one(rows[0])
+
+
+def _show_all(rows: list[Row]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    # One column per transport: there are more things to know about one than there are transports.
+    table = Table("", *(row.scheme for row in rows), box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_row("works here", *(_word(row.works) for row in rows))
+    for field in dataclasses.fields(Capabilities):
+        values = [getattr(row.transport.capabilities, field.name) if row.transport else None for row in rows]
+        table.add_row(_label(field.name), *map(_word, values))
+    table.add_row("delivery", *(row.transport.guarantees.delivery.replace("-", " ") if row.transport else "-" for row in rows))
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row.problem:
+            console.print(f"{row.scheme}: {row.problem}", style="red", markup=False, highlight=False)
+    console.print("More about one of them: ipcbus transports SCHEME", style="dim", highlight=False)
+
+
+def _show_one(row: Row) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if row.transport is None:
+        console.print(f"{row.scheme}: {row.problem}", style="red", markup=False, highlight=False)
+        return
+    table = Table(show_header=False, box=SIMPLE, padding=(0, 1))
+    table.add_row("scheme", f"{row.scheme}:")
+    table.add_row("works here", _word(row.works) if row.problem is None else f"no: {row.problem}")
+    table.add_section()
+    for field in dataclasses.fields(Capabilities):
+        table.add_row(_label(field.name), _word(getattr(row.transport.capabilities, field.name)))
+    table.add_section()
+    for field in dataclasses.fields(Guarantees):
+        table.add_row(_label(field.name), str(getattr(row.transport.guarantees, field.name)))
+    table.add_section()
+    table.add_row("own options", ", ".join(field.name for field in dataclasses.fields(row.transport.options)) or "none")
+    console.print(table)
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

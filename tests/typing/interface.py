@@ -1,0 +1,72 @@
+"""What a type checker sees of the interface. ``nox -s typing`` checks this file; nothing runs it.
+
+A line with ``type: ignore`` must be an error: strict mypy complains where it is not.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, assert_type
+
+import ipcbus
+from ipcbus.transport import Capabilities, Guarantees, Transport
+
+
+def a_channel() -> None:
+    channel = ipcbus.open("pipe:", capacity=10)
+    assert_type(channel, ipcbus.Channel)
+    assert_type(channel.recv(timeout=1), Any)
+    assert_type(channel.recv_message(), ipcbus.Message)
+    assert_type(channel.recv_many(10), list[Any])
+    assert_type(channel.send_many([1, 2, 3]), int)
+    assert_type(channel.sender, ipcbus.Channel)
+    assert_type(channel.url, str)
+    assert_type(channel.fileno(), int)
+    assert_type(channel.capabilities, Capabilities)
+    assert_type(channel.guarantees(), Guarantees)
+    assert_type(channel.stats().depth, int | None)
+    assert_type(iter(channel), Iterator[Any])
+    with channel as same:
+        assert_type(same, ipcbus.Channel)
+
+
+def a_pair() -> None:
+    here, there = ipcbus.pair()
+    assert_type(here, ipcbus.Duplex)
+    assert_type(there.incoming, ipcbus.Channel)
+
+
+async def a_channel_of_asyncio(channel: ipcbus.Channel) -> None:
+    await channel.aio.send(1, timeout=1)
+    assert_type(await channel.aio.recv(), Any)
+    assert_type(await channel.aio.recv_message(), ipcbus.Message)
+    assert_type(aiter(channel.aio), AsyncIterator[Any])
+
+
+def errors(error: ipcbus.IpcbusError) -> None:
+    if isinstance(error, ipcbus.ChannelEmpty):
+        empty: queue.Empty = error
+        late: TimeoutError = error
+        del empty, late
+    if isinstance(error, ipcbus.EncodeError):
+        assert_type(error.culprits, tuple[ipcbus.Culprit, ...])
+    if isinstance(error, ipcbus.PeerDied):
+        assert_type(error.pid, int | None)
+
+
+def registries() -> None:
+    assert_type(ipcbus.transports.get("pipe"), type[Transport])
+    assert_type(ipcbus.transports.names(), list[str])
+
+
+def what_must_not_pass(channel: ipcbus.Channel) -> None:
+    channel.put(1)  # type: ignore[attr-defined]  # one word per thing: it is send
+    channel.send(1, "soon")  # type: ignore[arg-type]  # a timeout is in seconds
+    channel.send(1, headers={"n": 1})  # type: ignore[dict-item]  # texts to texts
+    channel.url = "queue:"  # type: ignore[misc]  # a channel does not change how it travels
+
+    class Mine(ipcbus.Channel):  # type: ignore[misc]  # the class is final
+        pass
+
+    del Mine

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import ipcbus
+from ipcbus.cli.app import app
+from ipcbus.transport import Capabilities, Guarantees
+
+COMMAND = Path(sys.executable).with_name("ipcbus")
+TIMEOUT = 30
+
+
+@pytest.fixture
+def run():
+    """Run the command in this process."""
+    runner = CliRunner()
+    return lambda *words: runner.invoke(app, words, prog_name="ipcbus", env={"COLUMNS": "200"})
+
+
+def ipcbus_command(*words, **options):
+    """Run the command as people do."""
+    return subprocess.run([COMMAND, *words], capture_output=True, text=True, timeout=TIMEOUT, check=False, **options)
+
+
+def python(code, **options):
+    done = [sys.executable, "-c", code]
+    return subprocess.run(done, capture_output=True, text=True, timeout=TIMEOUT, check=False, **options)
+
+
+class TestCommand:
+    def test_version(self, run):
+        assert run("--version").stdout == f"ipcbus {ipcbus.__version__}\n"
+
+    def test_help_names_every_command(self, run):
+        said = run("--help")
+        assert said.exit_code == 0
+        assert all(word in said.stdout for word in ("transports", "check", "demo", "serve"))
+
+    def test_a_wrong_command_is_a_usage_error(self, run):
+        said = run("frobnicate")
+        assert said.exit_code == 2
+        assert "frobnicate" in said.stderr
+
+    def test_as_a_process(self):
+        done = ipcbus_command("--version")
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"ipcbus {ipcbus.__version__}\n", "")
+
+    @pytest.mark.parametrize("missing", ["typer", "rich"])
+    def test_without_its_extra_it_says_what_to_install(self, missing):
+        done = python(f"import sys; sys.modules[{missing!r}] = None\nfrom ipcbus.cli import main; main()")
+        assert done.returncode == 1
+        assert done.stderr == f"ipcbus: the command line needs {missing}; try: pip install 'ipcbus[cli]'\n"
+
+    def test_a_mistake_of_ours_is_not_taken_for_a_missing_extra(self):
+        done = python("import sys; sys.modules['ipcbus.registry'] = None\nfrom ipcbus.cli import main; main()")
+        assert "Traceback" in done.stderr
+        assert "pip install" not in done.stderr
+
+    def test_starting_it_loads_nothing_that_only_one_command_needs(self):
+        heavy = "{'asyncio', 'multiprocessing', 'zmq', 'websockets', 'rich.table', 'importlib.metadata'}"
+        done = python(f"import sys, ipcbus.cli.app; print(sorted({heavy} & set(sys.modules)))")
+        assert done.stdout == "[]\n", done.stderr
+
+
+class TestTransports:
+    def test_the_table_has_every_scheme_and_every_capability(self, run):
+        said = run("transports")
+        assert said.exit_code == 0, said.output
+        assert said.stdout.split("\n")[1].split() == ipcbus.transports.names()
+        rows = {line[:26].strip() for line in said.stdout.splitlines()}
+        assert {field.name.replace("_", " ") for field in dataclasses.fields(Capabilities)} <= rows
+
+    def test_json_says_what_the_classes_declare(self, run):
+        rows = {row["scheme"]: row for row in json.loads(run("transports", "--json").stdout)}
+        assert list(rows) == ipcbus.transports.names()
+        for scheme, row in rows.items():
+            transport = ipcbus.transports.get(scheme)
+            assert row["works"] is True, row["problem"]
+            assert row["capabilities"] == dataclasses.asdict(transport.capabilities)
+            assert row["guarantees"] == dataclasses.asdict(transport.guarantees)
+
+    def test_one_of_them_with_its_guarantees(self, run):
+        said = run("transports", "inproc:")
+        assert said.exit_code == 0, said.output
+        assert all(field.name.replace("_", " ") in said.stdout for field in dataclasses.fields(Guarantees))
+        assert ipcbus.transports.get("inproc").guarantees.order in said.stdout
+
+    def test_an_unknown_scheme_is_one_line_and_code_2(self, run):
+        said = run("transports", "inprocc")
+        assert said.exit_code == 2
+        assert said.stdout == ""
+        assert said.stderr == "ipcbus: no transport 'inprocc' is installed; did you mean 'inproc'?\n"
+
+    def test_what_is_missing_or_broken_is_a_row(self, tmp_path):
+        """A plugin of somebody else's, installed for real, with its driver missing; and one that is plain wrong."""
+        info = tmp_path / "acme-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1\nProvides-Extra: acme\n")
+        (info / "entry_points.txt").write_text("[ipcbus.transports]\nacme = acme_bus:Acme\nbroken = acme_broken:Broken\n")
+        (tmp_path / "acme_bus.py").write_text("import a_driver_that_is_not_here\n")
+        (tmp_path / "acme_broken.py").write_text("1 / 0\n")
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = ipcbus_command("transports", "--json", env=environment)
+        assert done.returncode == 0, done.stderr
+        rows = {row["scheme"]: row for row in json.loads(done.stdout)}
+        assert not rows["acme"]["works"]
+        assert "a_driver_that_is_not_here" in rows["acme"]["problem"]
+        assert "pip install 'acme[acme]'" in rows["acme"]["problem"]
+        assert rows["broken"]["problem"].startswith("ZeroDivisionError")
+        assert rows["inproc"]["works"]
+        table = ipcbus_command("transports", env={**environment, "COLUMNS": "250"})
+        assert table.returncode == 0
+        assert "acme: transport 'acme' cannot be used" in table.stdout
+        assert ipcbus_command("transports", "acme", env=environment).returncode == 1
+
+
+class TestCheck:
+    def test_what_travels(self, run):
+        said = run("check", "fractions:Fraction")
+        assert said.exit_code == 0, said.output
+        assert "travels" in said.stdout
+
+    def test_what_does_not(self, run):
+        said = run("check", "sys:stdout")
+        assert said.exit_code == 1
+        assert "sys:stdout" in said.stderr
+
+    def test_a_target_that_is_none(self, run):
+        said = run("check", "fractions")
+        assert said.exit_code == 2
+        assert said.stderr.startswith("ipcbus: ")
+        assert said.stderr.count("\n") == 1
+
+    def test_the_working_directory_is_looked_in(self, tmp_path):
+        (tmp_path / "here.py").write_text("example = {'job': 1}\n")
+        done = ipcbus_command("check", "here:example", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    def test_interrupted_it_goes_quietly(self, tmp_path):
+        (tmp_path / "slow.py").write_text("import sys, signal\nprint('up', flush=True)\nsignal.pause()\n")
+        process = subprocess.Popen(
+            [COMMAND, "check", "slow:x"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        with process:
+            try:
+                assert process.stdout.readline() == "up\n"
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=TIMEOUT)
+            finally:
+                process.kill()
+        assert (process.returncode, out, err) == (130, "", "")
