@@ -205,7 +205,7 @@ class FrontEnd:
 
     # ------------------------------------------------------------------ clients
 
-    async def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _process_request(self, _: ServerConnection, request: Request) -> Response | None:
         try:
             return await self._answer(request)
         except Exception:  # the library would log it as a stranger's mistake
