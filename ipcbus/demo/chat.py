@@ -41,7 +41,7 @@ class Chat(Service):
             case _:
                 await conn.send({"op": "error", "text": "That cannot be done here."})
 
-    async def on_close(self, conn: Connection, code: int) -> None:
+    async def on_close(self, conn: Connection, code: int) -> None:  # noqa: ARG002  why it closed does not matter here
         """Tell the rooms that the client is gone."""
         for room in conn.groups:
             await self.publish(room, {"op": "left", "room": room, "name": conn.state["name"]})

@@ -84,14 +84,18 @@ def _usable() -> Iterable[str]:
 
 
 def _check(url: str) -> Row:
+    from websockets.exceptions import WebSocketException
+
     began = monotonic()
     run = _Run()
     failed = None
     try:
         with Server(chat_config(url if ":" in url else channel_url(url), bind="127.0.0.1:0", processes=FRONT_ENDS)) as server:
             asyncio.run(run.play(server.address))
-    except (IpcbusError, _Wrong, OSError, TimeoutError) as error:
-        failed = str(error) or type(error).__name__
+    except _Wrong as wrong:
+        failed = str(wrong)
+    except (IpcbusError, OSError, TimeoutError, WebSocketException) as error:
+        failed = f"{type(error).__name__}: {error}"
     return Row(url, failed is None, failed, monotonic() - began, run.messages)
 
 
@@ -175,12 +179,10 @@ class _Run:
             await first.join(room, [first.name])
             await second.join(room, [first.name, second.name])
             await first.expect(op="joined", room=room, name=second.name)
-        # All four talk at the same time; each pair must hear itself in order, and nothing of the other room.
+        # Both rooms talk at the same time; everybody must hear their own room in order, and nothing of the other.
         await asyncio.gather(
-            *(client.send(op="say", room="green", text=f"grün {n}") for n in range(BURST) for client in green[:1])
-        )
-        await asyncio.gather(
-            *(client.send(op="say", room="blue", text=f"bleu {n}") for n in range(BURST) for client in blue[1:])
+            *(green[0].send(op="say", room="green", text=f"grün {number}") for number in range(BURST)),
+            *(blue[1].send(op="say", room="blue", text=f"bleu {number}") for number in range(BURST)),
         )
         for room, word, members, speaker in (("green", "grün", green, green[0]), ("blue", "bleu", blue, blue[1])):
             for client in members:
