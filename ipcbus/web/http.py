@@ -1,0 +1,80 @@
+"""Plain HTTP on the port of the WebSockets: a page, a health check, refusals, and who may connect from where."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from websockets.datastructures import Headers
+from websockets.http11 import Response
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from websockets.http11 import Request
+
+__all__ = ["allowed_origin", "answer", "is_upgrade", "page", "picked", "plain"]
+
+_HTML = "text/html; charset=utf-8"
+_TEXT = "text/plain; charset=utf-8"
+
+
+def is_upgrade(request: Request) -> bool:
+    """Tell whether a request asks for a WebSocket."""
+    return any("websocket" in value.lower() for value in request.headers.get_all("Upgrade"))
+
+
+def answer(
+    request: Request, body: bytes, *, status: int = 200, kind: str = _TEXT, more: Iterable[tuple[str, str]] = ()
+) -> Response:
+    """Make a complete response; without its body for HEAD."""
+    headers = Headers(
+        [
+            ("Date", formatdate(usegmt=True)),
+            ("Connection", "close"),
+            ("Content-Type", kind),
+            ("Content-Length", str(len(body))),
+            ("X-Content-Type-Options", "nosniff"),
+            *more,
+        ]
+    )
+    return Response(status, HTTPStatus(status).phrase, headers, b"" if request.method == "HEAD" else body)
+
+
+def plain(request: Request, status: int, text: str, *more: tuple[str, str]) -> Response:
+    """Make a response of one line."""
+    return answer(request, f"{text}\n".encode(), status=status, more=more)
+
+
+def page(request: Request, body: bytes) -> Response:
+    """Make a response of an HTML page that is asked for anew each time."""
+    return answer(request, body, kind=_HTML, more=[("Cache-Control", "no-cache")])
+
+
+def allowed_origin(request: Request, origins: tuple[str, ...]) -> bool:
+    """Tell whether a page of that origin may open a WebSocket here.
+
+    Browsers send the cookies of this host with every WebSocket, whichever page opens it, and always say whose page it is.
+    Programs that are no browsers send no Origin and are let in.
+
+    Args:
+        request: the opening handshake.
+        origins: origins let in besides this host itself, as browsers write them (``https://example.org``); ``"*"`` is all.
+    """
+    given = request.headers.get_all("Origin")
+    if not given:
+        return True
+    if len(given) != 1:
+        return False
+    origin = given[0]
+    if "*" in origins or origin in origins:
+        return True
+    hosts = request.headers.get_all("Host")
+    return len(hosts) == 1 and origin.partition("://")[2].lower() == hosts[0].lower()
+
+
+def picked(request: Request, names: Iterable[str]) -> dict[str, str]:
+    """Return the headers of a request that are on the list, by lower-case name; several of one name joined by commas."""
+    found = {name.lower(): request.headers.get_all(name) for name in names}
+    return {name: ", ".join(values) for name, values in found.items() if values}

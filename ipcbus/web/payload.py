@@ -1,0 +1,134 @@
+"""What WebSocket messages mean to a service: the codecs a service class names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ipcbus.errors import ConfigError, SerializerUnavailable
+from ipcbus.options import nearest
+from ipcbus.web.link import BINARY, TEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BadPayload", "Codec", "codec"]
+
+UNSUPPORTED_DATA = 1003
+INVALID_DATA = 1007
+
+
+class BadPayload(ValueError):
+    """A client sent what the service's codec cannot read. ``code`` is the close code that says so."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Codec(NamedTuple):
+    """One way to read and write messages."""
+
+    name: str
+    decode: Callable[[str, bytes], Any]
+    """Kind and bytes to a message; raises BadPayload."""
+    encode: Callable[[Any], tuple[str, bytes]]
+    """A message to kind and bytes; raises TypeError or ValueError for what it cannot express."""
+
+
+def codec(name: str) -> Codec:
+    """Find a codec.
+
+    Args:
+        name: ``"json"`` (text frames), ``"text"`` (str), ``"bytes"`` (bytes, sent as binary, read from either kind),
+            ``"msgpack"`` (binary frames) or ``"raw"`` (str for text, bytes for binary, both ways).
+
+    Raises:
+        ConfigError: there is no such codec.
+        SerializerUnavailable: it needs something that is not installed.
+    """
+    if name not in _MAKERS:
+        raise ConfigError(f"no WebSocket codec is called {name!r}; {nearest(name, _MAKERS)}")
+    return _MAKERS[name]()
+
+
+def _json() -> Codec:
+    msgspec = _msgspec("json")
+    json = msgspec.json
+
+    def encode(message: Any) -> tuple[str, bytes]:
+        return TEXT, json.encode(message)
+
+    return Codec("json", _reader("JSON", TEXT, json.decode, msgspec.DecodeError), encode)
+
+
+def _msgpack() -> Codec:
+    msgspec = _msgspec("msgpack")
+    msgpack = msgspec.msgpack
+
+    def encode(message: Any) -> tuple[str, bytes]:
+        return BINARY, msgpack.encode(message)
+
+    return Codec("msgpack", _reader("MessagePack", BINARY, msgpack.decode, msgspec.DecodeError), encode)
+
+
+def _text() -> Codec:
+    def encode(message: Any) -> tuple[str, bytes]:
+        if not isinstance(message, str):
+            raise TypeError(f"codec 'text' sends str, not {type(message).__qualname__}")
+        return TEXT, message.encode()
+
+    return Codec("text", _reader("text", TEXT, bytes.decode, UnicodeDecodeError), encode)
+
+
+def _bytes() -> Codec:
+    def encode(message: Any) -> tuple[str, bytes]:
+        if not isinstance(message, (bytes, bytearray, memoryview)):
+            raise TypeError(f"codec 'bytes' sends bytes, not {type(message).__qualname__}")
+        return BINARY, bytes(message)
+
+    return Codec("bytes", lambda _, data: data, encode)
+
+
+def _raw() -> Codec:
+    def decode(kind: str, data: bytes) -> str | bytes:
+        return data.decode() if kind == TEXT else data
+
+    def encode(message: Any) -> tuple[str, bytes]:
+        if isinstance(message, str):
+            return TEXT, message.encode()
+        return binary.encode(message)
+
+    binary = _bytes()
+    return Codec("raw", decode, encode)
+
+
+_MAKERS: dict[str, Callable[[], Codec]] = {
+    "json": _json,
+    "text": _text,
+    "bytes": _bytes,
+    "msgpack": _msgpack,
+    "raw": _raw,
+}
+
+
+def _reader(noun: str, wanted: str, loads: Callable[[bytes], Any], wrong: type[Exception]) -> Callable[[str, bytes], Any]:
+    frames = "text" if wanted == TEXT else "binary"
+
+    def decode(kind: str, data: bytes) -> Any:
+        if kind != wanted:
+            raise BadPayload(f"{noun} comes in {frames} frames here", UNSUPPORTED_DATA)
+        try:
+            return loads(data)
+        except (wrong, ValueError, RecursionError) as error:
+            raise BadPayload(f"not valid {noun}", INVALID_DATA) from error
+
+    return decode
+
+
+def _msgspec(name: str) -> Any:
+    try:
+        import msgspec.json
+        import msgspec.msgpack
+    except ImportError as error:
+        raise SerializerUnavailable(f"codec {name!r} needs msgspec; run: pip install 'ipcbus[web]'") from error
+    return msgspec

@@ -1,0 +1,105 @@
+"""The sending half of a link: events of one event-loop turn go as one message of a channel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.errors import ChannelBroken, ChannelClosed
+from ipcbus.web.link import Batcher
+
+if TYPE_CHECKING:
+    from ipcbus.channel import Channel
+
+__all__ = ["Pump"]
+
+logger = logging.getLogger("ipcbus.web")
+
+HIGH_EVENTS = 2048
+HIGH_BYTES = 1 << 20
+
+
+class Pump:
+    """Sends events through a channel from a task of its own, in order and in batches.
+
+    ``put`` never waits. Who produces more than the channel takes asks ``full`` and awaits ``room``; that is how a slow
+    service in the end stops the reading of client sockets.
+
+    Args:
+        name: the receiver, for the log.
+        channel: its inbox.
+        sender: this process's index among its kind.
+        epoch: drawn when this process started.
+    """
+
+    def __init__(self, name: str, channel: Channel, sender: int, epoch: int) -> None:
+        self._name = name
+        self._channel = channel.sender
+        self._batcher = Batcher(sender, epoch)
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.lost = 0
+        """Events that could not be delivered because the receiver was dead."""
+
+    @property
+    def full(self) -> bool:
+        """Whether more waits than should."""
+        return not self._room.is_set()
+
+    def put(self, event: tuple[Any, ...], size: int = 0) -> None:
+        """Queue an event whose payload has ``size`` bytes."""
+        batcher = self._batcher
+        batcher.add(event, size)
+        self._wake.set()
+        self._idle.clear()
+        if len(batcher) >= HIGH_EVENTS or batcher.bytes >= HIGH_BYTES:
+            self._room.clear()
+
+    async def room(self) -> None:
+        """Wait until no more waits than should."""
+        await self._room.wait()
+
+    def discard(self) -> None:
+        """Forget what waits: it is meant for nobody any more."""
+        self._batcher.discard()
+        self._settle()
+
+    async def flush(self, seconds: float) -> bool:
+        """Wait until all is handed to the channel; return False if that took longer than ``seconds``."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def run(self) -> None:
+        """Send until cancelled or until the channel is shut down."""
+        aio = self._channel.aio
+        while True:
+            # put() sets the event in one turn of the loop and this task runs in the next: the turn's events are together.
+            await self._wake.wait()
+            self._wake.clear()
+            while (batch := self._batcher.take()) is not None:
+                try:
+                    await aio.send(batch)
+                except ChannelClosed:
+                    self._batcher.discard()
+                    self._settle()
+                    return
+                except ChannelBroken as error:
+                    # The receiver is dead. Its replacement attaches anew and wants nothing of this.
+                    lost = len(batch[4]) + self._batcher.discard()
+                    self.lost += lost
+                    logger.warning("%s is gone, %d events for it are dropped: %s", self._name, lost, error)
+                self._settle()
+
+    def _settle(self) -> None:
+        waiting = len(self._batcher)
+        if waiting < HIGH_EVENTS // 2 and self._batcher.bytes < HIGH_BYTES // 2:
+            self._room.set()
+        if not waiting:
+            self._idle.set()
