@@ -137,10 +137,9 @@ class PipeReceiver(RecvLink):
             # Looked at before the descriptors: what was sent before the shutdown is found by the poll that follows it.
             over = self._flags[0]
             expired = deadline.expired
-            self._gather(0 if over or expired else deadline.remaining())
-            if self._next_lane():
-                return
-            if over and not self._due:
+            if self._gather(0 if over or expired else deadline.remaining()):
+                continue  # what was in the door may have to be read yet
+            if over:
                 raise EndOfChannel("the pipe: channel was shut down and is drained")
             if expired:
                 raise ChannelEmpty("no message within the timeout")
@@ -165,14 +164,18 @@ class PipeReceiver(RecvLink):
         if lane.ended:
             self._remove(lane)
 
-    def _gather(self, timeout: float | None) -> None:
-        """Wait for something, and read one block of every lane that has one."""
+    def _gather(self, timeout: float | None) -> bool:
+        """Wait for something, and read one block of every lane that has one; say whether there was any news of senders."""
+        found = False
         for fd, _ in self._epoll.poll(timeout):
             if fd == self._door.fileno():
                 self._open_door()
+                found = True
             elif (lane := self._lanes.get(fd)) is not None:
                 self._due.append(lane)
                 lane.read()
+                found = True
+        return found
 
     def _map(self, lane: _Lane, number: int) -> memoryview:
         """Map a large message: it is not copied again, and lives as long as what is decoded from it."""
@@ -289,11 +292,11 @@ class PipeReceiver(RecvLink):
             if self._closed or self._items:
                 return True
             over = self._flags[0]
-            if not self._next_lane():
-                self._gather(0)
-            found = self._next_lane()
+            while not self._next_lane():
+                if not self._gather(0):
+                    break
             self._ring()
-            return found or bool(over)
+            return bool(self._items or over)
         finally:
             self._lock.release()
 
