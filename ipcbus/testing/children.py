@@ -335,9 +335,11 @@ class Interrupter:
         """Call; return whether it returned, and what."""
         moment = self._random.choice((0.0002, 0.001, 0.005)) * self._random.random() + 1e-6
         try:
-            signal.setitimer(signal.ITIMER_REAL, moment)
-            value = function(*args)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, moment)
+                value = function(*args)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)  # or it would strike whoever handles an error of the call
         except Interrupt:
             self.count += 1
             return False, None

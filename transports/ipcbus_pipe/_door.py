@@ -13,20 +13,24 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ipcbus.errors import ChannelBroken
 from ipcbus.plumbing.fds import TravellingFd
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Sequence
 
-__all__ = ["Door", "Lane", "Large", "Note"]
+__all__ = ["Door", "Lane", "Large", "Note", "Raw", "read"]
 
 _LANE, _LARGE = b"L", b"M"
 _lane_note = struct.Struct("<c8s8s")  # kind, lane, sender
 _large_note = struct.Struct("<c8sQQ")  # kind, lane, number, size
-_FDS = 3
+_ROOM = socket.CMSG_SPACE(3 * array.array("i").itemsize)
+
+Raw: TypeAlias = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
+"""What ``recvmsg`` returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,24 +90,14 @@ class Door:
         except OSError as error:
             raise ChannelBroken(f"descriptors cannot be passed to the receiver: {error.strerror}; see 'ulimit -n'") from error
 
-    def take(self) -> Note | None:
-        """Take what was left longest ago, or None; the descriptors are the caller's."""
+    def take(self, into: deque[Raw]) -> bool:
+        """Append what was left longest ago to ``into``; say whether there was anything."""
+        # Received and appended in one step in C: a signal handler that raises cannot come in between and lose descriptors.
         try:
-            data, ancillary, flags, _ = self._inside.recvmsg(64, socket.CMSG_SPACE(_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+            into.extend(map(self._inside.recvmsg, (64,), (_ROOM,), (socket.MSG_CMSG_CLOEXEC,)))
         except BlockingIOError:
-            return None
-        fds = _descriptors(ancillary)
-        if flags & socket.MSG_CTRUNC:
-            _close(fds)
-            raise ChannelBroken("this process has no descriptors left to receive with; close some or raise 'ulimit -n'")
-        if len(data) == _lane_note.size and data[:1] == _LANE and len(fds) >= 2:
-            _, lane, sender = _lane_note.unpack(data)
-            return Lane(lane, sender, fds)
-        if len(data) == _large_note.size and data[:1] == _LARGE and len(fds) == 1:
-            _, lane, number, size = _large_note.unpack(data)
-            return Large(lane, number, size, fds)
-        _close(fds)
-        raise ChannelBroken("something that is no ipcbus sender wrote to this channel")
+            return False
+        return True
 
     def close(self) -> None:
         """Free this process's copies. Idempotent."""
@@ -114,14 +108,31 @@ class Door:
         return Door, (TravellingFd(self._inside.fileno()), TravellingFd(self._outside.fileno()))
 
 
+def read(raw: Raw) -> Note:
+    """Understand what was taken; the descriptors in it are the caller's.
+
+    Raises:
+        ChannelBroken: descriptors were lost for want of room, or no ipcbus sender wrote this.
+    """
+    data, ancillary, flags, _ = raw
+    fds = _descriptors(ancillary)
+    if not flags & socket.MSG_CTRUNC:
+        if len(data) == _lane_note.size and data[:1] == _LANE and len(fds) >= 2:
+            _, lane, sender = _lane_note.unpack(data)
+            return Lane(lane, sender, fds)
+        if len(data) == _large_note.size and data[:1] == _LARGE and len(fds) == 1:
+            _, lane, number, size = _large_note.unpack(data)
+            return Large(lane, number, size, fds)
+    for fd in fds:
+        os.close(fd)
+    if flags & socket.MSG_CTRUNC:
+        raise ChannelBroken("this process has no descriptors left to receive with; close some or raise 'ulimit -n'")
+    raise ChannelBroken("something that is no ipcbus sender wrote to this channel")
+
+
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[int, ...]:
     fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     return tuple(fds)
-
-
-def _close(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)

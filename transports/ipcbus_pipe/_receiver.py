@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
-from ipcbus_pipe._door import Lane, Large
+from ipcbus_pipe import _door
+from ipcbus_pipe._door import Lane, Large, Raw
 from ipcbus_pipe._stream import Item, State, parse, unparse
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ class _Lane:
         self.owed = 0
         self.ended = False
         self.blocks: deque[tuple[int, bytes]] = deque()
+        if len(note.fds) > 2:
+            self.blocks.append((-2, _read_all(note.fds[2])))
+            os.close(note.fds[2])
         self._numbers = count()
 
     def read(self) -> None:
@@ -86,10 +91,11 @@ class PipeReceiver(RecvLink):
         self._spec = spec
         self._batch = max(1, spec.capacity // 4)
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._lanes: dict[int, _Lane] = {}
         self._names: dict[bytes, _Lane] = {}
         self._senders: dict[bytes, deque[_Lane]] = {}
+        self._notes: deque[Raw] = deque()
         self._items: deque[Item] = deque()
         self._lane: _Lane | None = None
         self._due: deque[_Lane] = deque()
@@ -105,9 +111,9 @@ class PipeReceiver(RecvLink):
 
     def recv(self, timeout: float | None) -> Frame:
         """Take the next message of any sender."""
-        if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
-            self._acquire(timeout)
         try:
+            if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
+                self._acquire(timeout)
             if not self._items:
                 self._refill(timeout)
             lane = self._lane
@@ -120,7 +126,7 @@ class PipeReceiver(RecvLink):
                 self._ring()
             return item if type(item) is tuple else (self._map(lane, item),)  # type: ignore[arg-type]  # else an int
         finally:
-            self._lock.release()
+            release(self._lock)
 
     def _acquire(self, timeout: float | None) -> None:
         if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
@@ -199,30 +205,40 @@ class PipeReceiver(RecvLink):
 
     def _open_door(self) -> None:
         """Take all that senders have left."""
-        while (note := self._door.take()) is not None:
-            if isinstance(note, Lane):
+        while self._notes or self._door.take(self._notes):
+            # Each step below may be taken twice: an interruption leaves the note here, and it is dealt with again.
+            try:
+                note = _door.read(self._notes[0])
+            except ChannelBroken:
+                self._notes.popleft()
+                raise
+            known = self._names.get(note.lane)
+            if isinstance(note, Large):
+                if known is not None:
+                    known.large[note.number] = (note.fds[0], note.size)
+            elif known is None:
                 self._add(note)
-            elif (known := self._names.get(note.lane)) is not None:
-                known.large[note.number] = (note.fds[0], note.size)
-            else:
+            self._notes.popleft()
+            if isinstance(note, Large) and known is None:
                 os.close(note.fds[0])  # its lane died with an earlier receiver
 
     def _add(self, note: Lane) -> None:
-        lane = _Lane(note)
-        if len(note.fds) > 2:
-            lane.blocks.append((-2, _read_all(note.fds[2])))
-            os.close(note.fds[2])
-        self._names[lane.name] = lane
         # A sender that begins a new lane has ended its last one; what is in that comes first.
-        queue = self._senders.setdefault(lane.sender, deque())
-        queue.append(lane)
-        if len(queue) == 1:
+        queue = self._senders.setdefault(note.sender, deque())
+        if not queue or queue[-1].name != note.lane:
+            queue.append(_Lane(note))
+        lane = queue[-1]
+        if len(queue) == 1 and lane.fd not in self._lanes:
             self._watch(lane)
+        self._names[lane.name] = lane
 
     def _watch(self, lane: _Lane) -> None:
-        self._lanes[lane.fd] = lane
-        self._epoll.register(lane.fd, select.EPOLLIN)
         self._due.append(lane)  # it may have come with what an earlier receiver had read of it
+        try:
+            self._epoll.register(lane.fd, select.EPOLLIN)
+        except FileExistsError:
+            pass  # registered before an interruption
+        self._lanes[lane.fd] = lane
 
     def _remove(self, lane: _Lane) -> None:
         """Let go of a lane whose sender has closed it or died. A message it left half written is no message."""
@@ -286,9 +302,9 @@ class PipeReceiver(RecvLink):
 
     def ready(self) -> bool:
         """Tell whether there is a message, or an end."""
-        if not self._lock.acquire(blocking=False):
-            return False  # another thread is waiting for it
         try:
+            if not self._lock.acquire(blocking=False):
+                return False  # another thread is waiting for it
             if self._closed or self._items:
                 return True
             over = self._flags[0]
@@ -298,7 +314,7 @@ class PipeReceiver(RecvLink):
             self._ring()
             return bool(self._items or over)
         finally:
-            self._lock.release()
+            release(self._lock)
 
     def shutdown(self) -> None:
         """Mark the channel as shut down for everybody."""
@@ -327,6 +343,7 @@ class PipeReceiver(RecvLink):
         for lane in self._names.values():
             lane.close()
         self._names.clear()
+        self._items = deque()
         self._wakeup.close()
         if self._bell is not None:
             self._bell.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull, PeerDied
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import SendLink
 from ipcbus_pipe import _stream
@@ -81,7 +82,7 @@ class PipeSender(SendLink):
         self._pipe_bytes = options.pipe_bytes
         self._pipe: _Pipe | None = None
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._wakeup = Wakeup()
         self._watch = 0
         self._watched_pid = -1
@@ -93,9 +94,9 @@ class PipeSender(SendLink):
 
     def send(self, frame: Frame, timeout: float | None) -> None:
         """Write one message into this process's lane."""
-        if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
-            self._acquire(timeout)
         try:
+            if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
+                self._acquire(timeout)
             pipe = self._pipe
             if self._flags[0] or self._closed:
                 raise self._why_closed()
@@ -119,7 +120,7 @@ class PipeSender(SendLink):
                 raise self._why_closed() from error
             raise
         finally:
-            self._lock.release()
+            release(self._lock)
 
     def _write_slowly(self, pipe: _Pipe, data: bytes, timeout: float | None, error: OSError) -> None:
         """Write a record that did not fit at once; the kernel still takes it whole or not at all."""
@@ -328,9 +329,9 @@ class PipeSender(SendLink):
 
     def ready(self) -> bool:
         """Tell whether there is a credit, and room in the pipe."""
-        if not self._lock.acquire(blocking=False):
-            return False  # another thread is waiting for room
         try:
+            if not self._lock.acquire(blocking=False):
+                return False  # another thread is waiting for room
             if self._closed or self._flags[0]:
                 return True
             pipe = self._pipe
@@ -346,7 +347,7 @@ class PipeSender(SendLink):
             self._epoll.modify(pipe.fd, _NEVER)
             return pipe.sent < pipe.limit or pipe.collect()
         finally:
-            self._lock.release()
+            release(self._lock)
 
     def shutdown(self) -> None:
         """Mark the channel as shut down for everybody."""
