@@ -1,0 +1,173 @@
+"""Private directories: a place for sockets and small files that only processes of this user can reach.
+
+A directory belongs to the process that made it (its home) and is removed by it. One whose home was killed is left
+behind; it is removed when a process of this user next makes one, unless somebody still holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from ipcbus.errors import ChannelBroken, InsecureConfiguration
+
+__all__ = ["MAX_SOCKET_PATH", "PREFIX", "base", "check", "create", "hold", "reap", "remove", "socket_path"]
+
+PREFIX = "ipcbus-"
+MAX_SOCKET_PATH = 107
+"""Bytes in the path of a unix socket; see unix(7), ``sun_path``."""
+_HOME = "home"
+"""The file in each directory that names its home process, and that its users lock."""
+
+_reaped_by = 0
+"""The process that has looked for leftovers: once is enough."""
+
+
+def base() -> Path:
+    """Return where private directories are made: ``XDG_RUNTIME_DIR`` if it is ours alone, else where temporary files go."""
+    wanted = os.environ.get("XDG_RUNTIME_DIR")
+    if wanted and Path(wanted).is_absolute():
+        try:
+            check(Path(wanted))
+        except (ChannelBroken, InsecureConfiguration):
+            pass  # left over from before a change of user, or of another container
+        else:
+            return Path(wanted)
+    return Path(tempfile.gettempdir())
+
+
+def create() -> Path:
+    """Make a private directory of mode 0700; first remove what killed processes left behind.
+
+    Raises:
+        ChannelBroken: the system refused.
+    """
+    global _reaped_by  # noqa: PLW0603  once per process, and a forked child is another one
+    parent = base()
+    try:
+        if _reaped_by != os.getpid():
+            _reaped_by = os.getpid()
+            reap(parent)
+        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        (directory / _HOME).write_text(f"{os.getpid()} {_start_time(os.getpid())}")
+    except OSError as error:
+        raise ChannelBroken(
+            f"no private directory can be made in {parent}: {error.strerror}; free space there, or point "
+            "XDG_RUNTIME_DIR or TMPDIR at a directory you may write to"
+        ) from error
+    return directory
+
+
+def check(directory: Path) -> None:
+    """Make sure that a directory is private, before each use of a name inside it.
+
+    Raises:
+        ChannelBroken: it is gone.
+        InsecureConfiguration: it is a link or no directory, or another user owns it or may enter it.
+    """
+    try:
+        state = directory.lstat()
+    except OSError as error:
+        raise ChannelBroken(
+            f"the directory {directory} is gone ({error.strerror}): the process that made the channel has ended"
+        ) from error
+    if not stat.S_ISDIR(state.st_mode):
+        raise InsecureConfiguration(f"{directory} is not a directory; somebody replaced it, and nothing in it can be trusted")
+    if state.st_uid != os.geteuid():
+        raise InsecureConfiguration(f"{directory} belongs to user {state.st_uid}, not to this process's user {os.geteuid()}")
+    if state.st_mode & 0o077:
+        raise InsecureConfiguration(
+            f"{directory} has mode {stat.S_IMODE(state.st_mode):04o}, so other users can reach what is in it; it must be 0700"
+        )
+
+
+def hold(directory: Path) -> int:
+    """Keep a directory from being taken for a leftover, and return the descriptor that does it; close it to let go.
+
+    Raises:
+        ChannelBroken: the directory is gone, or just being removed.
+        InsecureConfiguration: it is not private.
+    """
+    check(directory)
+    gone = ChannelBroken(f"the directory {directory} is gone or being removed: the process that made the channel has ended")
+    try:
+        fd = os.open(directory / _HOME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError as error:
+        raise gone from error
+    except OSError as error:
+        raise ChannelBroken(f"{directory / _HOME} cannot be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise gone from error
+    if os.fstat(fd).st_nlink == 0:
+        os.close(fd)
+        raise gone
+    return fd
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory and what is in it. Idempotent; who has something open in it keeps that."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def reap(parent: Path) -> list[Path]:
+    """Remove this user's leftovers in a directory, and return them.
+
+    A leftover is one whose home process no longer runs and that nobody holds.
+    """
+    removed = []
+    for directory in parent.glob(PREFIX + "*"):
+        try:
+            check(directory)
+            fd = os.open(directory / _HOME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except (OSError, InsecureConfiguration):
+            continue  # not ours, just being made, or just being removed
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _home_ended(os.read(fd, 100)):
+                remove(directory)
+                removed.append(directory)
+        except BlockingIOError:
+            pass  # somebody holds it
+        finally:
+            os.close(fd)
+    return removed
+
+
+def socket_path(directory: Path, name: str) -> Path:
+    """Return the path of a unix socket in a directory.
+
+    Raises:
+        ChannelBroken: the path is longer than a unix socket's may be.
+    """
+    path = directory / name
+    length = len(os.fsencode(path))
+    if length > MAX_SOCKET_PATH:
+        raise ChannelBroken(
+            f"the socket path {path} has {length} bytes, and {MAX_SOCKET_PATH} is the most that works; "
+            "point XDG_RUNTIME_DIR or TMPDIR at a shorter one"
+        )
+    return path
+
+
+def _home_ended(said: bytes) -> bool:
+    words = said.split()
+    if len(words) != 2:
+        return False  # its home has not written it yet
+    return _start_time(int(words[0])) != words[1].decode()
+
+
+def _start_time(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot: with it a pid names one process for ever. Empty if it ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]  # the command may hold spaces and parentheses; see proc(5)

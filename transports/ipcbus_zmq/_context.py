@@ -1,0 +1,76 @@
+"""The zmq context of this process: made with its first socket, ended with its last, never carried into a forked child."""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from pathlib import Path
+
+import zmq
+from zmq.backend import Context
+
+from ipcbus.errors import ChannelBroken
+
+__all__ = ["acquire", "release"]
+
+_MAX_SOCKETS = 8192
+"""Sockets in one context; each end of a channel takes three, of which two watch over the first."""
+_SPARE_FDS = 32
+"""Descriptors that must be free: libzmq aborts the process when it finds none at a bad moment."""
+
+
+class _Shared:
+    """The context and how many use it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.context: Context | None = None
+        self.users = 0
+
+
+_shared = _Shared()
+
+
+def acquire() -> Context:
+    """Return this process's context; to be given back with ``release``.
+
+    Raises:
+        ChannelBroken: too few descriptors are left.
+    """
+    global _shared  # noqa: PLW0603  what the parent had is the parent's; pyzmq leaves it alone in the child
+    if _shared.pid != os.getpid():
+        _shared = _Shared()
+    _leave_room()
+    with _shared.lock:
+        if _shared.context is None:
+            _shared.context = Context()
+            _shared.context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
+        _shared.users += 1
+        return _shared.context
+
+
+def release(*, clean: bool) -> None:
+    """Give the context back.
+
+    Args:
+        clean: whether the caller's sockets are gone. If one is not, ending the context would wait for it without limit.
+    """
+    with _shared.lock:
+        _shared.users -= 1
+        if not clean:
+            _shared.context, _shared.users = None, 0  # left alone until the process ends; the next socket gets a new one
+        elif _shared.users == 0 and _shared.context is not None:
+            context, _shared.context = _shared.context, None
+            context.term()
+
+
+def _leave_room() -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    used = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    if limit != resource.RLIM_INFINITY and used + _SPARE_FDS > limit:
+        raise ChannelBroken(
+            f"{used} of this process's {limit} descriptors are in use; ZeroMQ needs {_SPARE_FDS} free ones to be safe. "
+            "Close channels that are not needed, or raise the limit (ulimit -n)"
+        )

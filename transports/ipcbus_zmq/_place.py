@@ -1,0 +1,220 @@
+"""Where the receiver of a channel listens, and what both ends share there: a private directory, or a TCP address."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import socket
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import zmq
+
+from ipcbus.errors import ChannelBroken, ChannelBusy, InsecureConfiguration
+from ipcbus.plumbing import rundir
+from ipcbus.plumbing.claim import Claim
+from ipcbus_zmq._post import close_inherited
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["Place", "PrivatePlace", "TcpPlace", "make_private"]
+
+_STATE = "state"
+_SOCKET = "socket"
+_STATE_SIZE = 4096
+_RECEIVER = 1
+"""The byte of the state file that the receiver claims; byte 0 is the flag that says the channel was shut down."""
+_BACKLOG = 1024
+_HEARTBEAT: Mapping[int, int] = {zmq.HEARTBEAT_IVL: 2000, zmq.HEARTBEAT_TIMEOUT: 6000}
+"""Milliseconds: a machine that vanishes says no goodbye, so each side asks whether the other is there."""
+
+
+Shut: TypeAlias = bytearray | mmap.mmap
+
+
+class Place(Protocol):
+    """One open end's share of a place."""
+
+    endpoint: str
+    """Its name in ZeroMQ's words."""
+    shut: Shut
+    """Item 0 is 1 once the channel was shut down, as far as is known here."""
+    eager: bool
+    """Whether only messages tell of a shutdown by another process, so that one has to look for them."""
+    connect_options: Mapping[int, int]
+    """Socket options of a sender."""
+    bind_options: Mapping[int, int]
+    """Socket options of a receiver."""
+
+    def listen(self) -> int:
+        """Become the receiver and return a listening socket, which then is zmq's.
+
+        Raises:
+            ChannelBusy: another process is.
+            ChannelBroken: the system refused.
+        """
+
+    def release(self) -> None:
+        """Free what this end holds, and stop being the receiver. Idempotent."""
+
+    def abandon(self) -> None:
+        """Free a forked child's copies of what this end holds."""
+
+
+def make_private() -> Path:
+    """Make the directory of a new channel; raises ``ChannelBroken``."""
+    directory = rundir.create()
+    try:
+        rundir.socket_path(directory, _SOCKET)
+        fd = os.open(directory / _STATE, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, _STATE_SIZE)  # a full disk shows here, and not as a SIGBUS later
+        finally:
+            os.close(fd)
+    except OSError as error:
+        rundir.remove(directory)
+        if isinstance(error, ChannelBroken):
+            raise
+        raise ChannelBroken(f"{directory} cannot be filled: {error.strerror}; free space there") from error
+    return directory
+
+
+class PrivatePlace:
+    """A private directory with a socket and a state file.
+
+    Args:
+        directory: made by ``make_private``.
+
+    Raises:
+        ChannelBroken: it is gone.
+        InsecureConfiguration: it is not private any more.
+    """
+
+    eager = False
+    connect_options: Mapping[int, int] = {zmq.RECONNECT_IVL: 20}
+    bind_options: Mapping[int, int] = {}
+
+    def __init__(self, directory: Path) -> None:
+        self._path = rundir.socket_path(directory, _SOCKET)
+        self.endpoint = f"ipc://{self._path}"
+        self._directory = directory
+        self._claim: Claim | None = None
+        self._hold = rundir.hold(directory)
+        try:
+            fd = self._open_state()
+            try:
+                self._memory = mmap.mmap(fd, _STATE_SIZE)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            os.close(self._hold)
+            raise ChannelBroken(f"{directory / _STATE} cannot be used: {error.strerror}") from error
+        self.shut: Shut = self._memory
+
+    def listen(self) -> int:
+        """Claim the receiver's part, then bind: a second bind of the path would steal it without a word."""
+        fd = self._open_state()
+        try:
+            claim = Claim(fd, _RECEIVER)
+        finally:
+            os.close(fd)
+        owner = claim.take()
+        if owner is not None:
+            claim.close()
+            raise ChannelBusy(
+                f"process {owner or 'unknown'} receives from {self.endpoint}; a zmq: channel has one receiver", owner or None
+            )
+        self._claim = claim
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            rundir.check(self._directory)
+            self._path.unlink(missing_ok=True)
+            listener.bind(str(self._path))
+            self._path.chmod(0o600)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            self.release()
+            if isinstance(error, ChannelBroken):
+                raise
+            raise ChannelBroken(f"cannot listen at {self._path}: {error.strerror}") from error
+        return listener.detach()
+
+    def _open_state(self) -> int:
+        return os.open(self._directory / _STATE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def release(self) -> None:
+        """Free the descriptors and the claim."""
+        if self._claim is not None:
+            self._path.unlink(missing_ok=True)
+        self._free()
+
+    def abandon(self) -> None:
+        """Free the inherited copies; the claim stays the parent's."""
+        close_inherited(str(self._path))
+        self._free()
+
+    def _free(self) -> None:
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+        hold, self._hold = self._hold, -1
+        if hold >= 0:
+            os.close(hold)
+            self._memory.close()
+
+
+class TcpPlace:
+    """A TCP address.
+
+    Args:
+        host: a name or an address of the receiver's machine.
+        port: 1 to 65535.
+        shut: what the ends of this process know of a shutdown.
+
+    Raises:
+        ChannelBroken: the name has no address.
+        InsecureConfiguration: it is a wildcard.
+    """
+
+    eager = True
+
+    def __init__(self, host: str, port: int, shut: bytearray) -> None:
+        self.shut: Shut = shut
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        except OSError as error:
+            raise ChannelBroken(f"{host!r} has no address: {error.strerror}") from error
+        self._family, self._address = family, address
+        number = str(address[0])
+        if number in ("0.0.0.0", "::"):  # noqa: S104  refused, not used
+            raise InsecureConfiguration(f"{host!r} means every network this machine is in; name the one address that is meant")
+        v6 = family == socket.AF_INET6
+        self.endpoint = f"tcp://[{number}]:{port}" if v6 else f"tcp://{number}:{port}"
+        self.bind_options: Mapping[int, int] = {**_HEARTBEAT, zmq.IPV6: int(v6)}
+        self.connect_options: Mapping[int, int] = {**self.bind_options, zmq.RECONNECT_IVL: 50, zmq.RECONNECT_IVL_MAX: 500}
+
+    def listen(self) -> int:
+        """Bind; only one process can."""
+        listener = socket.socket(self._family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a killed receiver linger
+            listener.bind(self._address)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            if error.errno == errno.EADDRINUSE:
+                raise ChannelBusy(f"another process receives at {self.endpoint} or uses the port otherwise") from error
+            raise ChannelBroken(
+                f"cannot listen at {self.endpoint}: {error.strerror}; the receiver must run where this address belongs"
+            ) from error
+        return listener.detach()
+
+    def release(self) -> None:
+        """Do nothing: the port went with the socket."""
+
+    def abandon(self) -> None:
+        """Close the inherited copies of the sockets."""
+        close_inherited(self._address)

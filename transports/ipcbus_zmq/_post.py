@@ -1,0 +1,218 @@
+"""One zmq socket with all that is needed to share it between threads, to wait for it, and to see the end of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import socket as sockets
+import struct
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zmq
+from zmq.backend import Socket
+
+from ipcbus.errors import ChannelBroken, ChannelClosed
+from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.wakeup import Wakeup
+from ipcbus_zmq import _context
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["NOBLOCK", "Post", "broken", "close_inherited"]
+
+NOBLOCK = int(zmq.NOBLOCK)
+"""A plain int: pyzmq takes it without a detour through the enumeration."""
+_STOPPED = int(zmq.EVENT_MONITOR_STOPPED)
+_GRACE = 2.0
+"""Seconds that zmq gets to end a socket after its linger."""
+
+
+class Post:
+    """A zmq socket, its monitor, a lock, and one descriptor that tells of news.
+
+    The lock is held for the length of a zmq call and never while waiting. A thread that waits does so on descriptors,
+    without the socket; whoever leaves something behind for others rings the bell.
+
+    Args:
+        kind: ``zmq.DEALER`` or ``zmq.ROUTER``.
+        options: zmq socket options.
+        events: monitor events to report.
+
+    Raises:
+        ChannelBroken: the system refused.
+    """
+
+    def __init__(self, kind: int, options: Mapping[int, int], events: int = 0) -> None:
+        self.lock = threading.Lock()
+        self.watched = False
+        """Whether somebody may sleep on the descriptors: then the bell must tell what zmq tells only once."""
+        self.closing = False
+        self._shown = False
+        self._rung = False
+        self._waiters = 0
+        self._left = threading.Event()
+        context = _context.acquire()
+        self.socket: Socket | None = None
+        self._monitor: Socket | None = None
+        try:
+            self.socket = Socket(context, kind)
+            for option, value in options.items():
+                self.socket.set(option, value)
+            name = f"inproc://ipcbus-{secrets.token_hex(8)}"
+            self.socket.monitor(name, events | _STOPPED)
+            self._monitor = Socket(context, zmq.PAIR)
+            # Without a bound here: zmq's own thread would stop when nobody reads the news.
+            self._monitor.set(zmq.RCVHWM, 0)
+            self._monitor.connect(name)
+        except zmq.ZMQError as error:
+            for made in (self._monitor, self.socket):
+                if made is not None:
+                    made.close(0)
+            _context.release(clean=True)
+            raise broken("a socket cannot be made", error) from error
+        self._bell = Wakeup()
+        self._epoll = select.epoll()
+        self._epoll.register(int(self.socket.get(zmq.FD)), select.EPOLLIN)
+        self._epoll.register(self._bell.fileno(), select.EPOLLIN)
+        if events:
+            self._epoll.register(int(self._monitor.get(zmq.FD)), select.EPOLLIN)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on from outside.
+
+        Raises:
+            ChannelClosed: closed.
+        """
+        with self.lock:
+            if self.closing:
+                raise ChannelClosed("this end is closed")
+            self._shown = self.watched = True
+            return self._epoll.fileno()
+
+    @property
+    def shown(self) -> bool:
+        """Whether somebody outside has the descriptor."""
+        return self._shown
+
+    def also_watch(self, fd: int) -> None:
+        """Add a descriptor to those that tell of news; the lock is held."""
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def ring(self, *, on: bool) -> None:
+        """Make the descriptor tell that there is, or is not, something that zmq has told already; the lock is held."""
+        if self._rung is not on:
+            self._rung = on
+            if on:
+                self._bell.set()
+            else:
+                self._bell.clear()
+
+    def wait(self, seconds: float | None) -> None:
+        """Sleep until there is news or the time has passed; the lock is held before and after, and free in between.
+
+        The last thing done with the socket must have been a ``recv`` that found nothing.
+        """
+        self._waiters += 1
+        self.watched = True
+        try:
+            self.lock.release()
+            self._epoll.poll(seconds)
+        finally:
+            self.lock.acquire()
+            self._waiters -= 1
+            self.watched = self._shown or self._waiters > 0
+            if self.closing and not self._waiters:
+                self._left.set()
+
+    def events(self) -> list[int]:
+        """Return what the monitor has seen since the last call, oldest first; the lock is held."""
+        seen: list[int] = []
+        monitor = self._monitor
+        assert monitor is not None
+        while True:
+            try:
+                event = monitor.recv(NOBLOCK)
+                monitor.recv(NOBLOCK)  # the address it happened at
+            except zmq.Again:
+                return seen
+            seen.append(struct.unpack_from("<H", event)[0])
+
+    def begin_close(self) -> bool:
+        """Turn everybody away and wait until nobody sleeps in ``wait``; False when this was done before."""
+        with self.lock:
+            if self.closing:
+                return False
+            self.closing = True
+            self.watched = False
+            self._rung = False
+            self.ring(on=True)
+            if not self._waiters:
+                return True
+        self._left.wait(_GRACE)
+        return True
+
+    def close(self, linger: float) -> None:
+        """End the socket: hand over what is queued for up to ``linger`` seconds, then free everything. The lock is held."""
+        socket, monitor = self.socket, self._monitor
+        assert socket is not None
+        assert monitor is not None
+        deadline = Deadline(linger + _GRACE)
+        socket.close(int(linger * 1000))
+        gone = self._await_end(monitor, deadline)
+        monitor.close(0)
+        self.socket = self._monitor = None
+        _context.release(clean=gone)
+        self._free()
+
+    def _await_end(self, monitor: Socket, deadline: Deadline) -> bool:
+        """Wait until zmq's threads are done with the socket: the last that its monitor says."""
+        poller = select.poll()
+        poller.register(int(monitor.get(zmq.FD)), select.POLLIN)
+        while _STOPPED not in self.events():
+            if deadline.expired:
+                return False
+            poller.poll(deadline.milliseconds())
+        return True
+
+    def abandon(self) -> None:
+        """Free this forked child's copies of the descriptors that are ours, and leave zmq's, which are its parent's."""
+        self.socket = self._monitor = None  # pyzmq closes nothing that another process made
+        self._free()
+
+    def _free(self) -> None:
+        self._epoll.close()
+        self._bell.close()
+
+
+def broken(what: str, error: zmq.ZMQError) -> ChannelBroken:
+    """Translate an error of zmq's."""
+    hint = ""
+    if error.errno in (24, 23):
+        hint = "; close channels that are not needed, or raise the limit of descriptors (ulimit -n)"
+    return ChannelBroken(f"ZeroMQ: {what}: {error.strerror}{hint}")
+
+
+def close_inherited(address: object) -> None:
+    """Close a forked child's copies of a parent's connections, found by the address they have at one of their ends.
+
+    While the child has them, the peers would not notice the death of the parent.
+    """
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  descriptors, whose directory entries are not paths
+        try:
+            if not str(Path(f"/proc/self/fd/{name}").readlink()).startswith("socket:"):
+                continue
+            found = sockets.socket(fileno=int(name))
+        except OSError:
+            continue  # closed meanwhile: the descriptor of this very listing
+        try:
+            ours = found.getsockname() == address or found.getpeername() == address
+        except OSError:
+            ours = False
+        if ours:
+            found.close()
+        else:
+            found.detach()

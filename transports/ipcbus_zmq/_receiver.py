@@ -1,0 +1,392 @@
+"""The receiving end: a ROUTER that binds, and a ledger of what each sender may still send."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import zmq
+
+from ipcbus.errors import ChannelClosed, ChannelEmpty, EndOfChannel
+from ipcbus.plumbing.alarm import Alarm
+from ipcbus.plumbing.clock import Deadline
+from ipcbus.transport import RecvLink
+from ipcbus_zmq._post import NOBLOCK, Post, broken
+from ipcbus_zmq._protocol import MARK, Account, Ending, Kind, Ledger, encode, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ipcbus.transport import Frame
+    from ipcbus_zmq._place import Place
+    from ipcbus_zmq._protocol import Control
+
+__all__ = ["Receiver"]
+
+_MORE = NOBLOCK | int(zmq.SNDMORE)
+_SLACK = 64
+"""Messages above the capacity that zmq may hold for one connection: control messages."""
+_PATIENCE = 0.002
+"""Seconds a receiver sleeps before it returns the credit of messages that just came: more may follow, and one grant does."""
+_FAREWELL = 1.0
+"""Seconds for telling the senders that this receiver goes."""
+_TURN = 256
+"""Messages that are no data, after which a call looks at its deadline."""
+_PRUNE_FROM = 256
+"""Accounts above which those of vanished senders are looked for."""
+
+
+class Receiver(RecvLink):
+    """The receiving end of the one process that has it.
+
+    Args:
+        place: where to listen.
+        capacity: messages each sender may have on its way.
+        max_message: bytes.
+    """
+
+    def __init__(self, place: Place, capacity: int, max_message: int) -> None:
+        self._place = place
+        try:
+            listener = place.listen()
+        except BaseException:
+            place.release()
+            raise
+        bound = min(capacity + _SLACK, 2**31 - 1)
+        options = {
+            zmq.ROUTER_MANDATORY: 1,  # a send to a sender that is gone says so
+            zmq.RCVHWM: bound,  # a sender that minds no credit is held back by its own connection
+            zmq.SNDHWM: bound,
+            zmq.MAXMSGSIZE: max_message,
+            zmq.USE_FD: listener,
+            **place.bind_options,
+        }
+        try:
+            self._post = Post(zmq.ROUTER, options)
+        except BaseException:
+            os.close(listener)
+            place.release()
+            raise
+        socket = self._post.socket
+        assert socket is not None
+        self._socket = socket
+        self._recv: Callable[[int], bytes] = socket.recv
+        self._ledger = Ledger(capacity)
+        self._accounts = self._ledger.accounts
+        self._max_message = max_message
+        self._ending = Ending(monotonic())
+        self._alarm: Alarm | None = None
+        self._stash: Frame | None = None
+        self._carried: bytes | None = None
+        self._torn = False
+        self._special = False
+        """Whether the short way through ``recv`` is barred: something of the above, closed, or shut down."""
+        self._prune_at = _PRUNE_FROM
+        self.strays = 0
+        """Messages that made no sense and were dropped."""
+        try:
+            socket.bind(place.endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise broken(f"cannot listen at {place.endpoint}", error) from error
+        if place.shut[0]:
+            self._end()
+
+    # ------------------------------------------------------------------ receiving
+
+    def recv(self, timeout: float | None) -> Frame:
+        """Take the next message."""
+        post = self._post
+        with post.lock:
+            if not self._special:
+                try:
+                    identity = self._recv(NOBLOCK)
+                    first = self._recv(NOBLOCK)
+                except zmq.Again:
+                    return self._wait_for_one(timeout, asked=True)
+                except zmq.ZMQError as error:
+                    raise broken("receiving failed", error) from error
+                except BaseException:
+                    self._torn = self._special = True
+                    raise
+                account = self._accounts.get(identity)
+                if account is not None and first and first[0] != MARK:
+                    account.consumed += 1
+                    if account.consumed >= account.mark and self._ledger.due(account):
+                        self._grant(account)
+                    if post.watched:
+                        post.ring(on=True)
+                    return (first,)
+                frame = self._sort(identity, first)
+                if frame is not None:
+                    return frame
+            return self._wait_for_one(timeout)
+
+    def _wait_for_one(self, timeout: float | None, *, asked: bool = False) -> Frame:
+        """Return the next message; the lock is held.
+
+        Args:
+            timeout: as for ``recv``.
+            asked: whether zmq was just found to have nothing.
+        """
+        deadline = Deadline(timeout)
+        patient = timeout != 0
+        skip = asked and patient and not self._post.watched
+        while True:
+            if self._post.closing:
+                raise ChannelClosed("this end is closed")
+            frame = None if skip else self._take(deadline, patient=patient)
+            skip = False
+            if frame is not None:
+                return frame
+            if self._ending.over:
+                raise EndOfChannel(f"the channel at {self._place.endpoint} was shut down and is drained")
+            if deadline.expired:
+                raise ChannelEmpty(f"no message at {self._place.endpoint}")
+            left = deadline.remaining()
+            patience = _PATIENCE if patient and self._ledger.owing() else None
+            for sooner in (self._ending.remaining(monotonic()), patience):
+                if sooner is not None:
+                    left = sooner if left is None else min(left, sooner)
+            self._post.wait(left)
+            patient = patience is None and patient
+
+    def _take(self, deadline: Deadline, *, patient: bool) -> Frame | None:
+        """Return the next message if there is one; the lock is held.
+
+        Args:
+            deadline: when to stop even if only senseless messages come.
+            patient: whether what is owed to the senders may wait a little.
+        """
+        if self._stash is not None:
+            stash, self._stash = self._stash, None
+            return stash
+        frame = self._pull(deadline)
+        if frame is None and not patient and self._ledger.owing():
+            self._grant_all()
+            frame = self._pull(deadline)  # granting may have taken in zmq's news of a message, which no descriptor then tells
+        if frame is None and self._ending.begun:
+            self._ending.empty(monotonic(), silent_senders=bool(self._accounts))
+        return frame
+
+    def _pull(self, deadline: Deadline) -> Frame | None:
+        """Take messages off the socket until one is data, or none is left; the lock is held."""
+        if self._ending.over:
+            return None
+        turn = 0
+        frame = None
+        try:
+            self._step()
+            while frame is None:
+                turn += 1
+                if turn % _TURN == 0 and deadline.expired:
+                    self._post.ring(on=True)
+                    return None
+                identity = self._carried or self._recv(NOBLOCK)
+                self._carried = None
+                frame = self._sort(identity, self._recv(NOBLOCK)) if _plausible(identity) else (identity,)
+        except zmq.Again:
+            self._post.ring(on=False)
+            return None
+        except zmq.ZMQError as error:
+            raise broken("receiving failed", error) from error
+        except BaseException:
+            self._torn = self._special = True
+            raise
+        self._post.ring(on=self._post.watched)
+        return frame
+
+    def _step(self) -> None:
+        """Drop the rest of a message that an interrupted call left half read, so that the next part begins a message."""
+        if self._torn:
+            while self._socket.get(zmq.RCVMORE):
+                self._recv(NOBLOCK)
+            self._carried = None
+            self._torn = False
+        self._special = self._ending.begun or self._carried is not None
+
+    def _sort(self, identity: bytes, first: bytes) -> Frame | None:
+        """Decide what a message is that is not plainly data: return its frame, or None when it was no data."""
+        if not _plausible(identity):
+            # A stranger sent more parts than it may; what looks like the first part is the start of the next message.
+            self._carried, self._special = first, True
+            return (identity,)
+        account = self._accounts.get(identity) or self._meet(identity)
+        if not first or first[0] != MARK:
+            return self._count(account, (first,))
+        control = parse(first)
+        if control is None:
+            self.strays += 1
+        elif control.kind is Kind.PARTS:
+            return self._count(account, self._collect(control.number))
+        else:
+            self._obey(account, control)
+        return None
+
+    def _count(self, account: Account, frame: Frame | None) -> Frame | None:
+        account.consumed += 1
+        if account.consumed >= account.mark:
+            if self._ledger.excessive(account):
+                self.strays += 1
+                return None
+            if self._ledger.due(account):
+                self._grant(account)
+        if frame is not None and self._ending.begun:
+            self._ending.heard(monotonic())
+        return frame
+
+    def _collect(self, number: int) -> Frame | None:
+        """Take the parts of a message; None when it is not whole."""
+        parts: list[memoryview] = []
+        size, last = 0, False
+        while not last:
+            if not parts and not self._socket.get(zmq.RCVMORE):
+                break
+            part = self._socket.recv(NOBLOCK, copy=False)
+            last = not part.more
+            size += len(part)
+            if size <= self._max_message and len(parts) <= number:
+                parts.append(part.buffer)
+        if len(parts) == number and size <= self._max_message:
+            return parts
+        self.strays += 1
+        return None
+
+    def _meet(self, identity: bytes) -> Account:
+        if len(self._accounts) >= self._prune_at:
+            for account in self._ledger:
+                self._tell(account, Kind.GRANT, account.granted)
+            self._prune_at = max(_PRUNE_FROM, 2 * len(self._accounts))
+        return self._ledger.open(identity)
+
+    def _obey(self, account: Account, control: Control) -> None:
+        kind = control.kind
+        if kind is Kind.HELLO:
+            self._ledger.hello(account, control.count)
+            self._tell(account, Kind.GRANT, control.count)
+            if self._ending.begun:
+                self._tell(account, Kind.CLOSED)
+        elif kind in (Kind.FIN, Kind.SHUTDOWN):
+            self._ledger.close(account.identity)
+            if kind is Kind.SHUTDOWN:
+                self._end()
+        elif kind is Kind.ABORT:
+            self._torn = True
+            self._step()
+        else:
+            self.strays += 1
+
+    # ------------------------------------------------------------------ what senders are told
+
+    def _grant(self, account: Account) -> None:
+        if self._tell(account, Kind.GRANT, account.consumed):
+            self._ledger.granted(account)
+        else:
+            self._ledger.owe(account)
+
+    def _grant_all(self) -> None:
+        for account in self._ledger.owing():
+            self._grant(account)
+
+    def _tell(self, account: Account, kind: Kind, count: int = 0) -> bool:
+        """Send a control message, and say whether it went; a sender that is gone is forgotten."""
+        send = self._socket.send
+        try:
+            send(account.identity, _MORE)
+            send(encode(kind, os.getpid(), count), NOBLOCK)
+        except zmq.Again:
+            return False  # it has not read for long; counts only grow, so a later one says it all
+        except zmq.ZMQError:
+            self._ledger.close(account.identity)
+            return False
+        except BaseException:
+            # Interrupted, perhaps behind the first part: end the message, with nothing in it that could be understood.
+            try:
+                send(b"", NOBLOCK)
+            except zmq.ZMQError:
+                pass  # it had not begun
+            raise
+        return True
+
+    def _end(self) -> None:
+        """Note that the channel was shut down, and tell every sender."""
+        if self._ending.begun:
+            return
+        self._place.shut[0] = 1
+        self._ending.begin(monotonic())
+        self._special = True
+        self._grant_all()
+        self._ledger.stop()
+        for account in self._ledger:
+            self._tell(account, Kind.CLOSED)
+
+    # ------------------------------------------------------------------ the rest
+
+    def ready(self) -> bool:
+        """Tell whether a message is there, or the end is."""
+        with self._post.lock:
+            if self._post.closing:
+                raise ChannelClosed("this end is closed")
+            if self._stash is None:
+                self._stash = self._take(Deadline(0), patient=False)
+                self._special = self._special or self._stash is not None
+            if self._stash is None and self._post.shown:
+                self._set_alarm()
+            return self._stash is not None or self._ending.over
+
+    def _set_alarm(self) -> None:
+        """Let the descriptor tell when the end of the channel will have come."""
+        left = self._ending.remaining(monotonic())
+        if left is None:
+            return
+        if self._alarm is None:
+            self._alarm = Alarm()
+            self._post.also_watch(self._alarm.fileno())
+        self._alarm.set(left)
+
+    def fileno(self) -> int:
+        """Return the descriptor that tells of messages."""
+        return self._post.fileno()
+
+    def depth(self) -> None:
+        """Return None: zmq does not say how many messages it holds."""
+
+    def shutdown(self) -> None:
+        """End the stream."""
+        with self._post.lock:
+            if self._post.closing:
+                raise ChannelClosed("this end is closed")
+            self._end()
+            self._post.ring(on=True)
+
+    def close(self) -> None:
+        """Tell the senders and stop listening. Messages that came and were not received are lost."""
+        if not self._post.begin_close():
+            return
+        with self._post.lock:
+            self._special = True
+            try:
+                self._grant_all()
+                for account in self._ledger:
+                    self._tell(account, Kind.GONE)
+            finally:
+                self._post.close(_FAREWELL)
+                self._free_alarm()
+                self._place.release()
+
+    def abandon(self) -> None:
+        """Let go of what a forked child inherited."""
+        self._post.abandon()
+        self._free_alarm()
+        self._place.abandon()
+
+    def _free_alarm(self) -> None:
+        alarm, self._alarm = self._alarm, None
+        if alarm is not None:
+            alarm.close()
+
+
+def _plausible(identity: bytes) -> bool:
+    """Tell whether a part can be the name that zmq gave to a connection."""
+    return len(identity) == 5 and identity[0] == 0

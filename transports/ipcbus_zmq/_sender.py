@@ -1,0 +1,280 @@
+"""The sending end: a DEALER that connects, and a window that says how far ahead of the receiver it may be."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import zmq
+
+from ipcbus.errors import ChannelClosed, ChannelFull, PeerDied
+from ipcbus.plumbing.clock import Deadline
+from ipcbus.transport import LINGER, SendLink
+from ipcbus_zmq._post import NOBLOCK, Post, broken
+from ipcbus_zmq._protocol import MARK, Kind, Window, encode, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ipcbus.transport import Frame
+    from ipcbus_zmq._place import Place
+
+__all__ = ["Sender"]
+
+_MORE = NOBLOCK | int(zmq.SNDMORE)
+_JOIN_LIMIT = 32 * 1024
+"""Bytes up to which the buffers of a frame are joined: one copy is cheaper than one more zmq part."""
+_ASK_AFTER = 0.5
+"""Seconds of waiting for room after which a sender asks, once, where the receiver is."""
+_LOOK_EVERY = 0.001
+"""Seconds after which a sender of a channel without shared state looks for news before it sends."""
+_FAREWELL = 1.0
+"""Seconds for the last control message, when no data is queued."""
+_CONTROL_LIMIT = 256
+"""Bytes of the largest message that a receiver may send back."""
+
+
+class Sender(SendLink):
+    """The sending end of one process.
+
+    Args:
+        place: where the receiver is.
+        capacity: messages that may be on their way.
+    """
+
+    def __init__(self, place: Place, capacity: int) -> None:
+        self._place = place
+        options = {
+            zmq.SNDHWM: 0,  # the window bounds what is queued
+            zmq.RCVHWM: 0,
+            zmq.MAXMSGSIZE: _CONTROL_LIMIT,
+            **place.connect_options,
+        }
+        try:
+            self._post = Post(zmq.DEALER, options, int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED))
+        except BaseException:
+            place.release()
+            raise
+        socket = self._post.socket
+        assert socket is not None
+        self._socket = socket
+        self._send: Callable[..., object] = socket.send
+        self._window = Window(capacity)
+        self._shut = place.shut
+        self._eager = place.eager
+        self._look_at = 0.0
+        self._met = self._connected = self._lost = self._left = False
+        self._receiver_pid: int | None = None
+        self._parted = self._asked = False
+        self._full_since: float | None = None
+        try:
+            socket.connect(place.endpoint)
+            self._control(Kind.HELLO)
+        except zmq.ZMQError as error:
+            self.close()
+            raise broken(f"cannot connect to {place.endpoint}", error) from error
+
+    # ------------------------------------------------------------------ sending
+
+    def send(self, frame: Frame, timeout: float | None) -> None:
+        """Queue one message."""
+        with self._post.lock:
+            window = self._window
+            if window.sent >= window.limit or self._shut[0] or (self._eager and monotonic() >= self._look_at):
+                self._make_room(timeout)
+            # Counted first: a call that is interrupted may have sent it, and one too many is put right by a HELLO.
+            window.sent += 1
+            try:
+                if len(frame) == 1 and (part := frame[0]) and part[0] != MARK:
+                    self._send(part, NOBLOCK)
+                else:
+                    self._send_parts(frame)
+            except zmq.ZMQError as error:
+                window.sent -= 1
+                raise broken("a message cannot be sent", error) from error
+
+    def _send_parts(self, frame: Frame) -> None:
+        joined = b"".join(frame) if sum(memoryview(part).nbytes for part in frame) <= _JOIN_LIMIT else b""
+        if joined and joined[0] != MARK:
+            self._send(joined, NOBLOCK)
+            return
+        parts = [joined] if joined else frame
+        try:
+            self._send(encode(Kind.PARTS, len(parts)), _MORE)
+            for part in parts[:-1]:
+                self._send(part, _MORE)
+            self._send(parts[-1], NOBLOCK)
+        except BaseException:
+            # How far it came cannot be known: end it with so many parts that the receiver sees that it is void.
+            for _ in range(len(parts) + 1):
+                self._send(encode(Kind.ABORT), _MORE)
+            self._send(encode(Kind.ABORT), NOBLOCK)
+            raise
+
+    def _make_room(self, timeout: float | None) -> None:
+        """Return when one message may be sent; the lock is held."""
+        deadline = Deadline(timeout)
+        window = self._window
+        while True:
+            self._check_open()
+            self._look()
+            if self._shut[0]:
+                self._part(Kind.SHUTDOWN)  # whoever set the flag may have been killed before it could tell the receiver
+                raise ChannelClosed(f"the channel at {self._place.endpoint} was shut down")
+            if window.sent < window.limit:
+                return
+            if self._lost:
+                raise PeerDied(self._epitaph(), self._receiver_pid)
+            if deadline.expired:
+                raise ChannelFull(
+                    f"{window.capacity} messages of this process wait at {self._place.endpoint}"
+                    + ("" if self._met else ", where no receiver has appeared yet")
+                )
+            left = deadline.remaining()
+            if self._connected and not self._asked:
+                left = _ASK_AFTER if left is None else min(left, _ASK_AFTER)
+            self._post.wait(left)
+
+    def _check_open(self) -> None:
+        if self._post.closing:
+            raise ChannelClosed("this end is closed")
+
+    def _epitaph(self) -> str:
+        who = f"process {self._receiver_pid}" if self._receiver_pid else "it"
+        return (
+            f"the receiver at {self._place.endpoint} is gone ({who} died or the connection broke) and "
+            f"{self._window.outstanding} messages are not known to have been received; start a receiver and send again"
+        )
+
+    # ------------------------------------------------------------------ news
+
+    def _look(self) -> None:
+        """Take in what the receiver and the monitor have said; the lock is held."""
+        # The monitor first: what a receiver said before its connection ended is in the inbox by the time this tells of it.
+        disconnected = False
+        for event in self._post.events():
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                if self._met:
+                    self._control(Kind.HELLO)  # to a successor; the first receiver gets the one that waits since the start
+                self._met = self._connected = True
+                disconnected = self._lost = self._left = False
+            else:
+                self._connected = False
+                disconnected = True
+        self._ask_if_stuck()
+        # Nothing may be sent after this loop: only after a recv that found nothing do the descriptors tell of what comes.
+        while True:
+            try:
+                part = self._socket.recv(NOBLOCK)
+            except zmq.Again:
+                break
+            except zmq.ZMQError as error:
+                raise broken("news of the receiver cannot be read", error) from error
+            self._hear(bytes(part))
+        if disconnected and not self._left:
+            self._lost = True
+        if self._eager:
+            self._look_at = monotonic() + _LOOK_EVERY
+        if self._post.watched:
+            self._post.ring(on=self._has_news())
+
+    def _has_news(self) -> bool:
+        """Tell whether a send would do something other than find the channel full."""
+        return self._window.sent < self._window.limit or self._lost or bool(self._shut[0])
+
+    def _ask_if_stuck(self) -> None:
+        """Ask once where the receiver is, when there has been no room for long.
+
+        An interrupted call can leave the two counts apart; a HELLO behind everything that was sent settles that.
+        """
+        if self._window.sent < self._window.limit or not self._connected:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = monotonic()
+            self._asked = False
+        elif not self._asked and monotonic() >= self._full_since + _ASK_AFTER:
+            self._asked = True
+            self._control(Kind.HELLO)
+
+    def _hear(self, part: bytes) -> None:
+        control = parse(part)
+        if control is None:
+            return
+        if control.kind is Kind.GRANT:
+            self._receiver_pid = control.number
+            self._window.grant(control.count)
+        elif control.kind is Kind.CLOSED:
+            self._shut[0] = 1
+            self._part(Kind.FIN)
+        elif control.kind is Kind.GONE:
+            self._left = True
+
+    def _part(self, kind: Kind) -> None:
+        """Say once that no more will come."""
+        if not self._parted:
+            self._parted = True
+            self._control(kind)
+
+    def _control(self, kind: Kind) -> None:
+        self._send(encode(kind, os.getpid(), self._window.sent), NOBLOCK)
+
+    # ------------------------------------------------------------------ the rest
+
+    def ready(self) -> bool:
+        """Tell whether a send would find room, or that there will be none."""
+        with self._post.lock:
+            self._check_open()
+            self._look()
+            return self._has_news()
+
+    def fileno(self) -> int:
+        """Return the descriptor that tells of room and of other news."""
+        return self._post.fileno()
+
+    def depth(self) -> int | None:
+        """Return how many of this process's messages are not known to have been received."""
+        with self._post.lock:
+            if self._post.closing:
+                return None
+            self._look()
+            return self._window.outstanding
+
+    def shutdown(self) -> None:
+        """End the stream."""
+        with self._post.lock:
+            self._check_open()
+            self._look()
+            self._part(Kind.SHUTDOWN)
+            self._shut[0] = 1  # after the message: a kill in between leaves the channel as it was
+            self._post.ring(on=True)
+
+    def close(self) -> None:
+        """Hand over what is queued, for up to ``LINGER`` seconds while a receiver may come for it, and release this end."""
+        if not self._post.begin_close():
+            return
+        with self._post.lock:
+            try:
+                self._look()
+                if self._connected:
+                    self._part(Kind.FIN)
+            finally:
+                linger = self._linger()
+                self._window.limit = -1
+                self._post.close(linger)
+                self._place.release()
+
+    def _linger(self) -> float:
+        if self._lost:
+            return 0.0
+        if self._window.outstanding:
+            return LINGER
+        if self._connected:
+            return _FAREWELL
+        # A shutdown that waits for a receiver: without shared state the message is all that will tell it.
+        return LINGER if self._parted and self._eager else 0.0
+
+    def abandon(self) -> None:
+        """Let go of what a forked child inherited."""
+        self._post.abandon()
+        self._place.abandon()
