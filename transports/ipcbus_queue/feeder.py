@@ -1,0 +1,172 @@
+"""The standard library's queue, with parts of ours: what it writes to, the lock for writing, and the room."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from typing import TYPE_CHECKING
+
+from ipcbus_queue.shared import OVER, TORN, WRITING
+
+if TYPE_CHECKING:
+    from collections.abc import Sized
+
+    from ipcbus_queue.shared import Shared
+
+__all__ = ["Feeder"]
+
+_PIPE_BUF = 4096
+"""What Linux writes to a pipe in one piece or not at all; see pipe(7)."""
+_head = struct.Struct("!i").pack
+
+
+class Feeder(Queue):  # type: ignore[type-arg]  # generic for type checkers only
+    """A ``multiprocessing.Queue`` that is only put into: its thread moves what was put to the channel's pipe."""
+
+    @classmethod
+    def over(cls, shared: Shared) -> Feeder:
+        """Make one the way a spawned child does, from the parts that multiprocessing would send it."""
+        lock = _WriteLock(shared)
+        try:
+            pipe = _Pipe(os.dup(shared.writer.fileno()), lock)
+        except OSError:
+            lock.close()
+            raise
+        feeder = cls.__new__(cls)
+        # In this order: ignore_epipe, maxsize, reader, writer, lock for reading, lock for writing, room, pid. Nobody
+        # reads through it; _Pipe locks by itself; and receivers that are all gone are no error, since others may come.
+        state = (True, shared.capacity, pipe, pipe, None, threading.Lock(), _Room(shared), os.getpid())
+        feeder.__setstate__(state)  # type: ignore[arg-type]  # ours for the semaphores and the locks
+        pipe.waiting = feeder._buffer  # type: ignore[attr-defined]  # noqa: SLF001  tells whether more will follow
+        return feeder
+
+    def finish(self, timeout: float) -> None:
+        """Flush for at most ``timeout`` seconds, and see to it that the interpreter's exit waits no longer either."""
+        thread: threading.Thread | None = self._thread  # type: ignore[attr-defined]  # join_thread() takes no timeout
+        self.close()
+        self.cancel_join_thread()
+        if thread is not None:
+            thread.join(timeout)
+        if thread is None or not thread.is_alive():
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Free the descriptors without writing what is left: in a forked child, or when there is no thread."""
+        self._writer.discard()  # type: ignore[attr-defined]  # the _Pipe that over() gave it
+
+    def _on_queue_feeder_error(self, error: BaseException, obj: object) -> None:  # noqa: ARG002  multiprocessing's hook
+        """Say that the channel is broken: a message that was accepted is lost."""
+        self._sem.shared.tear()  # type: ignore[attr-defined]  # the _Room that over() gave it
+
+
+class _Pipe(Connection):
+    """The writing end, which joins small messages into one write while more of them wait.
+
+    Used by the queue's thread alone. What it writes is what ``Connection.send_bytes`` would, only in fewer pieces.
+    """
+
+    waiting: Sized = ()
+    """What the queue's thread has not got to yet."""
+
+    def __init__(self, fd: int, lock: _WriteLock) -> None:
+        super().__init__(fd, readable=False)
+        self._lock = lock
+        self._joined: list[bytes | memoryview] = []
+        self._size = 0
+
+    def send_bytes(self, buf: memoryview) -> None:  # type: ignore[override]  # multiprocessing's queue gives nothing else
+        """Write one message, now or together with the next."""
+        size = len(buf) + 4
+        if self._size + size > _PIPE_BUF:
+            self._flush()
+        if size <= _PIPE_BUF:
+            self._joined += (_head(len(buf)), buf)
+            self._size += size
+            if not self.waiting:
+                self._flush()
+            return
+        self._lock.acquire(tears=True)
+        try:
+            super().send_bytes(buf)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Write what is left and free the descriptors: the last thing the queue's thread does. Idempotent."""
+        self._flush()
+        self.discard()
+
+    def discard(self) -> None:
+        """Free the descriptors and write nothing. Idempotent."""
+        self._joined.clear()
+        super().close()
+        self._lock.close()
+
+    def _flush(self) -> None:
+        if self._joined:
+            joined = b"".join(self._joined)
+            self._joined.clear()
+            self._size = 0
+            self._lock.acquire(tears=False)
+            try:
+                os.write(self.fileno(), joined)  # in one piece, by its size
+            finally:
+                self._lock.release()
+
+
+class _WriteLock:
+    """The lock for writing to the pipe, which the kernel lets go when its owner dies."""
+
+    __slots__ = ("_fd", "_page", "_shared")
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._page = shared.page
+        self._fd = shared.reopen(shared.file, os.O_RDWR)
+
+    def acquire(self, *, tears: bool) -> None:
+        """Take it.
+
+        Args:
+            tears: whether what is to be written comes in several pieces.
+
+        Raises:
+            ChannelBroken: the owner before was killed between two pieces.
+        """
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        page = self._page
+        if page[WRITING] or page[OVER] == TORN:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            raise self._shared.tear()
+        page[WRITING] = tears
+
+    def release(self) -> None:
+        """Let it go."""
+        self._page[WRITING] = 0
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Free the descriptor. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class _Room:
+    """What the queue takes for its semaphore: always free, because the link took the room before."""
+
+    __slots__ = ("shared",)
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+
+    def acquire(self, block: bool, timeout: float | None) -> bool:  # noqa: ARG002, FBT001  multiprocessing's signature
+        """Say yes."""
+        return True
+
+    def release(self) -> None:
+        """Do nothing: called when a message is lost, and then the channel is over."""

@@ -1,0 +1,92 @@
+"""What both ends have in common: a lock for threads, the descriptor to wait on, and a close that wakes who waits."""
+
+from __future__ import annotations
+
+import select
+import threading
+
+from ipcbus.errors import ChannelClosed
+from ipcbus.plumbing.wakeup import Wakeup
+
+__all__ = ["Gate"]
+
+
+class Gate:
+    """Lets threads wait for descriptors until the end is closed.
+
+    Attributes:
+        lock: guards the end it belongs to; never held while waiting.
+        closed: whether ``close`` was called.
+        epoll: the set of descriptors that are waited for.
+        bell: readable once the end has news that no other descriptor shows, its closing for one.
+    """
+
+    __slots__ = ("_waiting", "bell", "closed", "epoll", "lock")
+
+    def __init__(self, *fds: int) -> None:
+        self.lock = threading.Lock()
+        self.closed = False
+        self._waiting = 0
+        self.bell = Wakeup()
+        try:
+            self.epoll = select.epoll()
+            for fd in (self.bell.fileno(), *fds):
+                self.epoll.register(fd, select.EPOLLIN)
+        except OSError:
+            self.bell.close()
+            raise
+
+    def check(self) -> None:
+        """Raise ``ChannelClosed`` if the end is closed; the lock is held."""
+        if self.closed:
+            raise ChannelClosed("this end of the queue: channel is closed")
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on; raises ``ChannelClosed``."""
+        with self.lock:
+            self.check()
+            return self.epoll.fileno()
+
+    def wait(self, timeout: float | None, *extra: int) -> bool:
+        """Wait until one of the descriptors, or of ``extra`` ones, is readable, and say whether one is; without the lock."""
+        with self.lock:
+            if self.closed:
+                return True
+            self._waiting += 1
+        try:
+            if not extra:
+                return bool(self.epoll.poll(timeout))
+            poller = select.poll()
+            for fd in (self.epoll.fileno(), *extra):
+                poller.register(fd, select.POLLIN)
+            return bool(poller.poll(None if timeout is None else timeout * 1000))
+        finally:
+            self._leave()
+
+    def close(self) -> bool:
+        """Close and wake who waits; say whether it was open. The lock is held.
+
+        What they wait on is freed by the last of them: freed earlier, it could no longer wake them.
+        """
+        if self.closed:
+            return False
+        self.closed = True
+        self.bell.set()
+        if not self._waiting:
+            self._free()
+        return True
+
+    def abandon(self) -> None:
+        """Free what a forked child inherited."""
+        self.closed = True
+        self._free()
+
+    def _leave(self) -> None:
+        with self.lock:
+            self._waiting -= 1
+            if self.closed and not self._waiting:
+                self._free()
+
+    def _free(self) -> None:
+        self.epoll.close()
+        self.bell.close()

@@ -1,0 +1,184 @@
+"""Taking messages out of the pipe of a ``multiprocessing.Queue``, without ever waiting for the rest of one.
+
+A message is what ``Connection.send_bytes`` writes: its size as four bytes (or -1 and eight bytes), then a pickle, here
+always of one ``bytes``. ``Queue.get`` is not used because it holds a lock while it waits, which a killed receiver takes
+with it, because its timeout does not cover the reading, and because each call with a timeout builds a selector.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+from fcntl import LOCK_EX, LOCK_UN, flock
+from os import eventfd_write, read
+from pickle import loads
+from typing import TYPE_CHECKING, Any
+
+from ipcbus_queue.shared import HELD, OVER, READING, SPILL_AT, TORN
+
+if TYPE_CHECKING:
+    from ipcbus_queue.shared import Shared
+
+__all__ = ["Reader"]
+
+_SHORT = struct.Struct("!i")
+_LONG = struct.Struct("!Q")
+_HEAD = _SHORT.size + _LONG.size
+_HAVE = struct.Struct("<Q")
+_HAVE_AT = 8
+"""Where the page says how many bytes the file holds of the message that was begun."""
+
+_CHUNK = 1 << 20
+_AT_ONCE = 1 << 16
+"""Bytes a pipe holds: what is larger never comes in one piece."""
+_OVERHEAD = 64
+"""More than pickle adds to one ``bytes``."""
+
+from_bytes = int.from_bytes
+_FOUR = (_SHORT.size,)
+_ONE = (1,)
+
+
+class Reader:
+    """Takes whole messages out of the pipe, one process at a time.
+
+    What was read of a message that is not whole yet lies in the shared file, so whoever looks next goes on with it, in
+    this process or in another.
+
+    Args:
+        shared: the channel.
+    """
+
+    __slots__ = ("_fd", "_fds", "_page", "_parts", "_room", "_shared")
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        # Opened anew, so that it can be non-blocking and locked for this process alone.
+        self._fd = shared.reopen(shared.reader, os.O_RDONLY | os.O_NONBLOCK)
+        self._fds = (self._fd,)
+        self._room = (shared.room.fileno(),)
+        self._parts: list[Any] = []  # what was read of a message, then None once its room was given back
+        self._page = shared.page
+
+    def fileno(self) -> int:
+        """Return the pipe's descriptor."""
+        return self._fd
+
+    def readable(self) -> bool:
+        """Tell whether some of a message is there."""
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def take(self) -> bytes | None:
+        """Take the next message and give its room back; None when no whole one is there.
+
+        Raises:
+            ChannelBroken: a process was killed in the middle of a message.
+        """
+        page, parts = self._page, self._parts
+        try:
+            flock(self._fd, LOCK_EX)  # held for microseconds, and let go by the kernel if this process dies
+            try:
+                if page[READING] or page[OVER] == TORN:
+                    raise self._shared.tear()
+                page[READING] = 1
+                if not page[HELD]:
+                    # extend(map(...)) reads and keeps in one step: an interrupt comes before or after, not in between.
+                    parts.extend(map(read, self._fds, _FOUR))
+                    size = from_bytes(parts[0], "big")
+                    if size <= _AT_ONCE and len(parts[0]) == _SHORT.size:
+                        parts.extend(map(read, self._fds, (size,)))
+                        if len(parts[1]) == size:
+                            frame: bytes = loads(parts[1])
+                            parts.extend(map(eventfd_write, self._room, _ONE))
+                            return frame
+                frame = loads(self._rest())
+                parts.extend(map(eventfd_write, self._room, _ONE))
+                return frame
+            except BlockingIOError:
+                return None
+            finally:
+                if parts:
+                    self._settle()
+                page[READING] = 0
+        finally:
+            flock(self._fd, LOCK_UN)
+
+    def peek(self) -> bool:
+        """Tell whether a whole message is there; it stays there, for anybody who takes the next one."""
+        page = self._page
+        try:
+            flock(self._fd, LOCK_EX)
+            try:
+                if page[READING] or page[OVER] == TORN:
+                    raise self._shared.tear()
+                page[READING] = 1
+                self._rest()
+                return True
+            except BlockingIOError:
+                return False
+            finally:
+                if self._parts:
+                    self._settle()
+                page[READING] = 0
+        finally:
+            flock(self._fd, LOCK_UN)
+
+    def close(self) -> None:
+        """Free the descriptor. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _rest(self) -> memoryview:
+        """Read on until a message is whole; raises ``BlockingIOError`` when there is no more for now. Locked."""
+        held = self._held()
+        have = held + sum(map(len, self._parts))
+        prefix = os.pread(self._shared.file.fileno(), min(held, _HEAD), SPILL_AT) if held else b""
+        size = 0
+        while True:
+            if not size:
+                size, head = self._measure((prefix + b"".join(self._parts))[:_HEAD])
+            missing = head + size - have
+            if not missing:
+                break
+            self._parts.extend(map(os.read, self._fds, (min(missing, _CHUNK),)))
+            if not self._parts[-1]:
+                raise self._shared.tear()  # an end that nobody can have written: this process has the writing end too
+            have += len(self._parts[-1])
+        kept = (os.pread(self._shared.file.fileno(), held, SPILL_AT),) if held else ()
+        return memoryview(b"".join((*kept, *self._parts)))[head:]
+
+    def _measure(self, start: bytes) -> tuple[int, int]:
+        """Return the sizes of body and head as far as the first bytes tell them: with a body of 0, the head goes on."""
+        if len(start) < _SHORT.size:
+            return 0, _SHORT.size
+        size, head = _SHORT.unpack_from(start)[0], _SHORT.size
+        if size == -1:
+            head += _LONG.size
+            if len(start) < head:
+                return 0, head
+            size = _LONG.unpack_from(start, _SHORT.size)[0]
+        if not 0 < size <= self._shared.limit + _OVERHEAD:
+            raise self._shared.tear()
+        return size, head
+
+    def _held(self) -> int:
+        page = self._page
+        return int(_HAVE.unpack_from(page, _HAVE_AT)[0]) if page[HELD] else 0
+
+    def _settle(self) -> None:
+        """Forget a message whose room was given back; put what was read of any other where the next one finds it. Locked."""
+        page, parts, file = self._page, self._parts, self._shared.file.fileno()
+        if parts[-1] is None:
+            if page[HELD]:
+                page[HELD] = 0
+                os.ftruncate(file, SPILL_AT)
+        else:
+            held, data = self._held(), b"".join(parts)
+            os.pwrite(file, data, SPILL_AT + held)
+            _HAVE.pack_into(page, _HAVE_AT, held + len(data))
+            page[HELD] = 1
+        parts.clear()

@@ -1,0 +1,148 @@
+"""The sending end: puts into a queue of this process, once the channel has room."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ipcbus.errors import ChannelBroken, ChannelFull
+from ipcbus.plumbing.clock import Deadline
+from ipcbus.transport import LINGER, Frame, SendLink
+from ipcbus_queue.feeder import Feeder
+from ipcbus_queue.gate import Gate
+from ipcbus_queue.libc import IGNORED, eventfd_read
+from ipcbus_queue.reader import Reader
+from ipcbus_queue.shared import OVER, SHUT
+
+if TYPE_CHECKING:
+    from ipcbus_queue.shared import Shared
+
+__all__ = ["QueueSendLink"]
+
+_IGNORED = (IGNORED,)
+
+
+class QueueSendLink(SendLink):
+    """Puts frames into a ``multiprocessing.Queue`` of this process, whose thread moves them to the channel's pipe.
+
+    Args:
+        shared: the channel.
+    """
+
+    __slots__ = ("_feeder", "_gate", "_reader", "_room", "_shared")
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._room = (shared.room.fileno(),)
+        self._gate = Gate(shared.room.fileno(), shared.latch.fileno())
+        self._feeder: Feeder | None = None
+        self._reader: Reader | None = None
+
+    def send(self, frame: Frame, timeout: float | None) -> None:
+        """Put one message in."""
+        # bytes cannot change any more; anything else is copied now, so that what arrives is a snapshot.
+        payload = frame[0] if len(frame) == 1 and type(frame[0]) is bytes else b"".join(frame)
+        if self._offer(payload):
+            return
+        deadline = Deadline(timeout)
+        while not deadline.expired:
+            if self._gate.wait(deadline.remaining()) and self._offer(payload):
+                return
+        raise ChannelFull(f"the queue: channel holds {self._shared.capacity} messages, its capacity")
+
+    def _offer(self, payload: bytes) -> bool:
+        """Put it in if there is room; say whether there was."""
+        gate = self._gate
+        with gate.lock:
+            gate.check()
+            # extend(map(...)) takes and notes it in one step: an interrupt can come before or after, not in between.
+            taken: list[int] = []
+            try:
+                taken.extend(map(eventfd_read, self._room, _IGNORED))
+                # Looked at after the room was taken: who drains the channel waits until all room is back, so a message
+                # that gets past this line is received, and none does once the channel was found drained.
+                if self._shared.page[OVER]:
+                    raise self._shared.refusal()  # noqa: TRY301  the room goes back as for any other error
+                if taken[0]:
+                    return False
+                feeder = self._feeder or self._start()
+            except BaseException:
+                if taken and not taken[0]:
+                    os.eventfd_write(self._room[0], 1)
+                raise
+            try:
+                feeder.put(payload)
+            except RuntimeError as error:  # its thread did not start, and it would wait for it for ever
+                self._feeder = None
+                feeder.abandon()
+                os.eventfd_write(self._room[0], 1)
+                raise ChannelBroken(f"a queue: channel needs a thread to send, and none can be started: {error}") from error
+            return True
+
+    def discard_oldest(self) -> bool:
+        """Take the oldest message out of the pipe; waits for the threads that move messages there, at most ``LINGER``."""
+        gate = self._gate
+        with gate.lock:
+            gate.check()
+            if self._reader is None:
+                self._reader = Reader(self._shared)
+            reader = self._reader
+            if reader.take() is not None:
+                return True
+        # Full, and nothing in the pipe: what is oldest is still on its way, unless there is room by now.
+        if gate.wait(LINGER, reader.fileno()):
+            return False
+        raise ChannelBroken(
+            "the queue: channel is full, but no message comes out of it: the room belongs to processes that were killed "
+            "or are stopped; open a new channel"
+        )
+
+    def ready(self) -> bool:
+        """Tell whether there is room, or the channel is over."""
+        with self._gate.lock:
+            return self._gate.closed or bool(self._gate.epoll.poll(0))
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while there is room, or the channel is over."""
+        return self._gate.fileno()
+
+    def shutdown(self) -> None:
+        """End the stream."""
+        with self._gate.lock:
+            self._gate.check()
+            self._shared.end(SHUT)
+
+    def close(self) -> None:
+        """Close, once what was accepted is in the pipe or ``LINGER`` has passed.
+
+        What is not in the pipe by then goes on being moved there for as long as this process lives.
+        """
+        with self._gate.lock:
+            if not self._gate.close():
+                return
+            if self._reader is not None:
+                self._reader.close()
+            feeder, self._feeder = self._feeder, None
+        if feeder is not None:
+            feeder.finish(LINGER)
+
+    def abandon(self) -> None:
+        """Let go of the parent's queue: its thread is not in this process, and its lock may be held for ever."""
+        self._gate.abandon()
+        if self._reader is not None:
+            self._reader.close()
+        if self._feeder is not None:
+            self._feeder.abandon()
+
+    def depth(self) -> int | None:
+        """Return how many messages are accepted and not received."""
+        with self._gate.lock:
+            self._gate.check()
+            return self._shared.depth()
+
+    def _start(self) -> Feeder:
+        try:
+            self._feeder = Feeder.over(self._shared)
+        except OSError as error:
+            raise ChannelBroken(f"a queue: channel cannot be sent to from here: {error}") from error
+        return self._feeder
