@@ -41,6 +41,7 @@ from ipcbus.message import Message
 from ipcbus.pair import Duplex, pair
 from ipcbus.selection import transports
 from ipcbus.serializers import serializers
+from ipcbus.serializers.local import Fd
 from ipcbus.wait import wait
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ __all__ = [
     "EncodeError",
     "EndOfChannel",
     "Explanation",
+    "Fd",
     "InsecureConfiguration",
     "IpcbusError",
     "Message",

@@ -91,7 +91,7 @@ def _make_scalars(kind: str, values: list[Any]) -> Any:
 
 def _scalar_type(container: Any) -> str:
     """Find out what a container holds: it does not say, so it is asked to take one of each."""
-    checker = getattr(container, "_type_checker", None)  # the implementation in Python has one, and copies badly
+    checker: Any = getattr(container, "_type_checker", None)  # the implementation in Python has one, and copies badly
     probe = None if checker else copy.deepcopy(container)
 
     def take(value: Any) -> Any:

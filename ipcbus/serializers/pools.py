@@ -37,7 +37,9 @@ _classes: dict[tuple[str, str | None, bytes], type[Message]] = {}
 
 
 def register_pool(pool: DescriptorPool) -> None:
-    """Have arriving messages rebuilt with the classes of this pool, before those of the default pool.
+    """Have arriving messages rebuilt with the classes of this pool.
+
+    Messages that come with their descriptors look here first; those of generated modules in the default pool first.
 
     Args:
         pool: kept for the life of the process; registering it again changes nothing.
@@ -97,7 +99,7 @@ def find_class(name: str, module: str | None, files: bytes | None) -> type[Messa
             if pool is None or not _has(pool, name):
                 raise LookupError(
                     f"no Protocol Buffers message {name!r} is known in this process; import the module generated for it, "
-                    "or give its pool to ipcbus.serializers.protobuf.register_pool"
+                    "or give its pool to register_pool of ipcbus.serializers.protobuf"
                 )
             found = message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
             if len(_classes) >= _MAX_CLASSES:
@@ -107,15 +109,15 @@ def find_class(name: str, module: str | None, files: bytes | None) -> type[Messa
 
 
 def _known(name: str, protos: list[descriptor_pb2.FileDescriptorProto]) -> DescriptorPool | None:
-    with _lock:
-        for pool in _registered:
-            if _has(pool, name):
-                return pool
-        for pool in _sent:
-            if protos and all(_holds(pool, proto) for proto in protos):
-                return pool
     default = descriptor_pool.Default()
-    return default if _has(default, name) else None
+    with _lock:
+        registered = [pool for pool in _registered if _has(pool, name)]
+        own = [pool for pool in _sent if protos and all(_holds(pool, proto) for proto in protos)]
+    generated = [default] if _has(default, name) else []
+    # What has no descriptors was sent from a generated module, so ours comes first: a registered pool often holds a
+    # second Timestamp and the like.
+    found = [*registered, *own, *generated] if protos else [*generated, *registered]
+    return found[0] if found else None
 
 
 def _has(pool: DescriptorPool, name: str) -> bool:

@@ -35,9 +35,10 @@ _heads: dict[tuple[type[Message], bool], bytes] = {}
 class Protobuf(Serializer):
     """Protocol Buffers messages, generated or of dynamic descriptor pools.
 
-    Which class a message arrives as: that of a pool given to :func:`register_pool`; else of the default pool, which holds
-    every imported ``*_pb2`` module; else, where a module generated for it is named and this is a private channel, of that
-    module, which is imported; else of the descriptors that travelled with it.
+    A message of a generated class arrives as the class of the default pool, which holds every imported ``*_pb2`` module;
+    else of a pool given to :func:`register_pool`; else, on a private channel, its module is imported. A message of a
+    dynamic pool brings its descriptors, and arrives as a class of a registered pool, else of the pool this process itself
+    sent such messages from, else of the default pool, else of its descriptors.
     """
 
     name = "protobuf"

@@ -1,0 +1,58 @@
+"""A process started by spawn that knows nothing of the test: what it gets, it got by messages."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import ipcbus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SERVE = """
+import traceback
+for code, obj in requests:
+    space = {"obj": obj, "result": None}
+    try:
+        exec(code, space)
+        answers.send((None, space["result"]))
+    except BaseException:
+        answers.send((traceback.format_exc(), None))
+    space.clear()
+    obj = None
+"""
+
+
+class Child:
+    """Runs code in the other process."""
+
+    def __init__(self, requests: ipcbus.Channel, answers: ipcbus.Channel) -> None:
+        self._requests = requests
+        self._answers = answers
+
+    def run(self, code: str, obj: Any = None) -> Any:
+        """Send an object over, run code that finds it as ``obj``, and return what the code left in ``result``."""
+        self._requests.send((code, obj), timeout=10)
+        error, result = self._answers.recv(timeout=30)
+        assert error is None, error
+        return result
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Child]:
+    with ipcbus.open("pipe:") as requests, ipcbus.open("pipe:") as answers:
+        space = {"requests": requests.receiver, "answers": answers.sender}
+        process = multiprocessing.get_context("spawn").Process(target=exec, args=(_SERVE, space))
+        process.start()
+        try:
+            yield Child(requests, answers)
+        finally:
+            requests.shutdown()
+            process.join(20)
+            if process.is_alive():
+                process.kill()
+                process.join()
+    assert process.exitcode == 0
