@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from ipcbus.errors import TransportUnavailable
-from ipcbus.testing.contract import Check, Subject, checks_for
+from ipcbus.testing.contract import Check, Subject, checks_for, methods_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ipcbus.testing.subject import StartMethod
 
 __all__ = ["ChannelContract"]
-
-START_METHODS: tuple[StartMethod, ...] = ("fork", "spawn", "forkserver")
 
 
 def _cases(url: str | Callable[[], str]) -> list[object]:
@@ -26,9 +24,7 @@ def _cases(url: str | Callable[[], str]) -> list[object]:
         return [pytest.param(None, "fork", id="unavailable", marks=pytest.mark.skip(reason=str(error)))]
     cases: list[object] = []
     for check in checks_for(capabilities):
-        # One process is one process; what needs another, but not a certain kind of start, uses the quickest kind.
-        methods = {"thread": ("fork",), "process": ("forkserver",), "start method": START_METHODS}[check.scope]
-        for method in methods:
+        for method in methods_for(check):
             name = check.name if check.scope != "start method" else f"{check.name}-{method}"
             cases.append(pytest.param(check, method, id=name))
     return cases

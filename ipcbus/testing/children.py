@@ -1,7 +1,10 @@
 """What the processes of the checks run, and the objects they exchange: importable by name under every start method."""
 
+# ruff: noqa: ARG001  every function that a child runs gets the line first, whether or not it has something to say
+
 from __future__ import annotations
 
+import faulthandler
 import pickle
 import random
 import signal
@@ -46,7 +49,8 @@ class Line:
 
 
 def main(connection: Connection[Any, Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Run a function in a child and tell the check how it went."""
+    """Run a function in a child and tell the check how it went. SIGUSR1 makes it show where its threads are."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     try:
         value = function(Line(connection), *args)
     except Exception:  # noqa: BLE001  the check reports it
@@ -335,9 +339,11 @@ class Interrupter:
         """Call; return whether it returned, and what."""
         moment = self._random.choice((0.0002, 0.001, 0.005)) * self._random.random() + 1e-6
         try:
-            signal.setitimer(signal.ITIMER_REAL, moment)
-            value = function(*args)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, moment)
+                value = function(*args)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         except Interrupt:
             self.count += 1
             return False, None
@@ -411,7 +417,7 @@ def interrupted_recv(line: Line, url: str, settings: dict[str, Any]) -> int:
                     assert data == pattern(_interrupted_size(n), n), f"message {n} arrived torn"
                     got.append(n)
         except EndOfChannel:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            pass
         thread.finish()
     assert got == sorted(set(got)), "messages arrived twice or out of order"
     lost = len(sent) - len(got)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -143,7 +144,9 @@ class Child:
     def hear(self, timeout: float = PATIENCE) -> Any:
         """Return the next thing the process says; an ``AssertionError`` tells of its failure, its death or its silence."""
         if not self._line.poll(timeout):
-            raise AssertionError(f"the {self.process} said nothing for {timeout} s: it is stuck")
+            os.kill(self.pid, signal.SIGUSR1)
+            self.process.join(0.2)  # the time to write its stacks to stderr
+            raise AssertionError(f"the {self.process} said nothing for {timeout} s: it is stuck; stderr says where")
         try:
             kind, value = self._line.recv()
         except (EOFError, ConnectionResetError) as error:
