@@ -135,7 +135,7 @@ def check_close(subject: Subject) -> None:
         channel.__iter__().__next__,
         channel.fileno,
         lambda: ipcbus.wait([channel], timeout=0.1),
-        lambda: channel.sender.send(3),
+        channel.sender.fileno,
         lambda: channel.receiver.recv(),
         lambda: pickle.dumps(channel),
     ]
