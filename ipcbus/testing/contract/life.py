@@ -136,7 +136,7 @@ def check_close(subject: Subject) -> None:
         channel.fileno,
         lambda: ipcbus.wait([channel], timeout=0.1),
         channel.sender.fileno,
-        lambda: channel.receiver.recv(),
+        channel.receiver.recv,
         lambda: pickle.dumps(channel),
     ]
     for use in uses:
