@@ -1,7 +1,10 @@
 """What the processes of the checks run, and the objects they exchange: importable by name under every start method."""
 
+# ruff: noqa: ARG001  every function that a child runs gets the line first, whether or not it has something to say
+
 from __future__ import annotations
 
+import faulthandler
 import pickle
 import random
 import signal
@@ -46,7 +49,8 @@ class Line:
 
 
 def main(connection: Connection[Any, Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Run a function in a child and tell the check how it went."""
+    """Run a function in a child and tell the check how it went. SIGUSR1 makes it show where its threads are."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     try:
         value = function(Line(connection), *args)
     except Exception:  # noqa: BLE001  the check reports it
@@ -259,6 +263,7 @@ def recv_count(line: Line, channel: ipcbus.Channel, count: int) -> list[Any]:
 
 def recv_marked(line: Line, channel: ipcbus.Channel) -> str:
     """Receive whole messages until the mark."""
+    channel.ready()  # opens this end, so that from "ready" on nobody is told of the dead one any more
     line.say("ready")
     while True:
         n, data = channel.recv(timeout=PATIENCE)
@@ -413,7 +418,7 @@ def interrupted_recv(line: Line, url: str, settings: dict[str, Any]) -> int:
                     assert data == pattern(_interrupted_size(n), n), f"message {n} arrived torn"
                     got.append(n)
         except EndOfChannel:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            pass
         thread.finish()
     assert got == sorted(set(got)), "messages arrived twice or out of order"
     lost = len(sent) - len(got)

@@ -11,6 +11,10 @@ import time
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_sharer, resource_tracker
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Snapshot", "compare", "snapshot", "warm_up"]
 
@@ -25,8 +29,8 @@ class Snapshot:
     fds: frozenset[str]
     """``number -> target``."""
     threads: frozenset[str]
-    children: frozenset[str]
-    """Child processes, grandchildren included."""
+    children: Mapping[int, str]
+    """Child processes, grandchildren included: pid to command, which changes while a process starts."""
     names: frozenset[str]
     """Files in /dev/shm and in ipcbus's runtime directories."""
 
@@ -67,10 +71,10 @@ def _difference(before: Snapshot, after: Snapshot) -> list[str]:
     kinds = (
         ("descriptor", before.fds, after.fds),
         ("thread", before.threads, after.threads),
-        ("process", before.children, after.children),
         ("file", before.names, after.names),
     )
-    return [f"{kind} {thing}" for kind, old, new in kinds for thing in sorted(new - old)]
+    left = [f"{kind} {thing}" for kind, old, new in kinds for thing in sorted(new - old)]
+    return left + [f"process {pid}: {command}" for pid, command in after.children.items() if pid not in before.children]
 
 
 def _fds() -> frozenset[str]:
@@ -88,8 +92,8 @@ def _threads() -> frozenset[str]:
     return frozenset(f"{thread.name} ({thread.ident})" for thread in threading.enumerate())
 
 
-def _children() -> frozenset[str]:
-    found: set[str] = set()
+def _children() -> dict[int, str]:
+    found: dict[int, str] = {}
     todo = [os.getpid()]
     while todo:
         pid = todo.pop()
@@ -99,8 +103,8 @@ def _children() -> frozenset[str]:
             except OSError:
                 continue  # it has ended
             todo += pids
-            found |= {f"{child}: {_command(child)}" for child in pids}
-    return frozenset(found)
+            found |= {child: _command(child) for child in pids}
+    return found
 
 
 def _command(pid: int) -> str:

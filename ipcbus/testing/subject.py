@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from ipcbus.transport import Capabilities, Transport
 
-__all__ = ["LATE", "PATIENCE", "Child", "StartMethod", "Subject", "Task", "pattern", "raises"]
+__all__ = ["LATE", "PATIENCE", "Child", "StartMethod", "Subject", "Task", "free_port", "pattern", "raises"]
 
 E = TypeVar("E", bound=BaseException)
 
@@ -143,7 +145,9 @@ class Child:
     def hear(self, timeout: float = PATIENCE) -> Any:
         """Return the next thing the process says; an ``AssertionError`` tells of its failure, its death or its silence."""
         if not self._line.poll(timeout):
-            raise AssertionError(f"the {self.process} said nothing for {timeout} s: it is stuck")
+            os.kill(self.pid, signal.SIGUSR1)
+            self.process.join(0.2)  # the time to write its stacks to stderr
+            raise AssertionError(f"the {self.process} said nothing for {timeout} s: it is stuck; stderr says where")
         try:
             kind, value = self._line.recv()
         except (EOFError, ConnectionResetError) as error:
@@ -244,6 +248,13 @@ def raises(kind: type[E], call: Callable[..., Any], *args: Any, least: float = 0
     except Exception as error:
         raise AssertionError(f"{said} raised {error!r}; it should raise {kind.__name__}") from error
     raise AssertionError(f"{said} returned {_brief(value)}; it should raise {kind.__name__}")
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that is free now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def _brief(value: object) -> str:

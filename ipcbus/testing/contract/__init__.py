@@ -19,11 +19,22 @@ from ipcbus.testing.contract.registry import CHECKS, Check
 from ipcbus.testing.subject import Subject
 
 if TYPE_CHECKING:
+    from ipcbus.testing.subject import StartMethod
     from ipcbus.transport import Capabilities
 
-__all__ = ["CHECKS", "Check", "Subject", "checks_for", "life", "limits", "messages", "processes", "waiting"]
+__all__ = ["CHECKS", "Check", "Subject", "checks_for", "life", "limits", "messages", "methods_for", "processes", "waiting"]
 
 
 def checks_for(capabilities: Capabilities) -> list[Check]:
     """Return the checks that a transport with these capabilities must pass."""
     return [check for check in CHECKS if check.applies(capabilities)]
+
+
+def methods_for(check: Check) -> tuple[StartMethod, ...]:
+    """Return the start methods to run a check under: where the kind does not matter, the quickest alone."""
+    methods: dict[str, tuple[StartMethod, ...]] = {
+        "thread": ("fork",),
+        "process": ("forkserver",),
+        "start method": ("fork", "spawn", "forkserver"),
+    }
+    return methods[check.scope]

@@ -35,13 +35,13 @@ def check_shutdown(subject: Subject) -> None:
     channel = subject.open()
     for n in range(3):
         channel.send(n, timeout=PATIENCE)
-    subject.thread(channel.shutdown).result()
+    subject.thread(channel.shutdown).result(3 * LATE)
     for timeout in (0, 0.1, None):
         raises(ChannelClosed, channel.send, "late", timeout=timeout)
     assert [channel.recv(timeout=PATIENCE) for _ in range(3)] == [0, 1, 2], "what was sent before the shutdown did not arrive"
     for timeout in (PATIENCE, 0, 0.1, None):
         raises(EndOfChannel, channel.recv, timeout=timeout)
-    subject.thread(channel.shutdown).result()
+    subject.thread(channel.shutdown).result(3 * LATE)
     raises(EndOfChannel, channel.recv, timeout=0)
 
 
@@ -61,14 +61,14 @@ def check_shutdown_wakes(subject: Subject) -> None:
     channel = subject.open(capacity=1)
     receiving = subject.thread(channel.recv, timeout=PATIENCE)
     _wait_until_blocked(receiving)
-    subject.thread(channel.shutdown).result()
+    subject.thread(channel.shutdown).result(3 * LATE)
     raises(EndOfChannel, receiving.result)
 
     channel = subject.open(capacity=1)
     channel.send(1, timeout=PATIENCE)
     sending = subject.thread(channel.send, 2, timeout=PATIENCE)
     _wait_until_blocked(sending)
-    subject.thread(channel.shutdown).result()
+    subject.thread(channel.shutdown).result(3 * LATE)
     raises(ChannelClosed, sending.result)
     assert channel.recv(timeout=PATIENCE) == 1, "what was accepted before the shutdown did not arrive"
     raises(EndOfChannel, channel.recv, timeout=PATIENCE)
@@ -132,11 +132,11 @@ def check_close(subject: Subject) -> None:
         channel.recv,
         channel.recv_message,
         lambda: channel.recv_many(3),
-        lambda: next(iter(channel)),
+        channel.__iter__().__next__,
         channel.fileno,
         lambda: ipcbus.wait([channel], timeout=0.1),
-        lambda: channel.sender.send(3),
-        lambda: channel.receiver.recv(),
+        channel.sender.fileno,
+        channel.receiver.recv,
         lambda: pickle.dumps(channel),
     ]
     for use in uses:

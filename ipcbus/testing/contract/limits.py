@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelEmpty, ChannelFull, EndOfChannel
 from ipcbus.testing import children
 from ipcbus.testing.contract.registry import check
 from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @check(9, 19)
@@ -76,6 +79,7 @@ def check_recv_deadline(subject: Subject) -> None:
     channel = subject.open()
     for timeout in (0, 0.02, 0.2, 0):
         raises(ChannelEmpty, channel.recv, timeout=timeout, least=timeout, most=timeout + LATE)
+    _never_blocks(lambda: raises(ChannelEmpty, channel.recv, timeout=0))
     channel.send(1, timeout=PATIENCE)
     assert channel.recv(timeout=PATIENCE) == 1, "the channel is not usable after timeouts"
 
@@ -90,6 +94,7 @@ def check_send_deadline(subject: Subject) -> None:
         message = pattern(size, 1)
         for timeout in (0, 0.02, 0.2):
             raises(ChannelFull, channel.send, message, timeout=timeout, least=timeout, most=timeout + LATE)
+    _never_blocks(lambda: raises(ChannelFull, channel.send, "over", timeout=0))
     assert [channel.recv(timeout=PATIENCE) for _ in range(2)] == [0, 1], "what had been accepted did not arrive"
     raises(ChannelEmpty, channel.recv, timeout=0)
 
@@ -217,3 +222,13 @@ def check_many_at_once(subject: Subject) -> None:
         got += some
     assert got == [0, 1, 2, 3, 4], f"arrived as {got}"
     raises(ChannelEmpty, channel.recv_many, 3, timeout=0)
+
+
+def _never_blocks(call: Callable[[], object]) -> None:
+    """Call five times: a busy machine may hold up one call, but not each of them."""
+    took = []
+    for _ in range(5):
+        started = time.monotonic()
+        call()
+        took.append(time.monotonic() - started)
+    assert min(took) < 0.05, f"the quickest of five calls with timeout=0 took {min(took):.2f} s: they block"

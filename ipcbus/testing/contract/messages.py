@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ipcbus
 from ipcbus.errors import ChannelEmpty, ContentRefused, DecodeError, EncodeError, MessageTooLarge
 from ipcbus.testing import children
 from ipcbus.testing.contract.registry import check
 from ipcbus.testing.subject import PATIENCE, Subject, pattern, raises
+
+if TYPE_CHECKING:
+    import ipcbus
 
 SIZES = (0, 1, 64, 4095, 4096, 4097, 65535, 65536, 65537, 1 << 20)
 """Bytes: around what pipes, pages and fast paths treat differently."""

@@ -25,7 +25,7 @@ class Check:
     rules: tuple[int, ...]
     """The rules of :mod:`ipcbus.transport` it is about."""
     scope: Scope
-    """``thread``: runs in one process. ``process``: starts processes, by whichever method. ``start method``: to be run under each."""
+    """``thread``: runs in one process. ``process``: starts others, by any method. ``start method``: to be run under each."""
     applies: Callable[[Capabilities], bool]
     """Whether a transport with these capabilities is to be checked."""
     run: Callable[[Subject], None]

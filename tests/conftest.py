@@ -1,0 +1,37 @@
+"""What every test gets: runtime files in a place of the session's own, and a look at what it left behind."""
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+from ipcbus.testing import leaks
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_runtime_directory():
+    """Keep names that other programs on this machine make out of sight. Short: a socket's path has 107 bytes."""
+    place = tempfile.mkdtemp(prefix="it-")
+    names = ("TMPDIR", "XDG_RUNTIME_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, place))
+    tempfile.tempdir = None
+    leaks.warm_up()
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+    tempfile.tempdir = None
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(_own_runtime_directory, request):
+    """Fail a test that leaves a descriptor, a thread, a process or a file behind."""
+    before = leaks.snapshot()
+    yield
+    if left := leaks.compare(before):
+        pytest.fail(f"{request.node.name} left behind:\n" + "\n".join(left))

@@ -1,0 +1,35 @@
+"""A channel behaves as a bounded queue, whatever is done with it in whatever order."""
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from ipcbus.errors import IpcbusError
+from ipcbus.testing import mutants
+from ipcbus.testing.model import model_of
+from ipcbus.testing.subject import free_port
+
+URLS = {
+    "inproc": "inproc:",
+    "queue": "queue:",
+    "pipe": "pipe:",
+    "zmq": "zmq:",
+    "zmq+tcp": lambda: f"zmq+tcp://127.0.0.1:{free_port()}",
+}
+SETTINGS = settings(
+    max_examples=25, stateful_step_count=30, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@pytest.mark.parametrize("scheme", URLS)
+def test_model(scheme):
+    run_state_machine_as_test(model_of(URLS[scheme]), settings=SETTINGS)
+
+
+@pytest.mark.parametrize("scheme", ["mutant-duplicate", "mutant-capacity", "mutant-poison", "mutant-once", "mutant-eager"])
+def test_model_notices(scheme):
+    mutants.register()
+    with pytest.raises((AssertionError, IpcbusError)):
+        run_state_machine_as_test(
+            model_of(scheme + ":"), settings=settings(SETTINGS, max_examples=200, phases=[Phase.generate])
+        )
