@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from ipcbus.errors import ConfigError, SerializationError
 from ipcbus.web import http
-from ipcbus.web.link import BINARY, COMMANDS, TEXT, Batch, Cid, Command, Event, LinkError, Sequence, decode, draw
+from ipcbus.web.link import BINARY, COMMANDS, TEXT, Batch, Cid, Command, Event, LinkError, Sequence, decode, start
 from ipcbus.web.pump import Pump
 from ipcbus.web.rooms import Rooms
 
@@ -124,7 +124,7 @@ class FrontEnd:
         self._sock = sock
         self._inbox = inbox.receiver
         self._page = page
-        self._epoch = draw()
+        self._epoch = start()
         self._services = [_Service(name, Pump(name, channel, index, self._epoch)) for name, channel in services]
         self._routes: dict[str, _Service] = {}
         self._counter = 0
@@ -317,42 +317,47 @@ class FrontEnd:
             await asyncio.sleep(0)  # recv does not yield while there is more, and sockets want their turn
 
     def _take(self, service: _Service, batch: Batch) -> None:
-        whole = service.sequence.follows(batch)
-        if service.token and batch.epoch == service.epoch and not whole:
+        if batch.epoch < service.epoch:
+            self.counts.stale += 1
+            return
+        if batch.epoch > service.epoch:
+            self._detach(service)
+            service.epoch = batch.epoch
+            service.sequence = Sequence()
+        if not service.sequence.follows(batch) and service.token:
             logger.warning("front end %d: a batch of %s is missing; its connections begin anew", self._index, service.name)
             self._detach(service)
             self._greet(service)
         for command in batch.events:
             if command[0] == Command.READY:
-                self._ready(service, batch.epoch, command)
-            elif service.token and batch.epoch == service.epoch:
+                self._ready(service, command)
+            elif service.token:
                 self._obey(service, command)
-            else:
-                self.counts.stale += 1
+        if not service.token:
+            self.counts.stale += 1
 
-    def _ready(self, service: _Service, epoch: int, command: list[Any]) -> None:
+    def _ready(self, service: _Service, command: list[Any]) -> None:
         _, name, path, token, front_epoch = command
         if token == service.token or front_epoch not in (0, self._epoch):
             return  # heard already, or said to the process that was here before
         if self._routes.get(path, service) is not service:
             raise ConfigError(f"{name} and {self._routes[path].name} both want the path {path!r}; a path has one service")
-        if service.token:
-            logger.warning("front end %d: %s was restarted; its connections are closed", self._index, name)
         self._detach(service)
         if service.path is not None and service.path != path:
             del self._routes[service.path]
         self._routes[path] = service
         service.path = path
-        service.epoch = epoch
         service.token = token
         self._greet(service)
         self._announce()
 
     def _greet(self, service: _Service) -> None:
-        service.pump.put((Event.HELLO, self._index, self._epoch, os.getpid(), service.token))
+        service.pump.put((Event.HELLO, os.getpid(), service.token))
 
     def _detach(self, service: _Service) -> None:
         """Let go of everything that one start of a service knew: its next one begins with nothing."""
+        if service.peers:
+            logger.warning("front end %d: %d connections of %s are closed", self._index, len(service.peers), service.name)
         service.token = 0
         peers = list(service.peers.values())
         service.peers.clear()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ConfigError, SerializationError
 from ipcbus.web.hub import Hub
-from ipcbus.web.link import EVENTS, Batch, Command, Event, LinkError, Sequence, decode, draw
+from ipcbus.web.link import EVENTS, Batch, Command, Event, LinkError, Sequence, decode, draw, start
 from ipcbus.web.pump import Pump
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class Host:
     def __init__(self, service: Service, name: str, index: int, inbox: Channel, fronts: Many[Channel]) -> None:
         if not service.path.startswith("/") or "?" in service.path:
             raise ConfigError(f"{name}: path = {service.path!r} is no path; it starts with '/' and has no '?'")
-        epoch = draw()
+        epoch = start()
         self.name = name
         self.refused = 0
         """Batches that made no sense."""
         self.stale = 0
-        """Batches that were meant for an earlier start of this process."""
+        """Batches meant for an earlier start of this process, or sent by an earlier start of a front end."""
         self._path = service.path
         self._inbox = inbox.receiver
         self._fronts = [_Front(Pump(f"front end {number}", channel, index, epoch)) for number, channel in enumerate(fronts)]
@@ -143,25 +143,29 @@ class Host:
 
     def _take(self, batch: Batch) -> None:
         front = self._fronts[batch.sender]
-        whole = front.sequence.follows(batch)
-        if front.attached and not whole:
-            # Something is missing between the last batch and this one, so nothing that is known of this front end holds.
-            if batch.epoch == front.epoch:
-                logger.warning("%s: a batch of front end %d is missing; its connections begin anew", self.name, batch.sender)
+        if batch.epoch < front.epoch:
+            self.stale += 1
+            return
+        if batch.epoch > front.epoch:
+            if front.attached:
+                logger.warning("%s: front end %d was restarted; its connections are gone", self.name, batch.sender)
+                self._reset(front, batch.sender)
             front.epoch = batch.epoch
+            front.sequence = Sequence()
+        if not front.sequence.follows(batch) and front.attached:
+            # Something is missing between the last batch and this one, so nothing that is known of this front end holds.
+            logger.warning("%s: a batch of front end %d is missing; its connections begin anew", self.name, batch.sender)
             self._reset(front, batch.sender)
             self._greet(front)
         for event in batch.events:
             if event[0] == Event.HELLO:
-                self._hello(front, batch.sender, event)
+                self._hello(front, batch.sender, pid=event[1], token=event[2])
             elif front.attached:
                 self.hub.deliver(event)
         if not front.attached:
             self.stale += 1
 
-    def _hello(self, front: _Front, number: int, event: list[Any]) -> None:
-        _, _, epoch, pid, token = event
-        front.epoch = epoch
+    def _hello(self, front: _Front, number: int, *, pid: int, token: int) -> None:
         if token == front.token:
             front.attached = True
             logger.info("%s: front end %d (pid %d) is attached", self.name, number, pid)

@@ -2,18 +2,18 @@
 
 A front end sends *events* to the inbox of a service, a service sends *commands* to the inbox of a front end. Both go in
 batches: ``[version, sender, epoch, seq, [[op, field, ...], ...]]``. ``sender`` is the index of the front end (of the
-service), ``epoch`` a number drawn at each start of that process, ``seq`` counts its batches for this receiver, so that a
-gap shows. Payloads are bytes beside their kind, ``"T"`` for text and ``"B"`` for binary, and are never looked into here.
+service), ``epoch`` when that process was started, ``seq`` counts its batches for this receiver, so that a gap shows. Payloads are bytes beside their kind, ``"T"`` for text and ``"B"`` for binary, and are never looked into here.
 
 Attaching. A service that starts sends READY with a fresh *token* to every front end; a front end that starts sends HELLO
 with token 0 to every service. A front end answers a READY whose token is new with HELLO and that token, and only from
 there on does the service listen to it. Whatever either side left behind in an inbox before it died is thus told apart
-from what is meant now: it came before the HELLO, or carries another epoch.
+from what is meant now, even if a transport delivers it after what its successor sent: its epoch is an earlier one.
 """
 
 from __future__ import annotations
 
 import secrets
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ipcbus.errors import IpcbusError
@@ -38,6 +38,7 @@ __all__ = [
     "Sequence",
     "decode",
     "draw",
+    "start",
 ]
 
 VERSION: Final = 1
@@ -59,7 +60,7 @@ class Event:
     """What a front end tells a service."""
 
     HELLO: Final = 1
-    """``front, epoch, pid, token``: I am here; with the token of your READY: and what follows is meant for you."""
+    """``pid, token``: I am here; with the token of your READY: and what follows is meant for you."""
     OPEN: Final = 2
     """``cid, request``: a client has connected. ``request`` has ``path``, ``query``, ``headers`` and ``peer``."""
     MSG: Final = 3
@@ -125,8 +126,13 @@ class Batch(NamedTuple):
     """Lists ``[op, field, ...]``, each of a known op with fields of the right types."""
 
 
+def start() -> int:
+    """Return this moment as an epoch: later than that of every process of this machine that was started before."""
+    return time_ns()
+
+
 def draw() -> int:
-    """Draw an epoch or a token: never 0, and never the same twice as far as that matters."""
+    """Draw a token: never 0, and never the same twice as far as that matters."""
     return secrets.randbits(52) | 1 << 52
 
 
@@ -157,7 +163,7 @@ _INT, _STR, _BYTES, _BOOL = _is(int), _is(str), _is(bytes), _is(bool)
 Shapes = dict[int, tuple["Callable[[object], bool]", ...]]
 
 EVENTS: Final[Shapes] = {
-    Event.HELLO: (_INT, _INT, _INT, _INT),
+    Event.HELLO: (_INT, _INT),
     Event.OPEN: (_INT, _is_request),
     Event.MSG: (_INT, _is_kind, _BYTES),
     Event.CLOSE: (_INT, _INT, _STR, _BOOL),
@@ -211,7 +217,7 @@ class Batcher:
 
     Args:
         sender: this process's index among its kind.
-        epoch: drawn when it started.
+        epoch: when it started, see ``start``.
     """
 
     __slots__ = ("_epoch", "_events", "_sender", "_seq", "_sizes", "bytes")
@@ -262,15 +268,15 @@ class Batcher:
 
 
 class Sequence:
-    """Watches the batches of one sender for gaps."""
+    """Watches the batches that one start of a sender makes, for gaps."""
 
-    __slots__ = ("_epoch", "_last")
+    __slots__ = ("_last",)
 
     def __init__(self) -> None:
-        self._epoch = self._last = 0
+        self._last = 0
 
     def follows(self, batch: Batch) -> bool:
-        """Note a batch and say whether it comes right after the one before it from the same start of the sender."""
-        whole = batch.epoch == self._epoch and batch.seq == self._last + 1
-        self._epoch, self._last = batch.epoch, batch.seq
+        """Note a batch and say whether it comes right after the one noted before."""
+        whole = batch.seq == self._last + 1
+        self._last = batch.seq
         return whole

@@ -30,7 +30,7 @@ class Pump:
         name: the receiver, for the log.
         channel: its inbox.
         sender: this process's index among its kind.
-        epoch: drawn when this process started.
+        epoch: when this process was started.
     """
 
     def __init__(self, name: str, channel: Channel, sender: int, epoch: int) -> None:

@@ -1,0 +1,323 @@
+"""Whole servers: processes, sockets, real clients; the chat over every transport there is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+import ipcbus
+from ipcbus.demo import chat_config
+from ipcbus.demo.selfcheck import channel_url, run_check
+from ipcbus.errors import ConfigError, TransportUnavailable
+from ipcbus.supervisor import StartFailed
+from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig, load_server_config
+from ipcbus.web.link import Cid
+from ipcbus.web.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from websockets.sync.client import ClientConnection
+
+PATIENCE = 20.0
+
+
+def schemes() -> Iterator[str]:
+    for scheme in sorted(ipcbus.transports):
+        try:
+            if ipcbus.transports.get(scheme).capabilities.crosses_processes:
+                yield scheme
+        except TransportUnavailable:
+            continue
+
+
+SCHEMES = list(schemes())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_chat_over_every_transport(scheme: str) -> None:
+    (row,) = run_check([channel_url(scheme)])
+    assert row.failed is None
+    assert row.ok
+    assert row.messages > 200
+
+
+def test_the_check_tells_what_is_wrong() -> None:
+    rows = run_check(["inproc:", "nosuch:"])
+    assert [row.ok for row in rows] == [False, False]
+    assert "between threads only" in str(rows[0].failed)
+    assert "nosuch" in str(rows[1].failed)
+
+
+# ---------------------------------------------------------------------- processes that die
+
+
+def join(server: Server, name: str) -> tuple[ClientConnection, int]:
+    """Connect, enter the lobby, and say which front end it is."""
+    ws = connect(f"ws://{server.address}/chat?name={name}", proxy=None, open_timeout=PATIENCE)
+    welcome = json.loads(ws.recv(PATIENCE))
+    ws.send(json.dumps({"op": "join", "room": "lobby"}))
+    until(ws, "users")
+    return ws, Cid.unpack(int(welcome["id"], 16)).front
+
+
+def until(ws: ClientConnection, op: str, **wanted: Any) -> dict[str, Any]:
+    """Receive until a message with this op and these fields comes."""
+    while True:
+        message: dict[str, Any] = json.loads(ws.recv(PATIENCE))
+        if message["op"] == op and all(message[key] == value for key, value in wanted.items()):
+            return message
+
+
+def close_code(ws: ClientConnection) -> int:
+    try:
+        while True:
+            ws.recv(PATIENCE)
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else 1006
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if ipcbus.transports.get(scheme).capabilities.survives_kill])
+def test_a_killed_front_end_takes_its_own_clients_only(scheme: str) -> None:
+    with Server(chat_config(channel_url(scheme), bind="127.0.0.1:0")) as server:
+        clients: dict[int, tuple[ClientConnection, str]] = {}
+        number = 0
+        while len(clients) < 2:
+            ws, front = join(server, f"user{number}")
+            clients.setdefault(front, (ws, f"user{number}"))
+            number += 1
+        (here, _), (there, name) = clients[0], clients[1]
+        os.kill(server.pids["front-1"], signal.SIGKILL)
+        assert close_code(there) == 1006
+        assert until(here, "left", name=name)["room"] == "lobby"
+        for _ in range(64):  # until one lands on the new front end; what waited in its queue was not refused
+            ws, front = join(server, "again")
+            if front == 1:
+                break
+        here.send(json.dumps({"op": "say", "room": "lobby", "text": "all well?"}))
+        assert until(ws, "said")["text"] == "all well?"
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if ipcbus.transports.get(scheme).capabilities.survives_kill])
+def test_a_killed_service_is_replaced_and_clients_come_back(scheme: str) -> None:
+    with Server(chat_config(channel_url(scheme), bind="127.0.0.1:0")) as server:
+        clients = [join(server, f"user{number}")[0] for number in range(6)]
+        os.kill(server.pids["chat"], signal.SIGKILL)
+        assert {close_code(ws) for ws in clients} == {1012}
+        first, _ = join(server, "user0")
+        second, _ = join(server, "user1")
+        first.send(json.dumps({"op": "users", "room": "lobby"}))
+        assert until(first, "users")["users"] == ["user0", "user1"]  # and none of those from before
+        second.send(json.dumps({"op": "say", "room": "lobby", "text": "hi"}))
+        assert until(first, "said")["text"] == "hi"
+
+
+def test_a_service_that_dies_again_and_again_stops_the_server(programs: Any) -> None:
+    config = ServerConfig(
+        services={"crash": ServiceConfig("web_programs:Crash")},
+        front=FrontConfig(bind="127.0.0.1:0", processes=1),
+        transport="pipe:",
+    )
+    with Server(config) as server:
+        while server.wait(0) is None:
+            try:
+                with connect(f"ws://{server.address}/crash", proxy=None, open_timeout=PATIENCE) as ws:
+                    ws.send("now")
+                    close_code(ws)
+            except (OSError, ConnectionClosed, EOFError, TimeoutError):
+                assert server.wait(PATIENCE) == 1
+        assert server.failure is not None
+        assert "crash was killed by SIGKILL" in server.failure
+
+
+def test_stopping_closes_clients_and_leaves_no_process() -> None:
+    with Server(chat_config("pipe:", bind="127.0.0.1:0")) as server:
+        pids = server.pids
+        assert sorted(pids) == ["chat", "front-0", "front-1"]
+        ws, _ = join(server, "Ada")
+        server.request_stop()
+        assert close_code(ws) == 1001
+        assert server.wait(PATIENCE) == 0
+    for pid in pids.values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert [entry.what for entry in server.history[-3:]] == ["stopped"] * 3
+    assert server.history[-1].name == "chat"
+    assert all("exit code 0" in entry.detail for entry in server.history[-3:])
+
+
+# ---------------------------------------------------------------------- starting
+
+
+def test_the_page_and_health_are_on_the_same_port() -> None:
+    with Server(chat_config("pipe:", bind="127.0.0.1:0")) as server:
+        with urllib.request.urlopen(server.url, timeout=PATIENCE) as answer:
+            page = answer.read().decode()
+        assert "<title>ipcbus chat</title>" in page
+        assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+        with urllib.request.urlopen(f"{server.url}healthz", timeout=PATIENCE) as answer:
+            assert answer.read() == b"ok\n"
+
+
+def test_a_port_in_use_is_refused_even_if_it_could_be_shared() -> None:
+    with Server(chat_config("pipe:", bind="127.0.0.1:0", processes=1)) as server:
+        with pytest.raises(ConfigError, match="another program listens there"):
+            Server(chat_config("pipe:", bind=f"127.0.0.1:{server.port}")).start()
+    # And free again at once afterwards.
+    with Server(chat_config("pipe:", bind=f"127.0.0.1:{server.port}", processes=1)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("factory", "why"),
+    [
+        ("web_programs", "must read 'module:Class'"),
+        ("web_programs:Nothing", "Nothing"),
+        ("no_such_module:Chat", "No module named 'no_such_module'"),
+        ("web_programs:not_a_service", "made a int, which is no ipcbus.web.Service"),
+    ],
+)
+def test_a_wrong_factory_is_named(programs: Any, factory: str, why: str) -> None:
+    config = ServerConfig(
+        services={"x": ServiceConfig(factory)}, front=FrontConfig(bind="127.0.0.1:0", processes=1), transport="pipe:"
+    )
+    with pytest.raises(StartFailed, match="x ended with exit code 1") as error:
+        Server(config).start()
+    assert why in str(error.value)
+
+
+def test_two_services_for_one_path_are_named(programs: Any) -> None:
+    services = {"one": ServiceConfig("web_programs:Echo"), "two": ServiceConfig("web_programs:Rival")}
+    with pytest.raises(StartFailed, match="both want the path '/echo'"):
+        Server(ServerConfig(services=services, front=FrontConfig(bind="127.0.0.1:0", processes=1), transport="pipe:")).start()
+
+
+def test_a_transport_between_threads_is_refused() -> None:
+    with pytest.raises(ConfigError, match="between threads only"):
+        Server(chat_config("inproc:", bind="127.0.0.1:0")).start()
+
+
+def test_links_never_use_pickle() -> None:
+    server = Server(chat_config("pipe:"))
+    channel = server._open(None, "chat")
+    with pytest.raises(ipcbus.EncodeError):
+        channel.send(object())
+    stranger = ipcbus.open("pipe:", serializer="pickle")
+    channel._end.handle, stranger._end.handle = stranger._end.handle, channel._end.handle
+    stranger.send({"op": "run this"})
+    with pytest.raises(ipcbus.ContentRefused):
+        channel.recv(0)
+    for each in (channel, stranger):
+        each.close()
+    server.stop()
+
+
+TOML = """
+transport = "pipe:"
+
+[front]
+bind = "127.0.0.1:0"
+processes = 1
+page = "index.html"
+
+[services.echo]
+factory = "my_app:Echo"
+channel = "pipe:?capacity=100"
+"""
+
+APP = """
+from ipcbus.web import Service
+
+class Echo(Service):
+    path, codec = "/echo", "text"
+
+    def on_message(self, conn, message):
+        conn.send(message + "!")
+"""
+
+RUN = """
+import logging, sys
+from ipcbus.web.server import serve
+if __name__ == "__main__":
+    logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
+    sys.exit(serve(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_runs_a_file_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    for name, text in (("app.toml", TOML), ("index.html", "<p>mine</p>"), ("my_app.py", APP), ("run.py", RUN)):
+        (tmp_path / name).write_text(text)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "app.toml")], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        url = next(line.split()[-1] for line in process.stdout if line.startswith("serving at"))
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            assert answer.read() == b"<p>mine</p>"
+        with connect(f"ws{url[4:]}echo", proxy=None) as ws:
+            ws.send("hi")
+            assert ws.recv(PATIENCE) == "hi!"
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == 0
+
+
+# ---------------------------------------------------------------------- configuration
+
+
+def test_a_configuration_file_says_what_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "app.toml"
+    for text, why in (
+        (TOML.replace("processes", "proceses"), "did you mean 'processes'"),
+        (TOML.replace("factory", "factroy"), "did you mean 'factory'"),
+        ('transport = "pipe:"', "'services' is required"),
+        ("[services]", "a server needs a service"),
+        (TOML.replace("processes = 1", "processes = 0"), "processes must be 1 to 1024"),
+        (TOML.replace("processes = 1", "max_size = 0"), "max_size"),
+        (TOML.replace("processes = 1", "ping_interval = 0"), "ping_interval"),
+        (TOML.replace("processes = 1", "write_limit = 10"), "write_limit"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=why):
+            load_server_config(file)
+    file.write_text(TOML)
+    config = load_server_config(file)
+    assert config.front.page == str(tmp_path / "index.html")
+    assert config.services["echo"].channel == "pipe:?capacity=100"
+    with pytest.raises(ConfigError, match=r"index\.html' cannot be read"):
+        Server(config).start()
+
+
+@pytest.mark.parametrize("bind", ["8080", "localhost", "127.0.0.1:99999", "127.0.0.1:x", "::1:80", "no-such-host.invalid:80"])
+def test_a_wrong_address_is_refused(bind: str) -> None:
+    with pytest.raises(ConfigError, match="bind"):
+        Server(chat_config("pipe:", bind=bind)).start()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_ipv6() -> None:
+    with Server(chat_config("pipe:", bind="[::1]:0", processes=1)) as server:
+        assert server.address.startswith("[::1]:")
+        ws, _ = join(server, "Ada")
+        ws.close()
+
+
+def test_no_code_of_the_server_looks_at_a_scheme() -> None:
+    web = Path(ipcbus.__file__).parent / "web"
+    for file in web.glob("*.py"):
+        code = "\n".join(line for line in file.read_text().splitlines() if not line.lstrip().startswith(("#", '"', "*")))
+        for word in (".scheme", "parse_url", "ipcbus_pipe", "ipcbus_zmq", "ipcbus_queue"):
+            assert word not in code, (file, word)
