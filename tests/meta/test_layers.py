@@ -14,8 +14,10 @@ LAYERS = (
     {"ipcbus.endpoint"},
     {"ipcbus.channel"},
     {"ipcbus.pair", "ipcbus.wait"},
+    {"ipcbus.supervisor"},
     {"ipcbus"},
-    {"ipcbus.testing", "ipcbus.web"},
+    {"ipcbus.testing"},
+    {"ipcbus.web"},
     {"ipcbus.demo"},
     {"ipcbus.cli"},
 )

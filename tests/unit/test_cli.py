@@ -115,7 +115,7 @@ class TestTransports:
         assert not rows["acme"]["works"]
         assert "a_driver_that_is_not_here" in rows["acme"]["problem"]
         assert "pip install 'acme[acme]'" in rows["acme"]["problem"]
-        assert rows["broken"]["problem"].startswith("ZeroDivisionError")
+        assert "ZeroDivisionError" in rows["broken"]["problem"]
         assert rows["inproc"]["works"]
         table = ipcbus_command("transports", env={**environment, "COLUMNS": "250"})
         assert table.returncode == 0
