@@ -130,9 +130,25 @@ class TestCheck:
         assert "travels" in said.stdout
 
     def test_what_does_not(self, run):
-        said = run("check", "sys:stdout")
+        said = run("check", "threading:main_thread")
         assert said.exit_code == 1
-        assert "sys:stdout" in said.stderr
+        assert "main_thread(): thread" in said.stderr
+
+    def test_by_another_serializer(self, run):
+        said = run("check", "fractions:Fraction", "--serializer", "json")
+        assert said.exit_code == 1
+        assert "json cannot encode" in said.stderr
+        assert run("check", "string:digits", "--serializer", "json").exit_code == 0
+        assert run("check", "string:digits", "--serializer", "jsn").exit_code == 2
+
+    def test_what_only_travels_with_ipcbus(self, tmp_path):
+        """A channel and a socket, which the fresh process gets by their descriptors."""
+        (tmp_path / "mine.py").write_text(
+            "import ipcbus, socket\ndef job(): return {'reply_to': ipcbus.open('pipe:'), 'socket': socket.socketpair()[0]}\n"
+        )
+        done = ipcbus_command("check", "mine:job", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "travels" in done.stdout
 
     def test_a_target_that_is_none(self, run):
         said = run("check", "fractions")
