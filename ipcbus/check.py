@@ -13,10 +13,11 @@ import json
 import operator
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ConfigError
@@ -41,6 +42,9 @@ def main():
     data = sys.stdin.buffer.read()
     sys.path[:] = request["path"]
     try:
+        if request["authkey"]:
+            from multiprocessing.process import current_process
+            current_process().authkey = bytes.fromhex(request["authkey"])
         module, _, name = request["decode"].partition(":")
         decode = importlib.import_module(module)
         for part in name.split("."):
@@ -73,6 +77,7 @@ _DECODE_REMEDIES = (
     ),
     (("RecursionError",), "send the parts as a flat list, linked by their index in it"),
 )
+_ROOT = re.compile(r"\Aobj\b")
 _OTHERWISE = "make its __setstate__ or __reduce__ work in a process in which nothing has been set up yet"
 
 
@@ -134,15 +139,16 @@ def check(
     """
     obj, path = _load(target)
     kind = type_name(type(obj))
+    encode = encode or _pickled
     try:
-        data = _pickled(obj) if encode is None else encode(obj)
+        data = encode(obj)
     except Exception as error:  # noqa: BLE001  the verdict is made of whatever is raised
         culprits = tuple(_culprits(obj, path, error))
         return Report(target, kind, culprits=culprits, remedy=culprits[0].remedy)
     failure = _decode_elsewhere(data, decode, timeout)
     if failure is not None:
         return Report(target, kind, len(data), decode_error=failure[0], remedy=failure[1])
-    return Report(target, kind, len(data), equal=_compare(obj, data, decode))
+    return Report(target, kind, len(data), equal=_compare(obj, encode, decode))
 
 
 def _pickled(obj: object) -> bytes:
@@ -150,7 +156,8 @@ def _pickled(obj: object) -> bytes:
 
 
 def _culprits(obj: object, path: str, error: Exception) -> Sequence[Culprit]:
-    told: Sequence[Culprit] = getattr(error, "culprits", ())
+    # A channel does not know what is called how here: to it, the root is "obj".
+    told = [replace(culprit, path=_ROOT.sub(lambda _: path, culprit.path)) for culprit in getattr(error, "culprits", ())]
     found = told or explain(obj, name=path).culprits
     # An encoder may know rules that pickle does not have.
     return found or [Culprit(path, type_name(type(obj)), say(error), "send something this encoder accepts")]
@@ -190,7 +197,8 @@ def _is_factory(obj: object) -> bool:
 
 def _decode_elsewhere(data: bytes, decode: str, timeout: float) -> tuple[str, str] | None:
     """Return what failed there and the remedy, or ``None``."""
-    request = json.dumps({"path": [str(entry) for entry in sys.path], "decode": decode}).encode() + b"\n"
+    asked = {"path": [str(entry) for entry in sys.path], "decode": decode, "authkey": _authkey()}
+    request = json.dumps(asked).encode() + b"\n"
     # -P: the working directory must not shadow the modules that the script itself imports.
     process = subprocess.Popen(  # noqa: S603  our own interpreter and our own script
         [sys.executable, "-P", "-c", _ELSEWHERE],
@@ -219,6 +227,12 @@ def _decode_elsewhere(data: bytes, decode: str, timeout: float) -> tuple[str, st
     return text, _remedy(text)
 
 
+def _authkey() -> str:
+    """Return what a child of this process would inherit: without it, descriptors are not handed over."""
+    process = sys.modules.get("multiprocessing.process")
+    return process.current_process().authkey.hex() if process else ""
+
+
 def _death(code: int, noise: bytes) -> str:
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     last = noise.decode(errors="replace").strip().rpartition("\n")[2]
@@ -229,13 +243,14 @@ def _remedy(text: str) -> str:
     return next((remedy for words, remedy in _DECODE_REMEDIES if any(word in text for word in words)), _OTHERWISE)
 
 
-def _compare(obj: Any, data: bytes, decode: str) -> bool | None:
+def _compare(obj: Any, encode: Callable[[object], bytes], decode: str) -> bool | None:
     own: object = type(obj).__eq__
     if own is object.__eq__:
         return None
     module, _, path = decode.partition(":")
     try:
-        answer = obj == operator.attrgetter(path)(importlib.import_module(module))(data)
+        # Encoded once more: a message with descriptors in it can be decoded once.
+        answer = obj == operator.attrgetter(path)(importlib.import_module(module))(encode(obj))
     except Exception:  # noqa: BLE001  an __eq__ that raises gives no answer, and this is only information
         return None
     return answer if isinstance(answer, bool) else None

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["AUTO", "Codec"]
 
 AUTO = "auto"
+"""The serializer that picks one by what is sent."""
+
 _FALLBACKS = ("msgpack", "json")
 """What ``auto`` uses, in this order, where pickle is not safe."""
 _MAX_TYPES = 4096

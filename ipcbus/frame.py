@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["JOIN_LIMIT", "MAGIC", "MAX_BUFFERS", "NO_HEADERS", "VERSION", "Parsed", "Sections", "encode", "head", "parse"]
 
 MAGIC = 0xB5
+"""The first byte of every frame."""
 VERSION = 1
+"""The second."""
 
 TYPE, HEADERS, ROUTE, DEADLINE, BUFFERS, CHECKSUM, MAC = (1 << bit for bit in range(7))
 _KNOWN = 0x7F
@@ -49,6 +51,7 @@ MAX_BUFFERS = 65_536
 MAC_SIZE = 48
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+"""What a message without headers has."""
 
 
 @dataclass(frozen=True, slots=True)

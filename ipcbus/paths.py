@@ -33,8 +33,8 @@ class Step(Enum):
     PART = auto()
 
 
-# (parent link, object, step, key): a plain tuple, since a graph has as many as it has objects.
 Link: TypeAlias = "tuple[Any, Any, Step, Any]"
+"""(parent link, object, step, key): a plain tuple, since a graph has as many as it has objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,9 @@ class Call:
 
 
 REDUCE_EX = Call(after=".__reduce_ex__(5)")
+"""What pickle asks an object for when it has no rule of its own."""
 GETSTATE = Call(after=".__getstate__()")
+"""What ``object.__reduce_ex__`` asks it for in turn."""
 
 
 def ancestry(link: Link | None) -> Iterator[Link]:

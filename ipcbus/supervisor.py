@@ -362,7 +362,7 @@ class Supervisor:
         self._children.pop(child.program.name, None)
 
     def _note(self, name: str, what: Any, pid: int | None, detail: str = "") -> None:
-        self._history.append(Occurrence(time(), name, what, pid, detail))
+        self._history.append(Occurrence(time(), name, what, pid, detail))  # wall clock, for people
         logger.info("%s (pid %s) %s %s", name, pid, what, detail)
 
 

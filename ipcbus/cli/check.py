@@ -1,10 +1,13 @@
 """``ipcbus check``: whether an object can be sent, and rebuilt by a process that knows nothing yet."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-__all__ = ["check"]
+from ipcbus.channel import PRIVATE_MAX_MESSAGE
+from ipcbus.codec import Codec
+
+__all__ = ["check", "decode"]
 
 
 def check(
@@ -17,6 +20,7 @@ def check(
         ),
     ],
     *,
+    serializer: Annotated[str, typer.Option(help="The channel's serializer.")] = "auto",
     timeout: Annotated[float, typer.Option(help="Seconds the fresh process may take.", min=0.1)] = 30.0,
 ) -> None:
     """Encode an object here, decode it in a fresh process, and say what cannot travel and what to do."""
@@ -26,7 +30,15 @@ def check(
 
     if "" not in sys.path:
         sys.path.insert(0, "")  # the module is most likely in the directory in which this is typed
-    report = engine.check(target, timeout=timeout)
+    codec = Codec(serializer, None, private=True, max_message=PRIVATE_MAX_MESSAGE)
+    report = engine.check(
+        target, timeout=timeout, encode=lambda obj: b"".join(codec.encode(obj)), decode="ipcbus.cli.check:decode"
+    )
     typer.echo(str(report), err=not report.ok)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def decode(data: bytes) -> Any:
+    """Rebuild the object of a frame as a receiver on a private channel does; the frame says by which serializer."""
+    return Codec("auto", None, private=True, max_message=PRIVATE_MAX_MESSAGE).decode([data])

@@ -1,11 +1,14 @@
 """``ipcbus serve``: run the WebSocket server that a TOML file describes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-__all__ = ["serve"]
+if TYPE_CHECKING:
+    from ipcbus.web.server import Server
+
+__all__ = ["announce", "serve"]
 
 
 def serve(
@@ -14,4 +17,9 @@ def serve(
     """Run the WebSocket server that a TOML file describes, until SIGINT or SIGTERM."""
     from ipcbus.web.server import serve as engine
 
-    engine(file)
+    raise typer.Exit(engine(file, ready=announce))
+
+
+def announce(server: "Server") -> None:
+    """Say where the server is to be found, at once even into a pipe."""
+    typer.echo(f"serving at {server.url} - Ctrl-C stops it")

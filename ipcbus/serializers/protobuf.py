@@ -85,8 +85,7 @@ def unpack(head: bytes, body: Buffer, *, may_import: bool) -> Message:
     """
     kind = _class(head, may_import=may_import)
     message = kind()
-    # ParseFromString of every implementation takes any buffer; the stubs say bytes.
-    message.MergeFromString(body)  # type: ignore[arg-type]
+    message.MergeFromString(body)  # type: ignore[arg-type]  # every implementation takes any buffer; the stubs say bytes
     return message
 
 

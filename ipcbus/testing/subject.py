@@ -33,6 +33,7 @@ __all__ = ["LATE", "PATIENCE", "Child", "StartMethod", "Subject", "Task", "free_
 E = TypeVar("E", bound=BaseException)
 
 StartMethod: TypeAlias = Literal["fork", "spawn", "forkserver"]
+"""How ``multiprocessing`` makes a process."""
 
 LATE = 1.0
 """Seconds by which a call may overrun its deadline: what a busy machine needs to run a thread that is ready."""

@@ -42,10 +42,14 @@ __all__ = [
 ]
 
 VERSION: Final = 1
+"""The protocol between front ends and services; both are of one server, so it only guards against a mix-up."""
 TEXT: Final = "T"
+"""The kind of a payload that is UTF-8 text."""
 BINARY: Final = "B"
+"""The kind of a payload that is bytes."""
 
 MAX_FRONTS: Final = 1 << 10
+"""Front ends that a connection's id has room for."""
 MAX_PAYLOAD: Final = 16 << 20
 """Bytes of the largest WebSocket message in either direction."""
 

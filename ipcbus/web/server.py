@@ -20,6 +20,7 @@ from ipcbus.web.processes import run_front_end, run_service
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -187,11 +188,12 @@ class Server:
         return channel
 
 
-def serve(config: ServerConfig | str | os.PathLike[str]) -> int:
+def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Server], None] | None = None) -> int:
     """Run a server until SIGTERM or SIGINT.
 
     Args:
         config: what to run, or the path of a configuration file; its directory is searched for modules first.
+        ready: called once clients are served.
 
     Returns:
         The exit code: 0, or 1 if the server gave up because processes died too often.
@@ -219,6 +221,8 @@ def serve(config: ServerConfig | str | os.PathLike[str]) -> int:
     try:
         with server:
             logger.info("serving at %s", server.url)
+            if ready is not None:
+                ready(server)
             if stop.is_set():
                 server.request_stop()
             return server.wait() or 0

@@ -74,6 +74,8 @@ def test_every_public_name_is_documented(product):
 def test_every_module_with_public_names_says_which(product):
     wrong = []
     for module in product:
+        if module.name.startswith("ipcbus.testing."):
+            continue  # checks enter themselves into CHECKS, and children are found by name
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         public = [node for node in module.tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
         if public and _all(module) is None:
@@ -93,7 +95,8 @@ def test_importing_does_nothing_else():
 
 def _all(module):
     for node in module.tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == "__all__":
             return ast.literal_eval(node.value)
     return None
 

@@ -7,15 +7,18 @@ import sys
 
 LAYERS = (
     {"ipcbus.errors", "ipcbus.plumbing"},
-    {"ipcbus.transport", "ipcbus.options"},
-    {"ipcbus.registry", "ipcbus.config", "ipcbus.frame", "ipcbus.explain"},
-    {"ipcbus.message", "ipcbus.serializers", "ipcbus.selection"},
+    {"ipcbus.transport", "ipcbus.options", "ipcbus.remedies"},
+    {"ipcbus.registry", "ipcbus.config", "ipcbus.frame", "ipcbus.paths"},
+    {"ipcbus.explain"},
+    {"ipcbus.message", "ipcbus.serializers", "ipcbus.selection", "ipcbus.check"},
     {"ipcbus.codec", "ipcbus.aio"},
     {"ipcbus.endpoint"},
     {"ipcbus.channel"},
     {"ipcbus.pair", "ipcbus.wait"},
+    {"ipcbus.supervisor"},
     {"ipcbus"},
-    {"ipcbus.testing", "ipcbus.web"},
+    {"ipcbus.testing"},
+    {"ipcbus.web"},
     {"ipcbus.demo"},
     {"ipcbus.cli"},
 )

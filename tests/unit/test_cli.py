@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -115,7 +119,7 @@ class TestTransports:
         assert not rows["acme"]["works"]
         assert "a_driver_that_is_not_here" in rows["acme"]["problem"]
         assert "pip install 'acme[acme]'" in rows["acme"]["problem"]
-        assert rows["broken"]["problem"].startswith("ZeroDivisionError")
+        assert "ZeroDivisionError" in rows["broken"]["problem"]
         assert rows["inproc"]["works"]
         table = ipcbus_command("transports", env={**environment, "COLUMNS": "250"})
         assert table.returncode == 0
@@ -130,9 +134,25 @@ class TestCheck:
         assert "travels" in said.stdout
 
     def test_what_does_not(self, run):
-        said = run("check", "sys:stdout")
+        said = run("check", "threading:main_thread")
         assert said.exit_code == 1
-        assert "sys:stdout" in said.stderr
+        assert "main_thread(): thread" in said.stderr
+
+    def test_by_another_serializer(self, run):
+        said = run("check", "fractions:Fraction", "--serializer", "json")
+        assert said.exit_code == 1
+        assert "json cannot encode" in said.stderr
+        assert run("check", "string:digits", "--serializer", "json").exit_code == 0
+        assert run("check", "string:digits", "--serializer", "jsn").exit_code == 2
+
+    def test_what_only_travels_with_ipcbus(self, tmp_path):
+        """A channel and a socket, which the fresh process gets by their descriptors."""
+        (tmp_path / "mine.py").write_text(
+            "import ipcbus, socket\ndef job(): return {'reply_to': ipcbus.open('pipe:'), 'socket': socket.socketpair()[0]}\n"
+        )
+        done = ipcbus_command("check", "mine:job", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "travels" in done.stdout
 
     def test_a_target_that_is_none(self, run):
         said = run("check", "fractions")
@@ -158,3 +178,112 @@ class TestCheck:
             finally:
                 process.kill()
         assert (process.returncode, out, err) == (130, "", "")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the command, and end it with its children whatever happens."""
+    started = []
+
+    def start(*words):
+        process = subprocess.Popen(
+            [COMMAND, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=TIMEOUT)
+
+
+def url_in(line):
+    return next(word for word in line.split() if word.startswith("http://"))
+
+
+def members(group):
+    """Return the processes of a process group."""
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended since
+            if entry.read_text().rpartition(")")[2].split()[2] == str(group):
+                yield int(entry.parent.name)
+
+
+def get(url):
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=TIMEOUT) as answer:
+        return answer.read()
+
+
+class TestDemo:
+    def test_the_page_is_served_until_interrupted(self, start):
+        process = start("demo", "--port", "0", "--transport", "pipe:")
+        said = process.stdout.readline()
+        assert b"<html" in get(url_in(said))
+        family = [os.pidfd_open(pid) for pid in members(process.pid)]
+        assert len(family) > 3  # itself, two front ends, the service
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=TIMEOUT)
+        assert (process.returncode, out, err) == (0, "", "")
+        for descriptor in family:
+            assert select.select([descriptor], [], [], TIMEOUT)[0], "a process is left"
+            os.close(descriptor)
+
+    def test_check_says_ok_per_transport(self, run):
+        said = run("demo", "--check", "--transport", "pipe:")
+        assert said.exit_code == 0, said.output
+        (row,) = [line.split() for line in said.stdout.splitlines() if line.split()[:1] == ["pipe:"]]
+        assert row[1] == "ok"
+        assert int(row[2]) > 0
+
+    def test_check_fails_when_a_row_does(self, run):
+        said = run("demo", "--check", "--transport", "inproc:", "--transport", "pipe:")
+        assert said.exit_code == 1
+        rows = [line.split() for line in said.stdout.splitlines()]
+        assert [row[:2] for row in rows if len(row) > 3 and row[0].endswith(":")] == [["inproc:", "FAILED"], ["pipe:", "ok"]]
+        assert said.stderr == "ipcbus: the chat failed over inproc:\n"
+
+    def test_one_chat_has_one_transport(self, run):
+        said = run("demo", "--transport", "pipe:", "--transport", "queue:")
+        assert said.exit_code == 2
+        assert "--check takes several" in said.stderr
+
+    def test_a_port_that_is_taken(self, run):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            said = run("demo", "--transport", "pipe:", "--port", str(taken.getsockname()[1]))
+        assert said.exit_code == 2
+        assert "another program listens there" in said.stderr
+
+
+class TestServe:
+    def test_a_file_of_the_users_own(self, start, tmp_path):
+        (tmp_path / "page.html").write_text("mine")
+        (tmp_path / "mine.py").write_text("from ipcbus.web import Service\nclass Mine(Service):\n    path = '/mine'\n")
+        (tmp_path / "app.toml").write_text(
+            "transport = 'pipe:'\n[front]\nbind = '127.0.0.1:0'\npage = 'page.html'\n[services.mine]\nfactory = 'mine:Mine'\n"
+        )
+        process = start("serve", "app.toml")
+        assert get(url_in(process.stdout.readline())) == b"mine"
+        process.terminate()
+        out, err = process.communicate(timeout=TIMEOUT)
+        assert (process.returncode, out, err) == (0, "", "")
+
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            (None, "cannot be read"),
+            ("[front", "is not valid TOML"),
+            ("[frnot]\n", "did you mean 'front'?"),
+            ("", "'services' is required"),
+        ],
+    )
+    def test_a_file_that_will_not_do(self, run, tmp_path, text, problem):
+        file = tmp_path / "app.toml"
+        if text is not None:
+            file.write_text(text)
+        said = run("serve", str(file))
+        assert said.exit_code == 2
+        assert said.stderr.startswith(f"ipcbus: {file}: ")
+        assert problem in said.stderr
+        assert said.stderr.count("\n") == 1

@@ -406,8 +406,8 @@ async def agenerator():
 
 
 MAKERS: list[tuple[Any, str, str]] = [
-    (lambda: open("/dev/null"), "open file '/dev/null'", "path"),  # noqa: PTH123, SIM115
-    (lambda: open("/dev/null", "rb", buffering=0), "open file '/dev/null'", "path"),  # noqa: PTH123, SIM115
+    (lambda: open("/dev/null"), "open file '/dev/null'", "path"),  # noqa: PTH123, SIM115  the object is what is tested
+    (lambda: open("/dev/null", "rb", buffering=0), "open file '/dev/null'", "path"),  # noqa: PTH123, SIM115  the object is what is tested
     (closed_buffer, "closed in-memory file", "getvalue"),
     (socket.socket, "socket", "address"),
     (lambda: multiprocessing.Pipe()[0], "multiprocessing Connection", "private channel"),
@@ -434,7 +434,7 @@ MAKERS: list[tuple[Any, str, str]] = [
     (lambda: {}.items(), "dict view", "list"),
     (contextvars.copy_context, "context", "dict"),
     (Handler, "logging handler", "loggers travel"),
-    (lambda: logging.Logger("ipcbus-unknown"), "logger 'ipcbus-unknown'", "getLogger"),  # noqa: LOG001
+    (lambda: logging.Logger("ipcbus-unknown"), "logger 'ipcbus-unknown'", "getLogger"),  # noqa: LOG001  a logger that no name leads to
     (multiprocessing.Queue, "multiprocessing queue", "Channel"),
     (multiprocessing.SimpleQueue, "multiprocessing queue", "Channel"),
     (multiprocessing.Lock, "multiprocessing Lock", "Process(args=...)"),
@@ -572,7 +572,7 @@ class RaisesMute:
 
 
 class Meta(type):
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # classes that cannot be hashed exist
 
     def __eq__(cls, other: object) -> bool:
         raise RuntimeError("no eq")
@@ -621,7 +621,7 @@ BROKEN = {
 @pytest.mark.parametrize("make", BROKEN.values(), ids=BROKEN)
 def test_broken_objects_are_culprits_and_raise_nothing(make):
     obj = make()
-    with pytest.raises(Exception):  # noqa: B017, PT011
+    with pytest.raises(Exception):  # noqa: B017, PT011  each is broken in a way of its own
         pickle.dumps([obj], 5)
     assert not explain([obj]).travels
     assert not explain({1: [obj, lock()]}).travels
