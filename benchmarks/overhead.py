@@ -19,12 +19,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipcbus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MESSAGES: dict[str, Any] = {
     "64 bytes": bytes(range(64)),

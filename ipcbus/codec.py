@@ -23,9 +23,12 @@ from ipcbus.message import Message
 from ipcbus.serializers.base import Serializer, serializers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ipcbus.transport import Buffer, Frame
+
+    _Choice = tuple[Callable[[Any], tuple[Buffer, Sequence[Buffer]]], bytes, Serializer]
+    """How a type is encoded: the serializer's ``dumps``, the head of a frame without sections or nothing, and itself."""
 
 __all__ = ["AUTO", "Codec"]
 
@@ -75,6 +78,7 @@ class Codec:
         checksum: bool = False,
     ) -> None:
         self.max_message = max_message
+        self._short = min(wire.JOIN_LIMIT, max_message) - 4
         self.private = private
         self._trusted = private or key is not None
         self._key = key
@@ -83,15 +87,14 @@ class Codec:
         self._auto = serializer == AUTO
         self._made: dict[str, Serializer] = {}
         self._decoders: dict[int | str, Serializer] = {}
-        self._heads: dict[Serializer, bytes] = {}
-        self._by_type: dict[type, Serializer] = {}
+        self._by_type: dict[type, _Choice] = {}
         self._accept = None if accept is None else frozenset(accept)
         for name in self._accept or ():
             self._permit(self._make(name))
         self._default = self._make(self._pick_default() if self._auto else serializer)
         self._permit(self._default)
         if self._auto and self._accepts("raw"):
-            self._by_type[bytes] = self._make("raw")
+            self._by_type[bytes] = self._choice(self._make("raw"))
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -114,17 +117,13 @@ class Codec:
             MessageTooLarge: the frame would be larger than ``max_message``.
         """
         kind = type(obj)
-        serializer = self._by_type.get(kind) or self._choose(kind)
+        dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
         try:
-            payload, buffers = serializer.dumps(obj)
+            payload, buffers = dumps(obj)
         except Exception as error:
             raise self._explain(obj, serializer, error) from error
-        if not buffers and headers is None and self._plain and (short := self._heads.get(serializer)):
-            size = len(payload) + 4
-            if size <= wire.JOIN_LIMIT:
-                if size > self.max_message:
-                    raise self._too_large(size)
-                return (short + payload,)
+        if not buffers and headers is None and short and len(payload) <= self._short:
+            return (short + payload,)
         sections = wire.Sections(
             headers=headers,
             checksum=self._checksum,
@@ -177,15 +176,19 @@ class Codec:
         size = sum(memoryview(part).nbytes for part in frame)
         return Message(body, parsed.headers, serializer.content_type, size)
 
-    def _choose(self, kind: type) -> Serializer:
+    def _choose(self, kind: type) -> _Choice:
         serializer = self._default
         if self._auto and "google.protobuf.message" in sys.modules and self._accepts("protobuf"):
             message = sys.modules["google.protobuf.message"].Message
             if issubclass(kind, message):
                 serializer = self._make("protobuf")
+        choice = self._choice(serializer)
         if len(self._by_type) < _MAX_TYPES:
-            self._by_type[kind] = serializer
-        return serializer
+            self._by_type[kind] = choice
+        return choice
+
+    def _choice(self, serializer: Serializer) -> _Choice:
+        return serializer.dumps, wire.head(serializer.id) if self._plain and serializer.id else b"", serializer
 
     def _accepts(self, name: str) -> bool:
         return self._accept is None or name in self._accept
@@ -206,8 +209,6 @@ class Codec:
         made = self._made.get(name)
         if made is None:
             made = self._made[name] = serializers.get(name)(private=self.private)
-            if made.id:
-                self._heads[made] = wire.head(made.id)
         return made
 
     def _permit(self, serializer: Serializer) -> None:

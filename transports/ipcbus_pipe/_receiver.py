@@ -126,7 +126,10 @@ class PipeReceiver(RecvLink):
                 self._ring()
             return item if type(item) is tuple else (self._map(lane, item),)  # type: ignore[arg-type]  # else an int
         finally:
-            release(self._lock)
+            try:  # as plumbing.locks.release, without the call: this runs for every message
+                self._lock.release()
+            except RuntimeError:
+                pass
 
     def _acquire(self, timeout: float | None) -> None:
         if not self._lock.acquire(timeout=-1 if timeout is None else timeout):

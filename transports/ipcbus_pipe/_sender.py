@@ -120,7 +120,10 @@ class PipeSender(SendLink):
                 raise self._why_closed() from error
             raise
         finally:
-            release(self._lock)
+            try:  # as plumbing.locks.release, without the call: this runs for every message
+                self._lock.release()
+            except RuntimeError:
+                pass
 
     def _write_slowly(self, pipe: _Pipe, data: bytes, timeout: float | None, error: OSError) -> None:
         """Write a record that did not fit at once; the kernel still takes it whole or not at all."""
