@@ -39,7 +39,7 @@ class TestFiles:
         [
             (b"size = ", "not valid TOML"),
             (b"name = '\xff'", "not valid TOML"),
-            (b"sise = 1", "did you mean 'size'"),
+            (b"sizes = 1", "did you mean 'size'"),
             (b"size = 'many'", "size must be a whole number"),
         ],
     )

@@ -136,7 +136,7 @@ class TestBuild:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"needed": 1, "sise": 1}, "here: unknown key 'sise'; did you mean 'size'?"),
+            ({"needed": 1, "sizes": 1}, "here: unknown key 'sizes'; did you mean 'size'?"),
             ({"needed": 1, "made": 1}, "here: unknown key 'made'"),
             ({}, "here: 'needed' is required"),
             ({"needed": "-1"}, "here: needed must be a whole number, not '-1'"),

@@ -63,7 +63,7 @@ class TestOutside:
 
     def test_nearest_name_is_offered(self, tmp_path: Path) -> None:
         distribute(tmp_path, "outside", "upper = outside:Upper", modules={"outside": MODULE})
-        assert ask(tmp_path, "uper") == "UnknownSerializer no serializer 'uper' is installed; did you mean 'upper'?"
+        assert ask(tmp_path, "uppr") == "UnknownSerializer no serializer 'uppr' is installed; did you mean 'upper'?"
 
     def test_what_is_missing_comes_with_the_pip_command(self, tmp_path: Path) -> None:
         modules = {"needy": "import something_not_installed"}
