@@ -4,6 +4,7 @@ import multiprocessing.util
 import os
 import shutil
 import tempfile
+from multiprocessing.util import Finalize
 
 import pytest
 
@@ -27,7 +28,8 @@ def _own_runtime_directory():
         else:
             os.environ[name] = value
     tempfile.tempdir = None
-    shutil.rmtree(place, ignore_errors=True)
+    # multiprocessing has a directory in there and removes it at exit; this comes after that.
+    Finalize(None, shutil.rmtree, (place,), {"ignore_errors": True}, exitpriority=-200)
 
 
 @pytest.fixture(autouse=True)

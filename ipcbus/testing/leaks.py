@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import tempfile
 import threading
@@ -37,8 +36,10 @@ class Snapshot:
 
 def warm_up() -> None:
     """Start what multiprocessing starts once per process and keeps, so that no test is blamed for it."""
+    from ipcbus.testing.subject import preload_forkserver
+
     resource_tracker.ensure_running()
-    multiprocessing.set_forkserver_preload(["ipcbus.testing.children"])
+    preload_forkserver()
     forkserver.ensure_running()
 
 
@@ -82,9 +83,12 @@ def _fds() -> frozenset[str]:
     with os.scandir("/proc/self/fd") as entries:
         for entry in entries:
             try:
-                found.add(f"{entry.name} -> {os.readlink(entry.path)}")  # noqa: PTH115  a Path per descriptor is slow
+                target = os.readlink(entry.path)  # noqa: PTH115  a Path per descriptor is slow
             except FileNotFoundError:
-                continue  # the descriptor of this very listing, or one closed meanwhile
+                continue  # closed meanwhile, by another thread
+            # The listing's own, and the blocks that multiprocessing's heap keeps for its next shared array.
+            if target != f"/proc/{os.getpid()}/fd" and "/pym-" not in target:
+                found.add(f"{entry.name} -> {target}")
     return frozenset(found)
 
 

@@ -28,7 +28,18 @@ if TYPE_CHECKING:
 
     from ipcbus.transport import Capabilities, Transport
 
-__all__ = ["LATE", "PATIENCE", "Child", "StartMethod", "Subject", "Task", "free_port", "pattern", "raises"]
+__all__ = [
+    "LATE",
+    "PATIENCE",
+    "Child",
+    "StartMethod",
+    "Subject",
+    "Task",
+    "free_port",
+    "pattern",
+    "preload_forkserver",
+    "raises",
+]
 
 E = TypeVar("E", bound=BaseException)
 
@@ -128,7 +139,7 @@ class Child:
     def __init__(self, start_method: StartMethod, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         context = multiprocessing.get_context(start_method)
         if start_method == "forkserver":
-            context.set_forkserver_preload([children.__name__])
+            preload_forkserver()
         self._line, there = context.Pipe()
         # The line travels as an argument, so it is open in the parent until the process has started.
         self.process = context.Process(target=children.main, args=(there, function, args))  # type: ignore[attr-defined]  # typeshed has Process only on the concrete contexts
@@ -249,6 +260,15 @@ def raises(kind: type[E], call: Callable[..., Any], *args: Any, least: float = 0
     except Exception as error:
         raise AssertionError(f"{said} raised {error!r}; it should raise {kind.__name__}") from error
     raise AssertionError(f"{said} returned {_brief(value)}; it should raise {kind.__name__}")
+
+
+def preload_forkserver() -> None:
+    """Have multiprocessing's fork server import what children need, once for all of them; no effect once it runs."""
+    modules = [children.__name__, "ipcbus.testing.faults"]
+    for scheme in ipcbus.transports:
+        with contextlib.suppress(ipcbus.IpcbusError):  # not installed, and then no child needs it
+            modules.append(ipcbus.transports.get(scheme).__module__)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
 
 
 def free_port() -> int:

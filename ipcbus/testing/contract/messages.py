@@ -126,7 +126,11 @@ def check_encode_error(subject: Subject) -> None:
     channel = subject.open(capacity=1)
     for _ in range(3):
         error = raises(EncodeError, channel.send, {"job": [1, lambda: None]}, timeout=0)
-        assert "lambda" in str(error) or error.culprits, f"the error does not say which part cannot travel: {error}"
+        paths = [culprit.path for culprit in error.culprits]
+        assert len(paths) == 1, f"one part cannot travel, the error names {paths}"
+        assert "job" in paths[0], f"the error does not say where the part is that cannot travel: {paths}"
+        assert "[1]" in paths[0], f"the error does not say where the part is that cannot travel: {paths}"
+        assert paths[0] in str(error), f"the error's text does not name the culprit {paths}: {error}"
     channel.send("good", timeout=1)
     assert channel.recv(timeout=PATIENCE) == "good", "something else than the one good message arrived"
     raises(EncodeError, channel.send, children.Unpicklable(), timeout=0)

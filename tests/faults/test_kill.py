@@ -1,0 +1,54 @@
+"""A process is killed at a random instant, and the others go on; beside it, what a bare multiprocessing.Queue does."""
+
+import pytest
+
+from ipcbus.testing.faults import BareQueue, run_trials, table
+
+CAPACITY = 16
+SENDERS = 2
+KILLS = 20
+REPORTS = []
+
+
+def _run(url, victim, count):
+    report = run_trials(url, victim, count, senders=SENDERS, capacity=CAPACITY)
+    REPORTS.append(report)
+    return report
+
+
+def _with(report, count):
+    return next(trial for trial in report.trials if getattr(trial, count))
+
+
+def _assert_sound(report):
+    seeds = [trial.seed for trial in report.stuck]
+    assert not report.stuck, f"stuck with seeds {seeds}: {report.stuck[0].stuck}"
+    for count in ("duplicated", "reordered", "torn", "unexpected"):
+        assert report.total(count) == 0, f"{count}: {_with(report, count)}"
+    assert report.total("accepted") > 0
+    assert set(report.errors) <= {"ChannelFull", "PeerDied", "ChannelBroken"}
+
+
+@pytest.mark.parametrize("scheme", ["pipe", "zmq"])
+def test_sender_killed(scheme):
+    report = _run(f"{scheme}:", "sender", KILLS)
+    _assert_sound(report)
+    assert report.total("lost") == 0, f"accepted of a survivor and lost: {_with(report, 'lost')}"
+
+
+@pytest.mark.parametrize("scheme", ["pipe", "zmq"])
+def test_receiver_killed(scheme):
+    report = _run(f"{scheme}:", "receiver", KILLS)
+    _assert_sound(report)
+    for trial in report.trials:
+        assert trial.succeeded, f"a successor received nothing: {trial}"
+        # What every transport may lose with its receiver: what it had been given room for, and the one in its hand.
+        assert trial.lost <= SENDERS * (CAPACITY + 1), f"more than the capacity was lost with the receiver: {trial}"
+
+
+@pytest.mark.slow
+def test_table(capsys):
+    for victim in ("sender", "receiver"):
+        _run(BareQueue, victim, 4)
+    with capsys.disabled():
+        print("\n" + table(REPORTS))
