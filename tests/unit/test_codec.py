@@ -394,7 +394,7 @@ class Reverse(Serializer):
 class TestOwnSerializer:
     @pytest.fixture(autouse=True)
     def registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(ipcbus.serializers._things, "reverse", Reverse)
+        monkeypatch.setitem(ipcbus.serializers.registry._things, "reverse", Reverse)
 
     @pytest.mark.parametrize("text", ["", "abc", "x" * 20_000])
     def test_is_named_by_its_content_type(self, text: str) -> None:
