@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -48,36 +49,13 @@ class Receiver(RecvLink):
 
     def __init__(self, place: Place, capacity: int, max_message: int) -> None:
         self._place = place
-        try:
-            listener = place.listen()
-        except BaseException:
-            place.release()
-            raise
-        bound = min(capacity + _SLACK, 2**31 - 1)
-        options = {
-            zmq.ROUTER_MANDATORY: 1,  # a send to a sender that is gone says so
-            zmq.RCVHWM: bound,  # a sender that minds no credit is held back by its own connection
-            zmq.SNDHWM: bound,
-            zmq.MAXMSGSIZE: max_message,
-            zmq.USE_FD: listener,
-            **place.bind_options,
-        }
-        try:
-            self._post = Post(zmq.ROUTER, options)
-        except BaseException:
-            os.close(listener)
-            place.release()
-            raise
-        socket = self._post.socket
-        assert socket is not None
-        self._socket = socket
-        self._recv: Callable[[int], bytes] = socket.recv
         self._ledger = Ledger(capacity)
         self._accounts = self._ledger.accounts
         self._max_message = max_message
         self._ending = Ending(monotonic())
         self._alarm: Alarm | None = None
-        self._stash: Frame | None = None
+        self._waiting: deque[Frame] = deque()
+        """Messages taken and not yet received: those that were parked, and one that ``ready`` found."""
         self._carried: bytes | None = None
         self._torn = False
         self._special = False
@@ -85,13 +63,35 @@ class Receiver(RecvLink):
         self._prune_at = _PRUNE_FROM
         self.strays = 0
         """Messages that made no sense and were dropped."""
+        bound = min(capacity + _SLACK, 2**31 - 1)
+        options = {
+            zmq.ROUTER_MANDATORY: 1,  # a send to a sender that is gone says so
+            zmq.RCVHWM: bound,  # a sender that minds no credit is held back by its own connection
+            zmq.SNDHWM: bound,
+            zmq.MAXMSGSIZE: max_message,
+            **place.bind_options,
+        }
         try:
+            self._post = Post(zmq.ROUTER, options)
+        except BaseException:
+            place.release()
+            raise
+        socket = self._post.socket
+        assert socket is not None
+        self._socket = socket
+        self._recv: Callable[[int], bytes] = socket.recv
+        try:
+            socket.set(zmq.USE_FD, place.listen())
             socket.bind(place.endpoint)
-        except zmq.ZMQError as error:
+            self._waiting.extend(place.welcome())
+            self._special = bool(self._waiting)
+            if place.shut[0]:
+                self._end()
+        except BaseException as error:
             self.close()
-            raise broken(f"cannot listen at {place.endpoint}", error) from error
-        if place.shut[0]:
-            self._end()
+            if isinstance(error, zmq.ZMQError):
+                raise broken(f"cannot listen at {place.endpoint}", error) from error
+            raise
 
     # ------------------------------------------------------------------ receiving
 
@@ -159,9 +159,8 @@ class Receiver(RecvLink):
             deadline: when to stop even if only senseless messages come.
             patient: whether what is owed to the senders may wait a little.
         """
-        if self._stash is not None:
-            stash, self._stash = self._stash, None
-            return stash
+        if self._waiting:
+            return self._waiting.popleft()
         frame = self._pull(deadline)
         if frame is None and not patient and self._ledger.owing():
             self._grant_all()
@@ -328,12 +327,12 @@ class Receiver(RecvLink):
         with self._post.lock:
             if self._post.closing:
                 raise ChannelClosed("this end is closed")
-            if self._stash is None:
-                self._stash = self._take(Deadline(0), patient=False)
-                self._special = self._special or self._stash is not None
-            if self._stash is None and self._post.shown:
+            if not self._waiting and (frame := self._take(Deadline(0), patient=False)) is not None:
+                self._waiting.append(frame)
+                self._special = True
+            if not self._waiting and self._post.shown:
                 self._set_alarm()
-            return self._stash is not None or self._ending.over
+            return bool(self._waiting) or self._ending.over
 
     def _set_alarm(self) -> None:
         """Let the descriptor tell when the end of the channel will have come."""
