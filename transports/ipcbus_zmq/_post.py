@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import select
@@ -60,20 +61,20 @@ class Post:
         self._pid = os.getpid()
         self.socket: Socket | None = None
         self._monitor: Socket | None = None
-        self._bell = Wakeup()
-        self._epoll = select.epoll()
         self._silent = select.poll()
         context = _context.acquire()
         try:
+            self._bell = Wakeup()
+            self._epoll = select.epoll()
             self._open(context, kind, options, events)
         except BaseException as error:
             self._drop()
-            if isinstance(error, zmq.ZMQError):
+            if isinstance(error, (zmq.ZMQError, OSError)):
                 raise broken("a socket cannot be made", error) from error
             raise
 
     def _drop(self) -> None:
-        """Undo an attempt to open."""
+        """Undo an attempt to open, however far it came."""
         for made in (self._monitor, self.socket):
             if made is not None:
                 made.close(0)
@@ -108,11 +109,6 @@ class Post:
                 raise ChannelClosed("this end is closed")
             self._shown = self.watched = True
             return self._epoll.fileno()
-
-    @property
-    def shown(self) -> bool:
-        """Whether somebody outside has the descriptor."""
-        return self._shown
 
     def also_watch(self, fd: int) -> None:
         """Add a descriptor to those that tell of news; the lock is held."""
@@ -205,8 +201,9 @@ class Post:
         self._free()
 
     def _free(self) -> None:
-        self._epoll.close()
-        self._bell.close()
+        for made in (getattr(self, "_epoll", None), getattr(self, "_bell", None)):
+            if made is not None:
+                made.close()
 
     def __del__(self) -> None:
         # An end that was interrupted while it opened has nobody who would close it.
@@ -214,10 +211,10 @@ class Post:
             self.close(0.0)
 
 
-def broken(what: str, error: zmq.ZMQError) -> ChannelBroken:
-    """Translate an error of zmq's."""
+def broken(what: str, error: zmq.ZMQError | OSError) -> ChannelBroken:
+    """Translate an error of zmq's or the system's."""
     hint = ""
-    if error.errno in (24, 23):
+    if error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "; close channels that are not needed, or raise the limit of descriptors (ulimit -n)"
     return ChannelBroken(f"ZeroMQ: {what}: {error.strerror}{hint}")
 

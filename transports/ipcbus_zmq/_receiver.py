@@ -53,7 +53,6 @@ class Receiver(RecvLink):
         self._accounts = self._ledger.accounts
         self._max_message = max_message
         self._ending = Ending(monotonic())
-        self._alarm: Alarm | None = None
         self._waiting: deque[Frame] = deque()
         """Messages taken and not yet received: those that were parked, and one that ``ready`` found."""
         self._carried: bytes | None = None
@@ -72,8 +71,15 @@ class Receiver(RecvLink):
             **place.bind_options,
         }
         try:
+            self._alarm = Alarm()
+            """Tells everybody who sleeps that the end of the channel may have come."""
+        except OSError as error:
+            place.release()
+            raise broken("a receiver cannot be opened", error) from error
+        try:
             self._post = Post(zmq.ROUTER, options)
         except BaseException:
+            self._alarm.close()
             place.release()
             raise
         socket = self._post.socket
@@ -81,6 +87,7 @@ class Receiver(RecvLink):
         self._socket = socket
         self._recv: Callable[[int], bytes] = socket.recv
         try:
+            self._post.also_watch(self._alarm.fileno())
             socket.set(zmq.USE_FD, place.listen())
             socket.bind(place.endpoint)
             self._waiting.extend(place.welcome())
@@ -146,9 +153,8 @@ class Receiver(RecvLink):
                 raise ChannelEmpty(f"no message at {self._place.endpoint}")
             left = deadline.remaining()
             patience = _PATIENCE if patient and self._ledger.owing() else None
-            for sooner in (self._ending.remaining(monotonic()), patience):
-                if sooner is not None:
-                    left = sooner if left is None else min(left, sooner)
+            if patience is not None:
+                left = patience if left is None else min(left, patience)
             self._post.wait(left)
             patient = patience is None and patient
 
@@ -166,7 +172,10 @@ class Receiver(RecvLink):
             self._grant_all()
             frame = self._pull(deadline)  # granting may have taken in zmq's news of a message, which no descriptor then tells
         if frame is None and self._ending.begun:
-            self._ending.empty(monotonic(), silent_senders=bool(self._accounts))
+            if self._ending.empty(monotonic(), silent_senders=bool(self._accounts)):
+                self._post.ring(on=True)  # for ever, and for all who wait
+            else:
+                self._alarm.set(self._ending.remaining(monotonic()))
         return frame
 
     def _pull(self, deadline: Deadline) -> Frame | None:
@@ -314,6 +323,7 @@ class Receiver(RecvLink):
             return
         self._place.shut[0] = 1
         self._ending.begin(monotonic())
+        self._alarm.set(self._ending.remaining(monotonic()))
         self._special = True
         self._grant_all()
         self._ledger.stop()
@@ -330,19 +340,7 @@ class Receiver(RecvLink):
             if not self._waiting and (frame := self._take(Deadline(0), patient=False)) is not None:
                 self._waiting.append(frame)
                 self._special = True
-            if not self._waiting and self._post.shown:
-                self._set_alarm()
             return bool(self._waiting) or self._ending.over
-
-    def _set_alarm(self) -> None:
-        """Let the descriptor tell when the end of the channel will have come."""
-        left = self._ending.remaining(monotonic())
-        if left is None:
-            return
-        if self._alarm is None:
-            self._alarm = Alarm()
-            self._post.also_watch(self._alarm.fileno())
-        self._alarm.set(left)
 
     def fileno(self) -> int:
         """Return the descriptor that tells of messages."""
@@ -371,19 +369,14 @@ class Receiver(RecvLink):
                     self._tell(account, Kind.GONE)
             finally:
                 self._post.close(_FAREWELL)
-                self._free_alarm()
+                self._alarm.close()
                 self._place.release()
 
     def abandon(self) -> None:
         """Let go of what a forked child inherited."""
         self._post.abandon()
-        self._free_alarm()
+        self._alarm.close()
         self._place.abandon()
-
-    def _free_alarm(self) -> None:
-        alarm, self._alarm = self._alarm, None
-        if alarm is not None:
-            alarm.close()
 
 
 def _plausible(identity: bytes) -> bool:

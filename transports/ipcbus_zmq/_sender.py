@@ -28,7 +28,7 @@ _JOIN_LIMIT = 32 * 1024
 _ASK_AFTER = 0.5
 """Seconds of waiting for room after which a sender asks, once, where the receiver is."""
 _LOOK_EVERY = 0.001
-"""Seconds after which a sender of a channel without shared state looks for news before it sends."""
+"""Seconds after which a sender that is connected and has room looks for news before it sends."""
 _SUCCESSION = 0.25
 """Seconds of waiting after which a dead receiver is reported: one that follows it needs a moment to be connected to."""
 _FAREWELL = 1.0
@@ -65,9 +65,7 @@ class Sender(SendLink):
         self._window = Window(capacity)
         self._shut = place.shut
         self._copies: list[Frame] | None = [] if place.parks else None
-        """What was sent before a receiver was met: if none ever is, it is left where a later one finds it."""
-        self._wary = True
-        """Whether to look for news before a send that has room."""
+        """What was sent while there was no receiver: if none comes, it is left where a later one finds it."""
         self._look_at = 0.0
         self._met = self._connected = self._lost = self._left = False
         self._receiver_pid: int | None = None
@@ -86,7 +84,7 @@ class Sender(SendLink):
         """Queue one message."""
         with self._post.lock:
             window = self._window
-            if window.sent >= window.limit or self._shut[0] or (self._wary and monotonic() >= self._look_at):
+            if window.sent >= window.limit or self._shut[0] or monotonic() >= self._look_at:
                 self._make_room(timeout)
                 if self._copies is not None:
                     self._copies.append([bytes(part) for part in frame])
@@ -188,10 +186,12 @@ class Sender(SendLink):
             self._hear(bytes(part))
         if disconnected and not self._left:
             self._lost = True
-        if self._met:
+        if self._connected:
             self._copies = None
-            self._wary = self._place.eager
             self._look_at = monotonic() + _LOOK_EVERY
+        elif self._copies is None and self._place.parks:
+            self._copies = []
+            self._look_at = 0.0
         if self._post.watched:
             self._post.ring(on=self._has_news())
 
@@ -275,15 +275,16 @@ class Sender(SendLink):
                 if self._connected:
                     self._part(Kind.FIN)
             finally:
-                parked = bool(self._copies) and self._place.park(self._copies or [], self._end_unmet)
+                parked = bool(self._copies) and self._place.park(self._copies or [], self._end_alone)
                 if not parked and self._post.socket is not None:
                     self._post.close(self._linger())
                 self._window.limit = -1
                 self._place.release()
 
-    def _end_unmet(self) -> bool:
+    def _end_alone(self) -> bool:
+        """End the socket unless there is a receiver after all, and say whether it was ended."""
         self._look()
-        if self._met:
+        if self._connected:
             return False
         self._post.close(0.0)
         return True
