@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipcbus.serializers import serializers
+from ipcbus import serializers
 from ipcbus.web.link import (
     BATCH_BYTES,
     BATCH_EVENTS,
