@@ -6,10 +6,10 @@ import ctypes
 import os
 import struct
 
-__all__ = ["IGNORED", "Timer", "eventfd_read"]
+__all__ = ["IGNORED", "Timer", "eventfd_read", "flock"]
 
-# PyDLL keeps the GIL. The read never blocks and takes a fraction of a microsecond; letting the GIL go for it would hand
-# the processor to the queue's thread at every send, which halves the rate.
+# PyDLL keeps the GIL. What is called through it never blocks and takes a fraction of a microsecond; letting the GIL go
+# for that would pass it to and fro between a sender and its queue's thread, which halves the rate.
 _libc = ctypes.PyDLL(None, use_errno=True)
 
 eventfd_read = _libc.eventfd_read
@@ -17,6 +17,9 @@ eventfd_read = _libc.eventfd_read
 
 IGNORED = ctypes.byref(ctypes.c_uint64())
 """Where the value read goes, which is 1 for an eventfd that is a semaphore."""
+
+flock = _libc.flock
+"""``flock(fd, operation)`` for operations that do not block: 0, or -1 when another has the lock."""
 
 _CLOCK_MONOTONIC = 1
 _ITIMERSPEC = struct.Struct("llll")  # the interval, then the time until the first expiration: seconds, nanoseconds

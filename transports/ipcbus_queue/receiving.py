@@ -28,13 +28,15 @@ class QueueRecvLink(RecvLink):
         claim: on being its one receiver, None where there are many; owned from here on.
     """
 
-    __slots__ = ("_claim", "_ended", "_gate", "_reader", "_shared", "_timer")
+    __slots__ = ("_claim", "_ended", "_gate", "_patience", "_reader", "_shared", "_timer")
 
     def __init__(self, shared: Shared, claim: Claim | None) -> None:
         self._shared = shared
         self._claim = claim
         self._ended = False
         self._timer: Timer | None = None
+        # While the rest of a message arrives, other receivers wait for the lock, so that must be short.
+        self._patience = 0.1 if claim is not None else 0.005
         self._reader = Reader(shared)
         try:
             self._gate = Gate(self._reader.fileno(), shared.latch.fileno())
@@ -44,32 +46,34 @@ class QueueRecvLink(RecvLink):
 
     def recv(self, timeout: float | None) -> Frame:
         """Take one message out."""
-        frame = self._attempt()
+        frame = self._attempt(timeout)
         if frame is not None:
             return (frame,)
         deadline = Deadline(timeout)
         while not deadline.expired:
-            if self._gate.wait(deadline.remaining()):
-                frame = self._attempt()
+            left = deadline.remaining()
+            if self._gate.wait(left):
+                frame = self._attempt(left)
                 if frame is not None:
                     return (frame,)
         raise ChannelEmpty("no message in the queue: channel")
 
-    def _attempt(self) -> bytes | None:
+    def _attempt(self, timeout: float | None) -> bytes | None:
         """Take a message if one is there; raises what ends the channel."""
         gate = self._gate
         with gate.lock:
-            gate.check()
+            if gate.closed:
+                gate.check()
             try:
-                frame = self._reader.take()
+                frame = self._reader.take(self._patience if timeout is None else min(timeout, self._patience))
                 if frame is None:
                     if self._over():
                         raise EndOfChannel("the queue: channel was shut down and is drained")
                 elif self._timer is not None:
                     self._timer.set(LINGER)
+            except ChannelError:
+                raise
             except OSError as error:
-                if isinstance(error, ChannelError):
-                    raise
                 raise ChannelBroken(f"the queue: channel cannot be read: {error}") from error
             return frame
 
