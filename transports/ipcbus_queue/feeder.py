@@ -75,15 +75,19 @@ class Feeder(Queue):  # type: ignore[type-arg]  # generic for type checkers only
         with self._lock:
             self._notempty.notify()
 
-    def finish(self, timeout: float) -> None:
-        """Flush for at most ``timeout`` seconds, and see to it that the interpreter's exit waits no longer either."""
-        thread = self._thread  # because join_thread() takes no timeout
+    def finish(self) -> None:
+        """Let the thread end once it has moved everything, and see to it that the interpreter's exit does not wait for it."""
         self.close()
         self.cancel_join_thread()
-        if thread is not None:
-            thread.join(timeout)
-        if thread is None or not thread.is_alive():
-            self.abandon()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread for at most ``timeout`` seconds; once it has ended, free everything and return True."""
+        if self._thread is not None:
+            self._thread.join(timeout)  # because join_thread() takes no timeout
+            if self._thread.is_alive():
+                return False
+        self.abandon()
+        return True
 
     def abandon(self) -> None:
         """Free the descriptors without writing what is left: in a forked child, or when there is no thread."""
@@ -187,6 +191,10 @@ class _WriteLock:
         if fd >= 0:
             os.close(fd)
             del self._page  # it has a descriptor of its own
+
+    def __del__(self) -> None:
+        # The queue's thread may need it longer than anybody waits for the thread.
+        self.close()
 
 
 class _Room:

@@ -107,7 +107,8 @@ class QueueSendLink(SendLink):
     def close(self) -> None:
         """Close, once what was accepted is in the pipe or ``LINGER`` has passed.
 
-        What is not in the pipe by then goes on being moved there for as long as this process lives.
+        What is not in the pipe by then goes on being moved there for as long as this process lives. Where no other process
+        has the channel there is nobody to wait for.
         """
         with self._gate.lock:
             if not self._gate.close():
@@ -116,7 +117,9 @@ class QueueSendLink(SendLink):
                 self._reader.close()
             feeder, self._feeder = self._feeder, None
         if feeder is not None:
-            feeder.finish(LINGER)
+            feeder.finish()
+            if not feeder.join(0 if self._shared.alone else LINGER):
+                self._shared.unfinished = feeder
 
     def abandon(self) -> None:
         """Let go of the parent's queue: its thread is not in this process, and its lock may be held for ever."""
