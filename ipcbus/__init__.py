@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from ipcbus import serializers
 from ipcbus.channel import Channel, Stats
 from ipcbus.channel import open_channel as open  # noqa: A004  ipcbus.open reads like the built-in it resembles
 from ipcbus.errors import (
@@ -40,7 +41,6 @@ from ipcbus.explain import Culprit, Explanation, explain
 from ipcbus.message import Message
 from ipcbus.pair import Duplex, pair
 from ipcbus.selection import transports
-from ipcbus.serializers import serializers
 from ipcbus.serializers.local import Fd
 from ipcbus.wait import wait
 

@@ -23,7 +23,7 @@ import threading
 import traceback
 from collections import deque
 from dataclasses import dataclass
-from time import monotonic, time
+from time import monotonic, time  # history is read by people, so it has the wall clock
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipcbus.errors import IpcbusError
@@ -144,6 +144,7 @@ class Supervisor:
         period: seconds.
         ready_timeout: seconds a process has for becoming ready.
         stop_timeout: seconds a group has for stopping; after that it is killed.
+        at_end: called once everything has stopped, in whichever way, by a thread of the supervisor's.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Supervisor:
         period: float = 10.0,
         ready_timeout: float = 10.0,
         stop_timeout: float = 10.0,
+        at_end: Callable[[], None] | None = None,
     ) -> None:
         names = [program.name for group in groups for program in group]
         if len(set(names)) != len(names):
@@ -166,6 +168,7 @@ class Supervisor:
         self._period = period
         self._ready_timeout = ready_timeout
         self._stop_timeout = stop_timeout
+        self._at_end = at_end
         self._children: dict[str, _Child] = {}
         self._deaths: deque[float] = deque()
         self._history: deque[Occurrence] = deque(maxlen=1000)
@@ -266,6 +269,8 @@ class Supervisor:
             for group in reversed(self._groups):
                 self._stop_group([child for program in group if (child := self._children.get(program.name))])
             self._children.clear()
+            if self._at_end is not None:
+                self._at_end()
             self._ended.set()
             self._started.set()
 

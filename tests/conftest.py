@@ -1,5 +1,6 @@
 """What every test gets: runtime files in a place of the session's own, and a look at what it left behind."""
 
+import multiprocessing.util
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from ipcbus.testing import leaks
 @pytest.fixture(scope="session", autouse=True)
 def _own_runtime_directory():
     """Keep names that other programs on this machine make out of sight. Short: a socket's path has 107 bytes."""
+    multiprocessing.util.get_temp_dir()  # kept to the exit of the process, after this session's place is gone
     place = tempfile.mkdtemp(prefix="it-")
     names = ("TMPDIR", "XDG_RUNTIME_DIR")
     before = {name: os.environ.get(name) for name in names}

@@ -80,6 +80,9 @@ def _usable() -> Iterable[str]:
                 continue
         except TransportUnavailable:
             continue
+        except ConfigError:
+            yield f"{scheme}:"  # a broken plugin: its row will say what is wrong
+            continue
         yield channel_url(scheme)
 
 

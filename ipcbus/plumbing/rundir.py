@@ -18,6 +18,7 @@ from ipcbus.errors import ChannelBroken, InsecureConfiguration
 __all__ = ["MAX_SOCKET_PATH", "PREFIX", "base", "check", "create", "hold", "reap", "remove", "socket_path"]
 
 PREFIX = "ipcbus-"
+"""How the names of these directories begin."""
 MAX_SOCKET_PATH = 107
 """Bytes in the path of a unix socket; see unix(7), ``sun_path``."""
 _HOME = "home"

@@ -1,5 +1,14 @@
-"""Objects to bytes and back: one small module per format."""
+"""Objects to bytes and back: one small module per format, found by name in one registry.
 
-from ipcbus.serializers.base import Serializer, serializers
+``get(name)`` returns a serializer's class, ``names()`` lists what is known, ``register(name, cls)`` adds one to this
+process; an installed distribution adds one by an entry point in the group ``ipcbus.serializers``.
+"""
 
-__all__ = ["Serializer", "serializers"]
+from ipcbus.serializers.base import Serializer
+from ipcbus.serializers.base import serializers as registry
+
+__all__ = ["Serializer", "get", "names", "register", "registry"]
+
+get = registry.get
+names = registry.names
+register = registry.register

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
     from multiprocessing.connection import Connection
-    from multiprocessing.synchronize import Condition, SemLock
+    from multiprocessing.synchronize import Condition, Event, SemLock
     from types import TracebackType
     from typing import Self
 
@@ -195,24 +195,39 @@ def reduce_lock(lock: SemLock) -> Any:
 
     if get_spawning_popen() is not None:
         return lock.__reduce_ex__(5)
-    semaphore: Any = lock._semlock  # type: ignore[attr-defined]  # noqa: SLF001  the only way to what it pickles itself with
-    if semaphore.name is None:
-        raise TypeError(
-            f"a {type(lock).__qualname__} of the fork context has no name and cannot travel in a message; "
-            "make it with multiprocessing.get_context('spawn'), or pass it to the process when that starts"
-        )
+    semaphore = _named(lock, lock)
     return _make_synchronized, (type(lock), (semaphore.handle, semaphore.kind, semaphore.maxvalue, semaphore.name))
 
 
+def _named(lock: SemLock, owner: object) -> Any:
+    semaphore: Any = lock._semlock  # type: ignore[attr-defined]  # noqa: SLF001  the only way to what it pickles itself with
+    if semaphore.name is None:
+        raise TypeError(
+            f"a {type(owner).__qualname__} of the fork context has no name and cannot travel in a message; "
+            "make it with multiprocessing.get_context('spawn'), or pass it to the process when that starts"
+        )
+    return semaphore
+
+
 def reduce_condition(condition: Condition) -> Any:
-    """Reduce a Condition of ``multiprocessing``, and with it an Event."""
+    """Reduce a Condition of ``multiprocessing``."""
     from multiprocessing.context import get_spawning_popen
 
     if get_spawning_popen() is not None:
         return condition.__reduce_ex__(5)
     inner = vars(condition)
+    _named(inner["_wait_semaphore"], condition)
     state = (inner["_lock"], inner["_sleeping_count"], inner["_woken_count"], inner["_wait_semaphore"])
     return _make_synchronized, (type(condition), state)
+
+
+def reduce_event(event: Event) -> Any:
+    """Reduce an Event of ``multiprocessing``."""
+    from multiprocessing.context import get_spawning_popen
+
+    if get_spawning_popen() is None:
+        _named(vars(event)["_flag"], event)
+    return event.__reduce_ex__(5)
 
 
 def _make_synchronized(kind: Any, state: tuple[Any, ...]) -> Any:

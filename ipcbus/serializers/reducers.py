@@ -47,6 +47,7 @@ _RULES: dict[tuple[str, str], _Rule] = {
     ("_io", "TextIOWrapper"): _Rule("local", "reduce_file", "open file"),
     ("multiprocessing.synchronize", "SemLock"): _Rule("local", "reduce_lock", "multiprocessing lock"),
     ("multiprocessing.synchronize", "Condition"): _Rule("local", "reduce_condition", "multiprocessing condition"),
+    ("multiprocessing.synchronize", "Event"): _Rule("local", "reduce_event", "multiprocessing event"),
     ("logging", "Handler"): _Rule("local", "refuse_handler"),
     ("builtins", "mappingproxy"): _Rule("local", "reduce_proxy"),
     ("google.protobuf.message", "Message"): _Rule("protobuf", "reduce_message"),

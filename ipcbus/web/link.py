@@ -2,7 +2,8 @@
 
 A front end sends *events* to the inbox of a service, a service sends *commands* to the inbox of a front end. Both go in
 batches: ``[version, sender, epoch, seq, [[op, field, ...], ...]]``. ``sender`` is the index of the front end (of the
-service), ``epoch`` when that process was started, ``seq`` counts its batches for this receiver, so that a gap shows. Payloads are bytes beside their kind, ``"T"`` for text and ``"B"`` for binary, and are never looked into here.
+service), ``epoch`` says when that process was started, ``seq`` counts its batches for this receiver, so that a gap shows.
+Payloads are bytes beside their kind, ``"T"`` for text and ``"B"`` for binary, and are never looked into here.
 
 Attaching. A service that starts sends READY with a fresh *token* to every front end; a front end that starts sends HELLO
 with token 0 to every service. A front end answers a READY whose token is new with HELLO and that token, and only from
@@ -132,7 +133,7 @@ class Batch(NamedTuple):
 
 def start() -> int:
     """Return this moment as an epoch: later than that of every process of this machine that was started before."""
-    return time_ns()
+    return time_ns()  # the wall clock: it goes on over a restart of the machine, where channels may be durable
 
 
 def draw() -> int:

@@ -10,6 +10,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed
 from ipcbus.web.link import Batcher
 
 if TYPE_CHECKING:
+    from ipcbus.aio import AsyncChannel
     from ipcbus.channel import Channel
 
 __all__ = ["Pump"]
@@ -85,17 +86,25 @@ class Pump:
             self._wake.clear()
             while (batch := self._batcher.take()) is not None:
                 try:
-                    await aio.send(batch)
+                    await self._send(aio, batch)
                 except ChannelClosed:
                     self._batcher.discard()
                     self._settle()
                     return
-                except ChannelBroken as error:
-                    # The receiver is dead. Its replacement attaches anew and wants nothing of this.
-                    lost = len(batch[4]) + self._batcher.discard()
-                    self.lost += lost
-                    logger.warning("%s is gone, %d events for it are dropped: %s", self._name, lost, error)
                 self._settle()
+
+    async def _send(self, aio: AsyncChannel, batch: tuple[Any, ...]) -> None:
+        try:
+            try:
+                await aio.send(batch)
+            except ChannelBroken:
+                # The receiver has died since the last send. If its replacement is there by now, a second try reaches it.
+                await aio.send(batch)
+        except ChannelBroken as error:
+            # Nobody is there. Whoever comes attaches anew and wants nothing of this.
+            lost = len(batch[4]) + self._batcher.discard()
+            self.lost += lost
+            logger.warning("%s is gone, %d events for it are dropped: %s", self._name, lost, error)
 
     def _settle(self) -> None:
         waiting = len(self._batcher)

@@ -48,6 +48,7 @@ class Server:
         self._config = config
         self._host, self._port = _split(config.front.bind)
         self._resources = ExitStack()
+        self._sockets: list[socket.socket] = []
         self._supervisor: Supervisor | None = None
 
     def start(self) -> Self:
@@ -137,7 +138,7 @@ class Server:
     def _assemble(self) -> Supervisor:
         config, front = self._config, self._config.front
         page = _read(front.page)
-        sockets = self._listen(front.processes)
+        self._listen(front.processes)
         fronts = [self._open(front.channel, f"front-{index}") for index in range(front.processes)]
         inboxes = {name: self._open(service.channel, name) for name, service in config.services.items()}
         services = [
@@ -149,12 +150,12 @@ class Server:
         known = [(name, channel.sender) for name, channel in inboxes.items()]
         ends = [
             Program(f"front-{index}", run_front_end, (config.log_level, front, index, sock, inbox.receiver, known, page))
-            for index, (sock, inbox) in enumerate(zip(sockets, fronts, strict=True))
+            for index, (sock, inbox) in enumerate(zip(self._sockets, fronts, strict=True))
         ]
         # Front ends are stopped first, so that services hear of every connection that closes.
-        return Supervisor([services, ends], method=config.start_method)
+        return Supervisor([services, ends], method=config.start_method, at_end=self._hang_up)
 
-    def _listen(self, count: int) -> list[socket.socket]:
+    def _listen(self, count: int) -> None:
         """Make one listening socket per front end, all on the same port; the kernel spreads connections over them.
 
         They stay open here, so that what waits in the queue of a front end that died is there for the next one.
@@ -162,7 +163,6 @@ class Server:
         family, address = _resolve(self._host, self._port)
         if self._port:
             _refuse_shared_port(family, address)
-        sockets: list[socket.socket] = []
         for _ in range(count):
             sock = self._resources.enter_context(socket.socket(family, socket.SOCK_STREAM))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -173,8 +173,12 @@ class Server:
             except OSError as error:
                 raise _cannot_bind(self._host, self._port, error) from error
             self._port = sock.getsockname()[1]
-            sockets.append(sock)
-        return sockets
+            self._sockets.append(sock)
+
+    def _hang_up(self) -> None:
+        """Refuse connections: when nobody is left to accept them they would wait for nothing."""
+        for sock in self._sockets:
+            sock.close()
 
     def _open(self, url: str | None, name: str) -> Channel:
         """Make the inbox of a process."""

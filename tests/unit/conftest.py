@@ -48,7 +48,9 @@ def child() -> Iterator[Child]:
         process = multiprocessing.get_context("spawn").Process(target=exec, args=(_SERVE, space))
         process.start()
         try:
-            yield Child(requests, answers)
+            made = Child(requests, answers)
+            made.run("pass")  # opens both ends here, or the first test would seem to leave them behind
+            yield made
         finally:
             requests.shutdown()
             process.join(20)

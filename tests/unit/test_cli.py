@@ -83,6 +83,10 @@ class TestTransports:
         rows = {line[:26].strip() for line in said.stdout.splitlines()}
         assert {field.name.replace("_", " ") for field in dataclasses.fields(Capabilities)} <= rows
 
+    def test_a_narrow_terminal_cuts_nothing(self):
+        done = ipcbus_command("transports", env={**os.environ, "COLUMNS": "30"})
+        assert done.stdout.split("\n")[1].split() == ipcbus.transports.names()
+
     def test_json_says_what_the_classes_declare(self, run):
         rows = {row["scheme"]: row for row in json.loads(run("transports", "--json").stdout)}
         assert list(rows) == ipcbus.transports.names()

@@ -24,10 +24,23 @@ from ipcbus.web.link import Cid, Command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from typing import Self
 
     from websockets.asyncio.client import ClientConnection
 
 PATIENCE = 5.0
+HANDSHAKE = b"\r\n".join(
+    [
+        b"GET /flood HTTP/1.1",
+        b"Host: x",
+        b"Upgrade: websocket",
+        b"Connection: Upgrade",
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        b"Sec-WebSocket-Version: 13",
+        b"",
+        b"",
+    ]
+)
 
 
 class Rig:
@@ -77,7 +90,7 @@ class Rig:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    async def __aenter__(self) -> Rig:
+    async def __aenter__(self) -> Self:
         for index in range(len(self.services)):
             await self.start_service(index)
         for index in range(len(self.front_inboxes)):
@@ -253,8 +266,7 @@ async def test_a_slow_receiver_is_cut_off_and_the_others_get_everything() -> Non
         stalled.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_connect(stalled, rig.sockets[0].getsockname())
-        key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13"
-        await loop.sock_sendall(stalled, f"GET /flood HTTP/1.1\r\nHost: x\r\n{key}\r\n\r\n".encode())
+        await loop.sock_sendall(stalled, HANDSHAKE)
         assert b" 101 " in await loop.sock_recv(stalled, 100)
         good = await rig.connect("/flood")
         for number in range(300):
@@ -272,10 +284,13 @@ async def test_a_service_that_does_not_take_messages_stops_the_reading_of_socket
         def __init__(self) -> None:
             self.gate = asyncio.Event()
             self.got = 0
+            self.all = asyncio.Event()
 
         async def on_message(self, conn: Connection, message: bytes) -> None:
             await self.gate.wait()
             self.got += 1
+            if self.got == 20_000:
+                self.all.set()
 
     stuck = Stuck()
     async with Rig(stuck) as rig:
@@ -297,8 +312,7 @@ async def test_a_service_that_does_not_take_messages_stops_the_reading_of_socket
         assert rig.fronts[0].counts.received < 10_000
         stuck.gate.set()
         await asyncio.wait_for(pouring, 30)
-        while stuck.got < 20_000:
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(stuck.all.wait(), 30)
 
 
 # ---------------------------------------------------------------------- HTTP and handshakes

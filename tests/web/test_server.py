@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -10,12 +9,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.sync.client import ClientConnection, connect
 
 import ipcbus
 from ipcbus.demo import chat_config
@@ -26,11 +27,6 @@ from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig, load_ser
 from ipcbus.web.link import Cid
 from ipcbus.web.server import Server
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from websockets.sync.client import ClientConnection
-
 PATIENCE = 20.0
 
 
@@ -39,8 +35,8 @@ def schemes() -> Iterator[str]:
         try:
             if ipcbus.transports.get(scheme).capabilities.crosses_processes:
                 yield scheme
-        except TransportUnavailable:
-            continue
+        except (TransportUnavailable, ConfigError):
+            continue  # a plugin that is broken fails tests of its own
 
 
 SCHEMES = list(schemes())
@@ -64,13 +60,22 @@ def test_the_check_tells_what_is_wrong() -> None:
 # ---------------------------------------------------------------------- processes that die
 
 
-def join(server: Server, name: str) -> tuple[ClientConnection, int]:
+Join = Callable[[Server, str], tuple[ClientConnection, int]]
+
+
+@pytest.fixture
+def join() -> Iterator[Join]:
     """Connect, enter the lobby, and say which front end it is."""
-    ws = connect(f"ws://{server.address}/chat?name={name}", proxy=None, open_timeout=PATIENCE)
-    welcome = json.loads(ws.recv(PATIENCE))
-    ws.send(json.dumps({"op": "join", "room": "lobby"}))
-    until(ws, "users")
-    return ws, Cid.unpack(int(welcome["id"], 16)).front
+    with ExitStack() as stack:
+
+        def enter(server: Server, name: str) -> tuple[ClientConnection, int]:
+            ws = stack.enter_context(connect(f"ws://{server.address}/chat?name={name}", proxy=None, open_timeout=PATIENCE))
+            welcome = json.loads(ws.recv(PATIENCE))
+            ws.send(json.dumps({"op": "join", "room": "lobby"}))
+            until(ws, "users")
+            return ws, Cid.unpack(int(welcome["id"], 16)).front
+
+        yield enter
 
 
 def until(ws: ClientConnection, op: str, **wanted: Any) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def close_code(ws: ClientConnection) -> int:
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if ipcbus.transports.get(scheme).capabilities.survives_kill])
-def test_a_killed_front_end_takes_its_own_clients_only(scheme: str) -> None:
+def test_a_killed_front_end_takes_its_own_clients_only(scheme: str, join: Join) -> None:
     with Server(chat_config(channel_url(scheme), bind="127.0.0.1:0")) as server:
         clients: dict[int, tuple[ClientConnection, str]] = {}
         number = 0
@@ -111,7 +116,7 @@ def test_a_killed_front_end_takes_its_own_clients_only(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if ipcbus.transports.get(scheme).capabilities.survives_kill])
-def test_a_killed_service_is_replaced_and_clients_come_back(scheme: str) -> None:
+def test_a_killed_service_is_replaced_and_clients_come_back(scheme: str, join: Join) -> None:
     with Server(chat_config(channel_url(scheme), bind="127.0.0.1:0")) as server:
         clients = [join(server, f"user{number}")[0] for number in range(6)]
         os.kill(server.pids["chat"], signal.SIGKILL)
@@ -136,13 +141,13 @@ def test_a_service_that_dies_again_and_again_stops_the_server(programs: Any) -> 
                 with connect(f"ws://{server.address}/crash", proxy=None, open_timeout=PATIENCE) as ws:
                     ws.send("now")
                     close_code(ws)
-            except (OSError, ConnectionClosed, EOFError, TimeoutError):
+            except (OSError, WebSocketException, EOFError, TimeoutError):  # refused or cut off while everything is stopped
                 assert server.wait(PATIENCE) == 1
         assert server.failure is not None
         assert "crash was killed by SIGKILL" in server.failure
 
 
-def test_stopping_closes_clients_and_leaves_no_process() -> None:
+def test_stopping_closes_clients_and_leaves_no_process(join: Join) -> None:
     with Server(chat_config("pipe:", bind="127.0.0.1:0")) as server:
         pids = server.pids
         assert sorted(pids) == ["chat", "front-0", "front-1"]
@@ -172,9 +177,9 @@ def test_the_page_and_health_are_on_the_same_port() -> None:
 
 
 def test_a_port_in_use_is_refused_even_if_it_could_be_shared() -> None:
-    with Server(chat_config("pipe:", bind="127.0.0.1:0", processes=1)) as server:
-        with pytest.raises(ConfigError, match="another program listens there"):
-            Server(chat_config("pipe:", bind=f"127.0.0.1:{server.port}")).start()
+    first = Server(chat_config("pipe:", bind="127.0.0.1:0", processes=1))
+    with first as server, pytest.raises(ConfigError, match="another program listens there"):
+        Server(chat_config("pipe:", bind=f"127.0.0.1:{server.port}")).start()
     # And free again at once afterwards.
     with Server(chat_config("pipe:", bind=f"127.0.0.1:{server.port}", processes=1)):
         pass
@@ -214,13 +219,10 @@ def test_links_never_use_pickle() -> None:
     channel = server._open(None, "chat")
     with pytest.raises(ipcbus.EncodeError):
         channel.send(object())
-    stranger = ipcbus.open("pipe:", serializer="pickle")
-    channel._end.handle, stranger._end.handle = stranger._end.handle, channel._end.handle
-    stranger.send({"op": "run this"})
+    with ipcbus.open("pipe:", serializer="pickle") as stranger:
+        pickled = stranger._end.codec.encode({"op": "run this"})
     with pytest.raises(ipcbus.ContentRefused):
-        channel.recv(0)
-    for each in (channel, stranger):
-        each.close()
+        channel._end.codec.decode(pickled)
     server.stop()
 
 
@@ -308,7 +310,7 @@ def test_a_wrong_address_is_refused(bind: str) -> None:
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
-def test_ipv6() -> None:
+def test_ipv6(join: Join) -> None:
     with Server(chat_config("pipe:", bind="[::1]:0", processes=1)) as server:
         assert server.address.startswith("[::1]:")
         ws, _ = join(server, "Ada")

@@ -95,8 +95,9 @@ async def test_handlers_of_one_connection_run_in_order_while_others_go_on() -> N
         await asyncio.sleep(0)
         for message in ("one", "two"):
             test.hub.deliver([3, quick.id, "T", f'"{message}"'.encode()])
-        while ("test:2", "two") not in service.seen:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            while ("test:2", "two") not in service.seen:  # noqa: ASYNC110  turn by turn of the loop, to see what runs
+                await asyncio.sleep(0)
         assert service.seen == [("test:2", "one"), ("test:2", "two")]
         test.gone(slow, 1001)
         service.gate.set()

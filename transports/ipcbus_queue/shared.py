@@ -22,7 +22,9 @@ HELD = 3
 """Byte of the page: the beginning of a message, or a whole one, was read and lies in the file at ``SPILL_AT``."""
 
 SHUT = 1
+"""A value of the state byte: shut down."""
 TORN = 2
+"""A value of the state byte: somebody was killed in the middle of a message."""
 
 SPILL_AT = 8192
 """Where the file keeps what was read ahead of its time; before it come the page and the pids of claims."""

@@ -1,0 +1,47 @@
+"""Sphinx configuration; ``nox -s docs`` builds the pages and runs every example in them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import ipcbus  # noqa: E402  the path comes first, for the generator beside this file
+
+project = "ipcbus"
+author = "The ipcbus authors"
+project_copyright = "The ipcbus authors"
+version = release = ipcbus.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build", "examples"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "fieldlist"]
+myst_heading_anchors = 3
+
+nitpicky = True
+# The pages stand alone: no inventory of another project is fetched, so names of the standard library and of drivers are
+# not links. Names of ours are, and one that does not exist fails the build.
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!ipcbus).*"),
+    ("py:.*", r"ipcbus\.(endpoint|codec)\..*"),
+]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autoclass_content = "class"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"ipcbus {version}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+html_show_sphinx = False
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"

@@ -1,0 +1,86 @@
+"""Configuration files, environment variables, and which of them wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+import ipcbus
+from ipcbus.config import CONFIG_VARIABLE, TRANSPORT_VARIABLE, configured_transport, load, load_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    size: int = 1
+    name: str = ""
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.delenv(TRANSPORT_VARIABLE, raising=False)
+    monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class TestFiles:
+    def test_toml_becomes_a_dataclass(self, tmp_path: Path) -> None:
+        (tmp_path / "x.toml").write_text('size = "2KiB"\nname = "n"\n', encoding="utf-8")
+        assert load_file(Settings, tmp_path / "x.toml") == Settings(2048, "n")
+        assert load(Settings, {"size": 5}) == Settings(5)
+
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            (b"size = ", "not valid TOML"),
+            (b"name = '\xff'", "not valid TOML"),
+            (b"sizes = 1", "did you mean 'size'"),
+            (b"size = 'many'", "size must be a whole number"),
+        ],
+    )
+    def test_errors_name_the_file(self, tmp_path: Path, content: bytes, why: str) -> None:
+        path = tmp_path / "wrong.toml"
+        path.write_bytes(content)
+        with pytest.raises(ipcbus.ConfigError, match=why) as caught:
+            load_file(Settings, path)
+        assert str(path) in str(caught.value)
+
+    def test_missing_file_and_directory(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "none.toml", tmp_path):
+            with pytest.raises(ipcbus.ConfigError, match="cannot be read"):
+                load_file(Settings, path)
+
+
+class TestAuto:
+    def test_nothing_is_configured(self) -> None:
+        assert configured_transport() is None
+
+    def test_order(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "ipcbus.toml").write_text('transport = "pipe:"', encoding="utf-8")
+        assert configured_transport() == "pipe:"
+        named = tmp_path / "named.toml"
+        named.write_text('transport = "queue:?capacity=7"', encoding="utf-8")
+        monkeypatch.setenv(CONFIG_VARIABLE, str(named))
+        assert configured_transport() == "queue:?capacity=7"
+        monkeypatch.setenv(TRANSPORT_VARIABLE, "inproc:")
+        assert configured_transport() == "inproc:"
+
+    def test_named_file_must_exist(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "none"))
+        with pytest.raises(ipcbus.ConfigError, match="cannot be read"):
+            configured_transport()
+
+    def test_channel_takes_scheme_and_options_from_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(TRANSPORT_VARIABLE, "inproc:?capacity=3&overflow=fail")
+        with ipcbus.open("auto:?capacity=5") as channel:
+            assert channel.url == "inproc:"
+            assert channel.stats().capacity == 5
+            for n in range(5):
+                channel.send(n)
+            with pytest.raises(ipcbus.ChannelFull):
+                channel.send(5)

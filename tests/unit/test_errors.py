@@ -1,0 +1,105 @@
+"""The error tree: as drawn, picklable, and caught by what people already catch."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import queue
+import re
+from typing import Any
+
+import pytest
+
+from ipcbus import errors
+from ipcbus.explain import Culprit
+
+ALL = [getattr(errors, name) for name in errors.__all__]
+
+
+def drawing() -> dict[str, tuple[str | None, list[str]]]:
+    """Read the tree in the module's docstring: each class's parent there, and the built-in types beside it."""
+    found: dict[str, tuple[str | None, list[str]]] = {}
+    above: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        match = re.fullmatch(r"(?P<indent>[ │├└─]*)(?P<name>[A-Z]\w+)(?: \((?P<mixed>[\w., ]+)\))?(?:  .*)?", line)
+        if match is None or match["name"] not in errors.__all__:
+            continue
+        depth = len(match["indent"])
+        above = [(at, name) for at, name in above if at < depth]
+        found[match["name"]] = (above[-1][1] if above else None, re.split(r", ?", match["mixed"]) if match["mixed"] else [])
+        above.append((depth, match["name"]))
+    return found
+
+
+def test_drawing_is_complete() -> None:
+    assert sorted(drawing()) == sorted(errors.__all__)
+    classes = [name for name, thing in vars(errors).items() if inspect.isclass(thing) and thing.__module__ == errors.__name__]
+    assert sorted(classes) == sorted(errors.__all__)
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_tree_is_as_drawn(name: str) -> None:
+    parent, mixed = drawing()[name]
+    kind = getattr(errors, name)
+    names = {"queue.Full": queue.Full, "queue.Empty": queue.Empty}
+    wanted = ([getattr(errors, parent)] if parent else [Exception]) + [names.get(one) or _built_in(one) for one in mixed]
+    assert list(kind.__bases__) == wanted
+
+
+def _built_in(name: str) -> Any:
+    import builtins
+
+    return getattr(builtins, name)
+
+
+FILLED: dict[str, dict[str, Any]] = {
+    "ChannelBusy": {"pid": 7},
+    "PeerDied": {"pid": 7, "exitcode": -9},
+    "MessageTooLarge": {"size": 10, "limit": 5},
+    "EncodeError": {"culprits": (Culprit("obj.x", "Lock", "a lock", "leave it out"),)},
+    "DecodeError": {"content_type": "a/b", "size": 3, "head": b"abc"},
+    "ContentRefused": {"content_type": "a/b"},
+    "RemoteError": {"type_name": "ValueError", "remote_traceback": "Traceback ..."},
+}
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize(
+    "again", [*(lambda e, p=p: pickle.loads(pickle.dumps(e, p)) for p in (2, 5)), copy.copy], ids=["2", "5", "copy"]
+)
+def test_pickles_with_its_attributes(kind: Any, again: Any) -> None:
+    attributes = FILLED.get(kind.__name__, {})
+    error = kind("what happened", **attributes)
+    error.url = "pipe:"
+    error.add_note("a note")
+    back = again(error)
+    assert type(back) is kind
+    assert str(back) == str(error) == "what happened"
+    assert repr(back) == repr(error)
+    assert back.args == error.args
+    assert back.url == "pipe:"
+    assert back.__notes__ == ["a note"]
+    for name, value in attributes.items():
+        assert getattr(back, name) == value
+    if issubclass(kind, ImportError):
+        assert back.msg == "what happened"
+
+
+def test_channel_errors_have_a_url() -> None:
+    assert errors.ChannelFull("x").url is None
+
+
+def test_old_habits_still_catch() -> None:
+    for kind, habits in {
+        errors.ChannelFull: (queue.Full, TimeoutError, OSError),
+        errors.ChannelEmpty: (queue.Empty, TimeoutError),
+        errors.EndOfChannel: (EOFError,),
+        errors.PeerDied: (errors.ChannelBroken, OSError),
+        errors.MessageTooLarge: (ValueError,),
+        errors.ConfigError: (ValueError,),
+        errors.UnknownTransport: (LookupError,),
+        errors.TransportUnavailable: (ImportError,),
+    }.items():
+        for habit in habits:
+            assert issubclass(kind, habit)

@@ -1,0 +1,192 @@
+"""Registries: found by name, through entry points, never overwritten silently."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import ipcbus
+from ipcbus.errors import ConfigError, SerializerUnavailable, UnknownSerializer
+from ipcbus.registry import Registry
+from ipcbus.serializers.base import Serializer, serializers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODULE = """
+from ipcbus.serializers import Serializer
+class Upper(Serializer):
+    name = "upper"
+    content_type = "text/x-upper"
+    def dumps(self, obj): return obj.upper().encode(), ()
+    def loads(self, payload, buffers): return bytes(payload).decode()
+class Liar(Upper):
+    name = "somebody-else"
+nothing = 5
+"""
+
+
+def distribute(folder: Path, name: str, entries: str, metadata: str = "", modules: dict[str, str] | None = None) -> None:
+    """Write what pip writes when it installs a distribution."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{metadata}", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[ipcbus.serializers]\n{entries}\n", encoding="utf-8")
+    for module, text in (modules or {}).items():
+        (folder / f"{module}.py").write_text(text, encoding="utf-8")
+
+
+def ask(folder: Path, name: str) -> str:
+    """Ask for a serializer in a process that has the folder in its path; return what came of it."""
+    code = (
+        "import sys\n"
+        "sys.path.append(sys.argv[1])\n"
+        "import ipcbus\n"
+        "from ipcbus.codec import Codec\n"
+        "try:\n"
+        "    codec = Codec(sys.argv[2], None, private=True, max_message=99)\n"
+        "    print(codec.decode(codec.encode('abc')))\n"
+        "except ipcbus.IpcbusError as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    command = [sys.executable, "-c", code, str(folder), name]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
+
+class TestOutside:
+    def test_installed_plugin_is_found(self, tmp_path: Path) -> None:
+        distribute(tmp_path, "outside", "upper = outside:Upper", modules={"outside": MODULE})
+        assert ask(tmp_path, "upper") == "ABC"
+
+    def test_nearest_name_is_offered(self, tmp_path: Path) -> None:
+        distribute(tmp_path, "outside", "upper = outside:Upper", modules={"outside": MODULE})
+        assert ask(tmp_path, "uppr") == "UnknownSerializer no serializer 'uppr' is installed; did you mean 'upper'?"
+
+    def test_what_is_missing_comes_with_the_pip_command(self, tmp_path: Path) -> None:
+        modules = {"needy": "import something_not_installed"}
+        distribute(tmp_path, "outside", "upper = needy:Upper", "Provides-Extra: upper\n", modules)
+        answer = ask(tmp_path, "upper")
+        assert answer.startswith("SerializerUnavailable serializer 'upper' cannot be used: No module named 'something_not_inst")
+        assert answer.endswith("; try: pip install 'outside[upper]'")
+
+    @pytest.mark.parametrize(
+        ("value", "why"),
+        [
+            ("outside:Missing", "cannot be loaded: AttributeError"),
+            ("outside:nothing", "5 is not a Serializer class"),
+            ("outside:Liar", "its class calls itself 'somebody-else'"),
+            ("broken:Upper", "cannot be loaded: ZeroDivisionError"),
+        ],
+    )
+    def test_plugin_that_is_not_what_it_claims(self, tmp_path: Path, value: str, why: str) -> None:
+        distribute(tmp_path, "outside", f"upper = {value}", modules={"outside": MODULE, "broken": "1 / 0"})
+        answer = ask(tmp_path, "upper")
+        assert answer.startswith("ConfigError serializer 'upper'")
+        assert why in answer
+
+    def test_two_distributions_with_one_name(self, tmp_path: Path) -> None:
+        distribute(tmp_path, "outside", "upper = outside:Upper", modules={"outside": MODULE})
+        distribute(tmp_path, "rival", "upper = rival:Upper", modules={"rival": MODULE})
+        answer = ask(tmp_path, "upper")
+        assert answer.startswith("ConfigError serializer 'upper' is offered by ")
+        assert "outside (outside:Upper)" in answer
+        assert "rival (rival:Upper)" in answer
+
+    def test_taking_over_a_name_of_ours_is_noticed(self, tmp_path: Path) -> None:
+        distribute(tmp_path, "rival", "json = rival:Upper", modules={"rival": MODULE})
+        assert ask(tmp_path, "json").startswith("ConfigError serializer 'json' is offered by ")
+
+    def test_broken_plugin_does_not_stop_decoding_others(self, tmp_path: Path) -> None:
+        distribute(tmp_path, "broken", "aaa = broken:Upper", modules={"broken": "1 / 0"})
+        code = (
+            "import sys; sys.path.append(sys.argv[1])\n"
+            "from ipcbus.codec import Codec\n"
+            "codec = Codec('raw', None, private=True, max_message=99)\n"
+            "print(codec.decode([bytes((0xb5, 1, 0, 3)) + b'[1]']))"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        assert subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout == "[1]\n"
+
+
+class TestOurs:
+    @pytest.mark.parametrize(
+        ("name", "module", "extra"),
+        [
+            ("msgpack", "msgspec", "msgpack"),
+            ("protobuf", "google.protobuf", "protobuf"),
+            ("cloudpickle", "cloudpickle", "cloudpickle"),
+        ],
+    )
+    def test_missing_extra(self, name: str, module: str, extra: str) -> None:
+        code = (
+            f"import sys; sys.modules[{module!r}] = None\n"
+            "import ipcbus\n"
+            "try: ipcbus.open('inproc:', serializer=sys.argv[1])\n"
+            "except ipcbus.SerializerUnavailable as error: print(error)"
+        )
+        command = [sys.executable, "-c", code, name]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        assert f"serializer {name!r} cannot be used" in said
+        assert f"pip install 'ipcbus[{extra}]'" in said
+
+    def test_names(self) -> None:
+        ours = {"raw", "pickle", "json", "msgpack", "protobuf", "cloudpickle"}
+        assert ours <= set(serializers)
+        assert serializers.names() == sorted(serializers)
+
+    def test_ids_and_content_types_are_unique(self) -> None:
+        kinds = [serializers.get(name) for name in ("raw", "pickle", "json", "msgpack", "protobuf", "cloudpickle")]
+        assert [kind.id for kind in kinds] == [1, 2, 3, 4, 5, 0]
+        assert len({kind.content_type for kind in kinds}) == len(kinds)
+        assert {kind.name for kind in kinds if not kind.safe} == {"pickle", "cloudpickle"}
+
+    def test_importing_scans_nothing(self) -> None:
+        code = "import sys, ipcbus; print('importlib.metadata' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+        assert done.stdout == "False\n"
+
+
+def text(name: str, thing: object) -> str | None:
+    return None if isinstance(thing, str) else f"{thing!r} is not a text"
+
+
+@pytest.fixture
+def registry() -> Registry[str]:
+    return Registry("ipcbus.test.nobody", "text", UnknownSerializer, SerializerUnavailable, text)
+
+
+class TestRegister:
+    def test_nothing_is_overwritten_silently(self, registry: Registry[str]) -> None:
+        registry.register("a", "one")
+        registry.register("a", "one")
+        with pytest.raises(ConfigError, match="registered already, as 'one'; pass replace=True"):
+            registry.register("a", "two")
+        assert registry.get("a") == "one"
+        registry.register("a", "two", replace=True)
+        assert registry.get("a") == "two"
+        assert list(registry) == ["a"]
+
+    def test_what_is_registered_is_validated(self, registry: Registry[Any]) -> None:
+        with pytest.raises(ConfigError, match="5 is not a text"):
+            registry.register("a", 5)
+        with pytest.raises(UnknownSerializer, match="nothing is known here"):
+            registry.get("a")
+
+    @pytest.mark.parametrize(
+        ("number", "content_type", "why"),
+        [
+            (5, "a/b", "ipcbus's own"),
+            (256, "a/b", "32 to 255"),
+            (-1, "a/b", "32 to 255"),
+            (0, "", "ASCII"),
+            (0, "a/ü", "ASCII"),
+        ],
+    )
+    def test_ids_and_content_types_of_others(self, number: int, content_type: str, why: str) -> None:
+        kind = type("Mine", (Serializer,), {"name": "mine", "content_type": content_type, "id": number})
+        with pytest.raises(ConfigError, match=why):
+            ipcbus.serializers.register("mine", kind)
+        assert "mine" not in ipcbus.serializers.names()

@@ -1,0 +1,160 @@
+"""The chat's page in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ipcbus.demo import chat_config
+from ipcbus.web.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PATIENCE = 20_000
+"""Milliseconds, as the browser's driver wants them."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server(chat_config("pipe:", bind="127.0.0.1:0")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(server: Server, browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open the page as somebody, in a browser profile of their own; what the page complains about fails the test."""
+    contexts, complaints, asked = [], [], set()
+
+    def enter(name: str, room: str, **options: Any) -> Any:
+        context = browser.new_context(**options)
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: asked.add(request.url))
+        page.goto(server.url)
+        page.get_by_label("Your name").fill(name)
+        page.get_by_label("Room", exact=True).fill(room)
+        page.get_by_role("button", name="Join", exact=True).click()
+        sync_api.expect(people(page).first).to_be_visible()
+        return page
+
+    yield enter
+    for context in contexts:
+        context.close()
+    assert [text for text in complaints if "WebSocket" not in text] == []
+    assert {url for url in asked if not url.startswith("data:")} == {server.url}  # nothing is loaded from anywhere else
+
+
+def people(page: Any) -> Any:
+    return page.get_by_role("complementary", name="People in this room").get_by_role("listitem")
+
+
+def messages(page: Any) -> Any:
+    return page.get_by_role("log").locator("p")
+
+
+def notes(page: Any) -> Any:
+    return page.get_by_role("log").locator(".note")
+
+
+def say(page: Any, text: str) -> None:
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+
+
+def test_two_browsers_see_each_other_and_a_third_elsewhere_does_not(visit: Callable[..., Any]) -> None:
+    ada, bob, cyd = visit("Ada", "tea"), visit("Bob", "tea"), visit("Cyd", "coffee")
+    sync_api.expect(people(ada)).to_have_count(2)
+    sync_api.expect(people(bob)).to_contain_text(["Ada", "Bob (you)"])
+    sync_api.expect(notes(ada)).to_have_text(["Bob joined"])
+    say(ada, "hello")
+    sync_api.expect(messages(bob)).to_have_text(["hello"])
+    say(bob, "<img src=x onerror=alert(1)> & é")
+    for page in (ada, bob):
+        sync_api.expect(messages(page)).to_have_text(["hello", "<img src=x onerror=alert(1)> & é"])
+    say(cyd, "anybody?")
+    sync_api.expect(messages(cyd)).to_have_text(["anybody?"])  # its own came back, so nothing is on its way to it
+    sync_api.expect(people(cyd)).to_have_count(1)
+    sync_api.expect(messages(ada)).to_have_count(2)
+    bob.close()
+    sync_api.expect(notes(ada)).to_have_text(["Bob joined", "Bob left"])
+    sync_api.expect(people(ada)).to_have_count(1)
+
+
+def test_several_rooms_at_once(visit: Callable[..., Any]) -> None:
+    dee, eve = visit("Dee", "lobby"), visit("Eve", "lobby")
+    eve.get_by_label("Name of another room").fill("attic")
+    eve.get_by_role("button", name="Join this room").click()
+    sync_api.expect(eve.get_by_role("heading", level=1)).to_have_text("# attic")
+    sync_api.expect(people(eve)).to_have_count(1)
+    say(dee, "you there?")
+    lobby = eve.get_by_role("navigation").get_by_role("button", name="lobby 1 unread")
+    lobby.click()
+    sync_api.expect(messages(eve)).to_have_text(["you there?"])
+    eve.get_by_role("button", name="Leave").click()
+    sync_api.expect(eve.get_by_role("heading", level=1)).to_have_text("# attic")
+    sync_api.expect(notes(dee).last).to_have_text("Eve left")
+
+
+def test_the_page_comes_back_by_itself(visit: Callable[..., Any], server: Server) -> None:
+    fay, gil = visit("Fay", "cellar"), visit("Gil", "cellar")
+    sync_api.expect(people(fay)).to_have_count(2)
+    os.kill(server.pids["chat"], signal.SIGKILL)
+    for page in (fay, gil):
+        sync_api.expect(notes(page).filter(has_text="Reconnected.")).to_have_count(1, timeout=PATIENCE)
+        sync_api.expect(page.get_by_role("alert")).to_be_hidden()
+        sync_api.expect(people(page)).to_have_count(2)
+    say(gil, "still here")
+    sync_api.expect(messages(fay)).to_have_text(["still here"])
+
+
+def test_the_page_says_that_the_connection_is_lost(browser: Any) -> None:
+    context = browser.new_context()
+    with Server(chat_config("pipe:", bind="127.0.0.1:0", processes=1)) as server:
+        page = context.new_page()
+        page.goto(server.url)
+        page.get_by_label("Your name").fill("Ida")
+        page.get_by_role("button", name="Join", exact=True).click()
+        sync_api.expect(people(page)).to_have_count(1)
+    sync_api.expect(page.get_by_role("alert")).to_have_text("Connection lost. Reconnecting…")
+    sync_api.expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    context.close()
+
+
+def test_the_page_fits_a_phone(visit: Callable[..., Any]) -> None:
+    page = visit("Hal with a rather long name", "a room with quite a long name", viewport={"width": 360, "height": 640})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    say(page, "x" * 500)
+    sync_api.expect(messages(page)).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    box = page.get_by_role("button", name="Send").bounding_box()
+    assert box["x"] + box["width"] <= 360
+    assert box["y"] + box["height"] <= 640
