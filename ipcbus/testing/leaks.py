@@ -125,11 +125,13 @@ def _names() -> frozenset[str]:
     for root in {tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()}:
         places += Path(root).glob("ipcbus-*")
     found = set()
+    mapped = Path("/proc/self/maps").read_text()
     for place in places:
         if place.is_dir() and place.name.startswith("ipcbus-"):
             found |= {str(path) for path in (place, *place.rglob("*"))}
         elif place.is_dir():
-            found |= {str(path) for path in place.iterdir()}
+            # Semaphores have random names, and other programs make some too: ours are those that we have mapped.
+            found |= {str(path) for path in place.iterdir() if not path.name.startswith("sem.") or str(path) in mapped}
         else:
             found.add(str(place))
     return frozenset(found)

@@ -26,7 +26,7 @@ def test_model(scheme):
     run_state_machine_as_test(model_of(URLS[scheme]), settings=SETTINGS)
 
 
-@pytest.mark.parametrize("scheme", ["mutant-duplicate", "mutant-capacity", "mutant-poison", "mutant-once", "mutant-eager"])
+@pytest.mark.parametrize("scheme", ["mutant-duplicate", "mutant-capacity", "mutant-poison", "mutant-eager"])
 def test_model_notices(scheme):
     mutants.register()
     with pytest.raises((AssertionError, IpcbusError)):

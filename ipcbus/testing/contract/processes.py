@@ -195,8 +195,8 @@ def check_roles_travel(subject: Subject) -> None:
     out, back = subject.open(), subject.open()
     out.send("from the parent", timeout=PATIENCE)
     child = subject.start(children.use_roles, back.sender, out.receiver)
-    assert child.result() == ["Unsupported", "Unsupported", repr("from the parent")], "a role does not hold in the child"
     assert back.recv(timeout=PATIENCE) == "from the child", "the child's message did not arrive"
+    assert child.result() == ["Unsupported", "Unsupported", repr("from the parent")], "a role does not hold in the child"
 
 
 @check(13, scope="process")
@@ -205,8 +205,9 @@ def check_close_elsewhere(subject: Subject) -> None:
     channel = subject.open(capacity=64)
     values = [*range(50), pattern(30_000, 1)]
     child = subject.start(children.send_and_close, channel, values)
-    assert child.result() == "ChannelClosed", "a closed channel took a message in the child"
+    # Received while the child closes: a transport may keep what it accepted in the sender, and hand it over then.
     assert [channel.recv(timeout=PATIENCE) for _ in values] == values, "what the child sent before it ended did not arrive"
+    assert child.result() == "ChannelClosed", "a closed channel took a message in the child"
     channel.send("alive", timeout=PATIENCE)
     assert channel.recv(timeout=PATIENCE) == "alive", "the channel ended with the child"
 
@@ -258,7 +259,7 @@ def check_receiver_killed(subject: Subject) -> None:
         assert took < 3 * LATE, f"sends to a dead receiver took {took:.1f} s"
         successor = subject.start(children.recv_marked, channel)
         assert successor.hear() == "ready", "the successor did not start"
-        channel.send(("mark", b""), timeout=PATIENCE)
+        _send_after_death(channel, ("mark", b""))
         assert successor.result() == "mark", "the successor did not receive"
 
 
@@ -285,6 +286,19 @@ def _next_numbered(channel: ipcbus.Channel, number: int, after: int, timeout: fl
     assert n == after + 1, f"message {n} arrived after message {after}"
     assert data == pattern((20, 8_000, 200_000)[n % 3], n), f"message {n} arrived torn"
     return int(n)
+
+
+def _send_after_death(channel: ipcbus.Channel, message: Any) -> None:
+    """Send, after a receiver has died: the first sends may still tell of that."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            channel.send(message, timeout=PATIENCE)
+        except PeerDied:
+            assert time.monotonic() < until, "sends tell of a dead receiver for ever, though it has a successor"
+            ipcbus.wait([channel.sender], timeout=0.05)
+        else:
+            return
 
 
 def _send_until_full(channel: ipcbus.Channel) -> None:
