@@ -203,6 +203,14 @@ class Channel:
         """Release this process's ends of the channel. The channel lives on for other processes. Idempotent."""
         self._end.close(sender=self._role != "receiver", receiver=self._role != "sender")
 
+    def destroy(self) -> None:
+        """Close the channel and remove what it has in the file system, so that no process can open it any more.
+
+        Only a process that makes channels without end needs this, and only the process that made the channel can do
+        it: what has a name is removed at that process's exit anyhow, and most transports name nothing. Idempotent.
+        """
+        endpoint.destroy(self._end)
+
     def __enter__(self) -> Self:
         return self
 

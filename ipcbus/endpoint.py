@@ -12,13 +12,14 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ipcbus.errors import ChannelClosed
+from ipcbus.transport import Handle
 
 if TYPE_CHECKING:
     from ipcbus.channel import ChannelOptions
     from ipcbus.codec import Codec
-    from ipcbus.transport import ChannelSpec, Handle, RecvLink, SendLink, Transport
+    from ipcbus.transport import ChannelSpec, RecvLink, SendLink, Transport
 
-__all__ = ["Endpoint", "Watcher", "adopt", "find"]
+__all__ = ["Endpoint", "Watcher", "adopt", "destroy", "destroy_closed", "find"]
 
 
 class Watcher(Protocol):
@@ -130,7 +131,7 @@ class Endpoint:
 
 _ends: weakref.WeakValueDictionary[str, Endpoint] = weakref.WeakValueDictionary()
 _homes: dict[str, Handle] = {}
-"""Handles of the channels this process created, to be destroyed at its exit."""
+"""Handles of the channels that this process made and that have a name somewhere, until they are destroyed."""
 _lock = threading.Lock()
 _hooked = False
 
@@ -145,9 +146,25 @@ def adopt(end: Endpoint, *, home: bool) -> Endpoint:
     _hook()
     with _lock:
         known = _ends.setdefault(end.spec.id, end)
-        if home:
+        if home and type(end.handle).destroy is not Handle.destroy:
             _homes[end.spec.id] = end.handle
     return known
+
+
+def destroy(end: Endpoint) -> None:
+    """Close an endpoint and, in the process that made the channel, remove what has a name."""
+    end.close(sender=True, receiver=True)
+    handle = _homes.pop(end.spec.id, None)
+    if handle is not None:
+        handle.destroy()
+
+
+def destroy_closed() -> None:
+    """Remove what has a name of the channels that this process made and has closed, as its exit would."""
+    for channel_id in [known for known in _homes if known not in _ends]:
+        handle = _homes.pop(channel_id, None)
+        if handle is not None:
+            handle.destroy()
 
 
 def forget(end: Endpoint) -> None:
@@ -178,17 +195,12 @@ def _arm() -> None:
     from multiprocessing.util import Finalize
 
     Finalize(None, _close_all, exitpriority=10)
-    Finalize(None, _destroy_homes, exitpriority=-100)
+    Finalize(None, destroy_closed, exitpriority=-100)
 
 
 def _close_all() -> None:
     for end in list(_ends.values()):
         end.close(sender=True, receiver=True)
-
-
-def _destroy_homes() -> None:
-    while _homes:
-        _homes.popitem()[1].destroy()
 
 
 def _after_fork() -> None:

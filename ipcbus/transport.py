@@ -198,9 +198,12 @@ class Handle(ABC):
     def release(self) -> None:
         """Free the descriptors this process's copy of the handle holds. Idempotent. Its open links are closed already."""
 
-    @abstractmethod
-    def destroy(self) -> None:
-        """Remove what has a name. Called once, at the exit of the process that created the channel (its home)."""
+    def destroy(self) -> None:  # noqa: B027  most handles name nothing, and then there is nothing to write
+        """Remove what has a name, for everybody. Called once, in the process that made the channel (its home).
+
+        That is when somebody calls ``Channel.destroy``, else at the process's exit. All ends of this process are closed
+        and the handle is released by then.
+        """
 
 
 class _Link(ABC):

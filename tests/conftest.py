@@ -8,6 +8,7 @@ from multiprocessing.util import Finalize
 
 import pytest
 
+from ipcbus import endpoint
 from ipcbus.testing import leaks
 
 
@@ -37,5 +38,6 @@ def _no_leaks(_own_runtime_directory, request):
     """Fail a test that leaves a descriptor, a thread, a process or a file behind."""
     before = leaks.snapshot()
     yield
+    endpoint.destroy_closed()  # what a closed channel has a name for is kept to the exit of the process that made it
     if left := leaks.compare(before):
         pytest.fail(f"{request.node.name} left behind:\n" + "\n".join(left))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def _as_at_exit(_no_leaks: None) -> Iterator[None]:
     """Remove what channels have a name for, as the exit of this process would: a closed channel keeps it until then."""
     yield
-    endpoint._destroy_homes()
+    endpoint.destroy_closed()
 
 
 @pytest.fixture

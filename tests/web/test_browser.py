@@ -43,7 +43,7 @@ def _no_leaks() -> None:
 def _no_leaks_of_all(_own_runtime_directory: None) -> Iterator[None]:
     before = leaks.snapshot()
     yield
-    endpoint._destroy_homes()
+    endpoint.destroy_closed()
     left = leaks.compare(before, grace=5)
     assert [line for line in left if "pytest_timeout" not in line] == []  # its thread ends after the last test's teardown
 

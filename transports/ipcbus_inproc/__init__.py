@@ -79,9 +79,6 @@ class InprocHandle(Handle):
     def release(self) -> None:
         """Do nothing: the channel goes when its last handle does."""
 
-    def destroy(self) -> None:
-        """Do nothing: there is nothing with a name."""
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrive, (self._spec,)
 

@@ -102,8 +102,5 @@ class PipeHandle(Handle):
         self.state.close()
         self.door.close()
 
-    def destroy(self) -> None:
-        """Do nothing: nothing has a name."""
-
     def __reduce__(self) -> tuple[Any, ...]:
         return PipeHandle, (self._spec, self._options, self.state, self.door)

@@ -95,9 +95,6 @@ class QueueHandle(Handle):
         """Free the descriptors."""
         self._shared.close()
 
-    def destroy(self) -> None:
-        """Do nothing: nothing here has a name."""
-
     def __reduce__(self) -> tuple[Any, ...]:
         return QueueHandle, (self._spec, self._shared)
 
