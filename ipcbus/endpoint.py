@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ipcbus.codec import Codec
     from ipcbus.transport import ChannelSpec, Handle, RecvLink, SendLink, Transport
 
-__all__ = ["Endpoint", "Watcher", "adopt", "find"]
+__all__ = ["Endpoint", "Watcher", "adopt", "destroy_homes", "find"]
 
 
 class Watcher(Protocol):
@@ -178,7 +178,7 @@ def _arm() -> None:
     from multiprocessing.util import Finalize
 
     Finalize(None, _close_all, exitpriority=10)
-    Finalize(None, _destroy_homes, exitpriority=-100)
+    Finalize(None, destroy_homes, exitpriority=-100)
 
 
 def _close_all() -> None:
@@ -186,7 +186,8 @@ def _close_all() -> None:
         end.close(sender=True, receiver=True)
 
 
-def _destroy_homes() -> None:
+def destroy_homes() -> None:
+    """Remove the names of the channels this process made: at its exit, or once nobody uses any of them."""
     while _homes:
         _homes.popitem()[1].destroy()
 
