@@ -8,6 +8,7 @@ from multiprocessing.util import Finalize
 
 import pytest
 
+from ipcbus import endpoint
 from ipcbus.testing import leaks
 
 
@@ -37,5 +38,7 @@ def _no_leaks(_own_runtime_directory, request):
     """Fail a test that leaves a descriptor, a thread, a process or a file behind."""
     before = leaks.snapshot()
     yield
+    # What has a name lives until its home's exit, since others may still come for it. Nobody will any more.
+    endpoint.destroy_homes()
     if left := leaks.compare(before):
         pytest.fail(f"{request.node.name} left behind:\n" + "\n".join(left))
