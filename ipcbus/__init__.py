@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from ipcbus import serializers
 from ipcbus.channel import Channel, Stats
 from ipcbus.channel import open_channel as open  # noqa: A004  ipcbus.open reads like the built-in it resembles
 from ipcbus.errors import (
@@ -80,7 +79,6 @@ __all__ = [
     "explain",
     "open",
     "pair",
-    "serializers",
     "transports",
     "wait",
 ]

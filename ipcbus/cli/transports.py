@@ -15,10 +15,6 @@ __all__ = ["Row", "survey", "transports"]
 
 _TRIAL = 2.0
 """Seconds that one message may take through a transport on trial."""
-_NARROWEST = 7
-"""Characters of a column of the table: ``channel`` and ``at most`` fit."""
-_GAP = 3
-"""Characters between two columns."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,21 +90,19 @@ def transports(
 def _show_all(rows: list[Row]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.measure import Measurement
+    from rich.table import Table
 
     # One column per transport: there are more things to know about one than there are transports.
-    widths = [max(len(row.scheme), _NARROWEST) for row in rows]
-    columns = [Column(row.scheme, min_width=width) for row, width in zip(rows, widths, strict=True)]
-    table = Table(Column("", no_wrap=True), *columns, box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table("", *(row.scheme for row in rows), box=SIMPLE_HEAD, padding=(0, 1))
     table.add_row("works here", *(_word(row.works) for row in rows))
     for field in dataclasses.fields(Capabilities):
         values = [getattr(row.transport.capabilities, field.name) if row.transport else None for row in rows]
         table.add_row(_label(field.name), *map(_word, values))
-    table.add_row("delivery", *(row.transport.guarantees.delivery.replace("-", " ") if row.transport else "-" for row in rows))
+    table.add_row("delivery", *(_fold(row.transport.guarantees.delivery) if row.transport else "-" for row in rows))
     console = Console()
     # Too wide for a narrow terminal is better than cut.
-    labels = max(len(field.name) for field in dataclasses.fields(Capabilities))
-    console.width = max(console.width, labels + sum(widths) + _GAP * (len(rows) + 2))
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
     console.print(table)
     for row in rows:
         if row.problem:
@@ -141,6 +135,11 @@ def _show_one(row: Row) -> None:
 
 def _label(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _fold(name: str) -> str:
+    """Write ``at-most-once`` in two short lines: the longest word makes the column."""
+    return name.replace("-", " ", 1).replace("-", "\n")
 
 
 def _word(value: object) -> str:

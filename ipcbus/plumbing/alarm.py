@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 
 __all__ = ["Alarm"]
-
-_CLOCK_MONOTONIC = 1
 
 
 class _Timespec(ctypes.Structure):
@@ -23,16 +22,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Alarm:
-    """A timer with a descriptor: readable from when it has gone off until it is set again. See timerfd_create(2)."""
+    """A timer with a descriptor: readable from when it has gone off until it is set again. See timerfd_create(2).
+
+    Raises:
+        OSError: no descriptor is left.
+    """
 
     __slots__ = ("_fd",)
 
     def __init__(self) -> None:
-        fd = _libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-        if fd < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        self._fd = int(fd)
+        self._fd = -1
+        self._fd = _check(_libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -42,12 +42,20 @@ class Alarm:
         """Let it go off after so many seconds, and not before; what was set earlier is forgotten."""
         whole, part = divmod(max(1, int(seconds * 1e9)), 10**9)  # zero would mean never
         spec = _Itimerspec(_Timespec(0, 0), _Timespec(whole, part))
-        if _libc.timerfd_settime(self._fd, 0, ctypes.byref(spec), None) < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        _check(_libc.timerfd_settime(self._fd, 0, ctypes.byref(spec), None))
 
     def close(self) -> None:
         """Free the descriptor. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result

@@ -10,5 +10,8 @@ from ipcbus.serializers.base import serializers as registry
 __all__ = ["Serializer", "get", "names", "register", "registry"]
 
 get = registry.get
+"""Return the serializer class of a name."""
 names = registry.names
+"""Return every known name, sorted."""
 register = registry.register
+"""Add a serializer class under a name in this process."""

@@ -418,3 +418,4 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mutant-leak", "keeps a descriptor after close", "close_frees", receiver=_LeaksDescriptors),
     Mutant("mutant-thread", "mixes up the messages of two threads", "threads", receiver=_NotForThreads),
 )
+"""Every mutant, the one that is none first."""

@@ -188,11 +188,23 @@ class FrontEnd:
                     logger.warning("front end %d: some connections could not be closed in time", self._index)
             if work.done():
                 work.result()  # raises what ended it
-            await asyncio.gather(*(service.pump.flush(GRACE) for service in self._services))
+            await self._part()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _part(self) -> None:
+        """Say goodbye, and take what services have sent before they heard it: a transport may wait for its being read."""
+        for service in self._services:
+            if service.token:
+                service.pump.put((Event.BYE,))
+        try:
+            async with asyncio.timeout(GRACE):
+                while any(service.token for service in self._services):
+                    await self._news.wait()
+        except TimeoutError:
+            logger.warning("front end %d: not every service has answered the goodbye", self._index)
 
     async def _attached(self) -> None:
         while not all(service.token for service in self._services):
@@ -331,6 +343,10 @@ class FrontEnd:
         for command in batch.events:
             if command[0] == Command.READY:
                 self._ready(service, command)
+            elif command[0] == Command.BYE:
+                self._detach(service)
+                self._announce()
+                return
             elif service.token:
                 self._obey(service, command)
         if not service.token:

@@ -70,8 +70,9 @@ class Host:
     # ------------------------------------------------------------------ the hub's sink
 
     def put(self, front: int, command: tuple[Any, ...], size: int = 0) -> None:
-        """Queue a command for a front end."""
-        self._fronts[front].pump.put(command, size)
+        """Queue a command for a front end; one that has gone gets no more."""
+        if self._fronts[front].attached:
+            self._fronts[front].pump.put(command, size)
 
     def full(self, front: int) -> bool:
         """Tell whether the link to a front end is full."""
@@ -160,6 +161,10 @@ class Host:
         for event in batch.events:
             if event[0] == Event.HELLO:
                 self._hello(front, batch.sender, pid=event[1], token=event[2])
+            elif event[0] == Event.BYE:
+                self._reset(front, batch.sender)
+                front.pump.put((Command.BYE,))
+                return
             elif front.attached:
                 self.hub.deliver(event)
         if not front.attached:

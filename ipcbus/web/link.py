@@ -72,6 +72,8 @@ class Event:
     """``cid, kind, payload``: one complete message of a client."""
     CLOSE: Final = 4
     """``cid, code, reason, clean``: the client is gone; the last event of its cid, exactly once."""
+    BYE: Final = 5
+    """I stop, and every connection of mine is closed. Answered with BYE: what is sent after that would not be read."""
 
 
 class Command:
@@ -89,6 +91,8 @@ class Command:
     """``cid, [group, ...]``."""
     CLOSE: Final = 38
     """``cid, code, reason``: close it after what was sent before."""
+    BYE: Final = 39
+    """The answer to BYE, and the last command."""
 
 
 class LinkError(IpcbusError):
@@ -172,6 +176,7 @@ EVENTS: Final[Shapes] = {
     Event.OPEN: (_INT, _is_request),
     Event.MSG: (_INT, _is_kind, _BYTES),
     Event.CLOSE: (_INT, _INT, _STR, _BOOL),
+    Event.BYE: (),
 }
 """What a service accepts."""
 
@@ -182,6 +187,7 @@ COMMANDS: Final[Shapes] = {
     Command.JOIN: (_INT, _is_groups),
     Command.LEAVE: (_INT, _is_groups),
     Command.CLOSE: (_INT, _INT, _STR),
+    Command.BYE: (),
 }
 """What a front end accepts."""
 

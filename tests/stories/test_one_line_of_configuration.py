@@ -30,5 +30,7 @@ def test_without_configuration_the_best_one_is_taken(tmp_path):
 
 def ask(folder, *arguments):
     env = {name: value for name, value in os.environ.items() if name not in ("IPCBUS_TRANSPORT", "IPCBUS_CONFIG")}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=30, check=True
+    )
     return done.stdout.splitlines()

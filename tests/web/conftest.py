@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ipcbus import endpoint
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(autouse=True)
+def _as_at_exit(_no_leaks: None) -> Iterator[None]:
+    """Remove what channels have a name for, as the exit of this process would: a closed channel keeps it until then."""
+    yield
+    endpoint._destroy_homes()
 
 
 @pytest.fixture

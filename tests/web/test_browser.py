@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ipcbus import endpoint
 from ipcbus.demo import chat_config
+from ipcbus.testing import leaks
 from ipcbus.web.server import Server
 
 if TYPE_CHECKING:
@@ -30,6 +32,20 @@ FLAGS = (
 )
 PATIENCE = 20_000
 """Milliseconds, as the browser's driver wants them."""
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> None:
+    """Leave it to the whole module: a browser starts processes as it goes and keeps them for the next page."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_leaks_of_all(_own_runtime_directory: None) -> Iterator[None]:
+    before = leaks.snapshot()
+    yield
+    endpoint._destroy_homes()
+    left = leaks.compare(before, grace=5)
+    assert [line for line in left if "pytest_timeout" not in line] == []  # its thread ends after the last test's teardown
 
 
 @pytest.fixture(scope="module")

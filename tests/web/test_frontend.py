@@ -98,7 +98,7 @@ class Rig:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for part, task in reversed(list(self.tasks.items())):
+        for part, task in sorted(self.tasks.items(), key=lambda item: isinstance(item[0], Host)):  # front ends first
             part.stop()
             await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), PATIENCE)
         await self.stack.aclose()
@@ -501,3 +501,9 @@ async def test_stopping_tells_clients_and_services() -> None:
         rig.fronts[0].stop()
         assert await until_closed(ws) == 1001
         assert await echo.next_close() == 1001
+        await asyncio.wait_for(rig.tasks.pop(rig.fronts[0]), PATIENCE)
+        assert rig.front_inboxes[0].stats().depth == 0  # it has read all that was sent to it
+        rig.hosts[0].put(0, (Command.SEND, 5, "T", b"x"))
+        rig.hosts[0].stop()
+        await asyncio.wait_for(rig.tasks.pop(rig.hosts[0]), PATIENCE)
+        assert rig.front_inboxes[0].stats().depth == 0  # and nothing was sent after that

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipcbus.serializers import serializers
+from ipcbus import serializers
 from ipcbus.web.link import (
     BATCH_BYTES,
     BATCH_EVENTS,
@@ -34,6 +34,7 @@ GOOD_EVENTS = [
     (Event.MSG, CID, "T", "é".encode()),
     (Event.MSG, CID, "B", b""),
     (Event.CLOSE, CID, 1000, "", True),
+    (Event.BYE,),
 ]
 GOOD_COMMANDS = [
     (Command.READY, "chat", "/chat", 5, 0),
@@ -42,6 +43,7 @@ GOOD_COMMANDS = [
     (Command.JOIN, CID, ["a", "b"]),
     (Command.LEAVE, CID, []),
     (Command.CLOSE, CID, 1011, "why"),
+    (Command.BYE,),
 ]
 
 

@@ -10,9 +10,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from typing import TYPE_CHECKING
 
+from ipcbus.errors import ChannelBroken
+from ipcbus_queue.libc import flock
 from ipcbus_queue.shared import OVER, TORN, WRITING
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Sized
 
     from ipcbus_queue.shared import Shared
@@ -21,46 +24,78 @@ __all__ = ["Feeder"]
 
 _PIPE_BUF = 4096
 """What Linux writes to a pipe in one piece or not at all; see pipe(7)."""
+_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 _head = struct.Struct("!i").pack
 
 
 class Feeder(Queue):  # type: ignore[type-arg]  # generic for type checkers only
     """A ``multiprocessing.Queue`` that is only put into: its thread moves what was put to the channel's pipe."""
 
-    @classmethod
-    def over(cls, shared: Shared) -> Feeder:
-        """Make one the way a spawned child does, from the parts that multiprocessing would send it."""
+    _buffer: deque[bytes]
+    _lock: threading.Lock
+    _notempty: threading.Condition
+    _thread: threading.Thread | None
+
+    def __init__(self, shared: Shared) -> None:
+        # Not through Queue.__init__, which would make a pipe and semaphores with names, but the way a spawned child gets
+        # its copy: from parts. In this order: ignore_epipe, maxsize, reader, writer, lock for reading, lock for writing,
+        # room, pid. Nobody reads through it; _Pipe locks by itself; and receivers that are all gone are no error, since
+        # others may come.
         lock = _WriteLock(shared)
         try:
             pipe = _Pipe(os.dup(shared.writer.fileno()), lock)
         except OSError:
             lock.close()
             raise
-        feeder = cls.__new__(cls)
-        # In this order: ignore_epipe, maxsize, reader, writer, lock for reading, lock for writing, room, pid. Nobody
-        # reads through it; _Pipe locks by itself; and receivers that are all gone are no error, since others may come.
         state = (True, shared.capacity, pipe, pipe, None, threading.Lock(), _Room(shared), os.getpid())
-        feeder.__setstate__(state)  # type: ignore[arg-type]  # ours for the semaphores and the locks
-        pipe.waiting = feeder._buffer  # type: ignore[attr-defined]  # noqa: SLF001  tells whether more will follow
-        return feeder
+        self.__setstate__(state)  # type: ignore[arg-type]  # ours for the semaphores and the locks
+        self._lock = threading.Lock()
+        self._notempty = threading.Condition(self._lock)
+        pipe.waiting = self._buffer
 
-    def finish(self, timeout: float) -> None:
-        """Flush for at most ``timeout`` seconds, and see to it that the interpreter's exit waits no longer either."""
-        thread: threading.Thread | None = self._thread  # type: ignore[attr-defined]  # join_thread() takes no timeout
+    def place(self, message: bytes, noted: list[int | None]) -> None:
+        """Do what ``put`` does, and add None to ``noted`` in the very step that makes the message the thread's.
+
+        Raises:
+            ChannelBroken: there is no thread yet, and none can be started. The message was not taken.
+        """
+        # The lock itself, not its condition: entering that is Python code, which an interrupt may leave with the lock held.
+        with self._lock:
+            if self._thread is None:
+                try:
+                    self._start_thread()  # type: ignore[attr-defined]  # typeshed leaves it out
+                except RuntimeError as error:
+                    self._thread = None  # or else it would be waited for
+                    raise ChannelBroken(f"a queue: channel sends through a thread, and none can be started: {error}") from error
+            noted.extend(map(self._buffer.append, (message,)))
+            self._notempty.notify()
+
+    def nudge(self) -> None:
+        """Tell the thread that there is something, in case it was not told."""
+        with self._lock:
+            self._notempty.notify()
+
+    def finish(self) -> None:
+        """Let the thread end once it has moved everything, and see to it that the interpreter's exit does not wait for it."""
         self.close()
         self.cancel_join_thread()
-        if thread is not None:
-            thread.join(timeout)
-        if thread is None or not thread.is_alive():
-            self.abandon()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread for at most ``timeout`` seconds; once it has ended, free everything and return True."""
+        if self._thread is not None:
+            self._thread.join(timeout)  # because join_thread() takes no timeout
+            if self._thread.is_alive():
+                return False
+        self.abandon()
+        return True
 
     def abandon(self) -> None:
         """Free the descriptors without writing what is left: in a forked child, or when there is no thread."""
-        self._writer.discard()  # type: ignore[attr-defined]  # the _Pipe that over() gave it
+        self._writer.discard()  # type: ignore[attr-defined]  # the _Pipe that __init__ gave it
 
     def _on_queue_feeder_error(self, error: BaseException, obj: object) -> None:  # noqa: ARG002  multiprocessing's hook
         """Say that the channel is broken: a message that was accepted is lost."""
-        self._sem.shared.tear()  # type: ignore[attr-defined]  # the _Room that over() gave it
+        self._sem.shared.tear()  # type: ignore[attr-defined]  # the _Room that __init__ gave it
 
 
 class _Pipe(Connection):
@@ -137,23 +172,29 @@ class _WriteLock:
         Raises:
             ChannelBroken: the owner before was killed between two pieces.
         """
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        if flock(self._fd, _TRY):
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
         page = self._page
         if page[WRITING] or page[OVER] == TORN:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            flock(self._fd, fcntl.LOCK_UN)
             raise self._shared.tear()
         page[WRITING] = tears
 
     def release(self) -> None:
         """Let it go."""
         self._page[WRITING] = 0
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        flock(self._fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Free the descriptor. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+            del self._page  # it has a descriptor of its own
+
+    def __del__(self) -> None:
+        # The queue's thread may need it longer than anybody waits for the thread.
+        self.close()
 
 
 class _Room:

@@ -15,6 +15,7 @@ from os import eventfd_write, read
 from pickle import loads
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.plumbing.clock import Deadline
 from ipcbus_queue.shared import HELD, OVER, READING, SPILL_AT, TORN
 
 if TYPE_CHECKING:
@@ -50,16 +51,19 @@ class Reader:
         shared: the channel.
     """
 
-    __slots__ = ("_fd", "_fds", "_page", "_parts", "_room", "_shared")
+    __slots__ = ("_base", "_fd", "_fds", "_parts", "_poller", "_reading", "_room", "_shared")
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         # Opened anew, so that it can be non-blocking and locked for this process alone.
         self._fd = shared.reopen(shared.reader, os.O_RDONLY | os.O_NONBLOCK)
         self._fds = (self._fd,)
+        self._poller = select.poll()
+        self._poller.register(self._fd, select.POLLIN)
+        self._base = 0  # bytes of the message that were there, in the file, when this reader began
+        self._reading = False
         self._room = (shared.room.fileno(),)
         self._parts: list[Any] = []  # what was read of a message, then None once its room was given back
-        self._page = shared.page
 
     def fileno(self) -> int:
         """Return the pipe's descriptor."""
@@ -67,34 +71,37 @@ class Reader:
 
     def readable(self) -> bool:
         """Tell whether some of a message is there."""
-        poller = select.poll()
-        poller.register(self._fd, select.POLLIN)
-        return bool(poller.poll(0))
+        return bool(self._poller.poll(0))
 
-    def take(self) -> bytes | None:
+    def take(self, patience: float) -> bytes | None:
         """Take the next message and give its room back; None when no whole one is there.
+
+        Args:
+            patience: seconds to wait for the rest of a message that has begun to arrive.
 
         Raises:
             ChannelBroken: a process was killed in the middle of a message.
         """
-        page, parts = self._page, self._parts
+        page, parts = self._shared.page, self._parts
         try:
-            flock(self._fd, LOCK_EX)  # held for microseconds, and let go by the kernel if this process dies
+            flock(self._fd, LOCK_EX)  # held while a message arrives, and let go by the kernel if this process dies
             try:
-                if page[READING] or page[OVER] == TORN:
-                    raise self._shared.tear()
-                page[READING] = 1
-                if not page[HELD]:
+                self._begin()
+                if not self._base:
                     # extend(map(...)) reads and keeps in one step: an interrupt comes before or after, not in between.
                     parts.extend(map(read, self._fds, _FOUR))
                     size = from_bytes(parts[0], "big")
                     if size <= _AT_ONCE and len(parts[0]) == _SHORT.size:
-                        parts.extend(map(read, self._fds, (size,)))
-                        if len(parts[1]) == size:
-                            frame: bytes = loads(parts[1])
-                            parts.extend(map(eventfd_write, self._room, _ONE))
-                            return frame
-                frame = loads(self._rest())
+                        try:
+                            parts.extend(map(read, self._fds, (size,)))
+                        except BlockingIOError:
+                            pass  # the rest is still being written
+                        else:
+                            if len(parts[1]) == size:
+                                frame: bytes = loads(parts[1])
+                                parts.extend(map(eventfd_write, self._room, _ONE))
+                                return frame
+                frame = loads(self._rest(patience))
                 parts.extend(map(eventfd_write, self._room, _ONE))
                 return frame
             except BlockingIOError:
@@ -103,26 +110,25 @@ class Reader:
                 if parts:
                     self._settle()
                 page[READING] = 0
+                self._reading = False
         finally:
             flock(self._fd, LOCK_UN)
 
     def peek(self) -> bool:
         """Tell whether a whole message is there; it stays there, for anybody who takes the next one."""
-        page = self._page
         try:
             flock(self._fd, LOCK_EX)
             try:
-                if page[READING] or page[OVER] == TORN:
-                    raise self._shared.tear()
-                page[READING] = 1
-                self._rest()
+                self._begin()
+                self._rest(0)
                 return True
             except BlockingIOError:
                 return False
             finally:
                 if self._parts:
                     self._settle()
-                page[READING] = 0
+                self._shared.page[READING] = 0
+                self._reading = False
         finally:
             flock(self._fd, LOCK_UN)
 
@@ -132,24 +138,41 @@ class Reader:
         if fd >= 0:
             os.close(fd)
 
-    def _rest(self) -> memoryview:
+    def _begin(self) -> None:
+        """Mark the stream as being read. Locked."""
+        page = self._shared.page
+        if page[READING] or page[OVER] == TORN:
+            # Our own mark was left by an interrupt that came while another was being dealt with.
+            if not self._reading or page[OVER] == TORN:
+                raise self._shared.tear()
+            if self._parts:
+                self._settle()
+        self._base = _HAVE.unpack_from(page, _HAVE_AT)[0] if page[HELD] else 0
+        self._reading = True
+        page[READING] = 1
+
+    def _rest(self, patience: float) -> memoryview:
         """Read on until a message is whole; raises ``BlockingIOError`` when there is no more for now. Locked."""
-        held = self._held()
-        have = held + sum(map(len, self._parts))
-        prefix = os.pread(self._shared.file.fileno(), min(held, _HEAD), SPILL_AT) if held else b""
-        size = 0
+        file, base, parts = self._shared.file.fileno(), self._base, self._parts
+        have = base + sum(map(len, parts))
+        prefix = os.pread(file, min(base, _HEAD), SPILL_AT)
+        size, deadline = 0, None
         while True:
             if not size:
-                size, head = self._measure((prefix + b"".join(self._parts))[:_HEAD])
+                size, head = self._measure((prefix + b"".join(parts))[:_HEAD])
             missing = head + size - have
             if not missing:
-                break
-            self._parts.extend(map(os.read, self._fds, (min(missing, _CHUNK),)))
-            if not self._parts[-1]:
-                raise self._shared.tear()  # an end that nobody can have written: this process has the writing end too
-            have += len(self._parts[-1])
-        kept = (os.pread(self._shared.file.fileno(), held, SPILL_AT),) if held else ()
-        return memoryview(b"".join((*kept, *self._parts)))[head:]
+                return memoryview(b"".join((os.pread(file, base, SPILL_AT), *parts)))[head:]
+            try:
+                parts.extend(map(read, self._fds, (min(missing, _CHUNK),)))
+            except BlockingIOError:
+                deadline = deadline or Deadline(patience)
+                if not have or not self._poller.poll(deadline.milliseconds()):
+                    raise
+            else:
+                if not parts[-1]:
+                    raise self._shared.tear()  # an end that nobody can have written: this process can write, too
+                have += len(parts[-1])
 
     def _measure(self, start: bytes) -> tuple[int, int]:
         """Return the sizes of body and head as far as the first bytes tell them: with a body of 0, the head goes on."""
@@ -165,20 +188,19 @@ class Reader:
             raise self._shared.tear()
         return size, head
 
-    def _held(self) -> int:
-        page = self._page
-        return int(_HAVE.unpack_from(page, _HAVE_AT)[0]) if page[HELD] else 0
-
     def _settle(self) -> None:
-        """Forget a message whose room was given back; put what was read of any other where the next one finds it. Locked."""
-        page, parts, file = self._page, self._parts, self._shared.file.fileno()
+        """Forget a message whose room was given back; put what was read of any other where the next one finds it. Locked.
+
+        Whatever interrupts it, it may be done again.
+        """
+        page, parts, file = self._shared.page, self._parts, self._shared.file.fileno()
         if parts[-1] is None:
             if page[HELD]:
                 page[HELD] = 0
                 os.ftruncate(file, SPILL_AT)
         else:
-            held, data = self._held(), b"".join(parts)
-            os.pwrite(file, data, SPILL_AT + held)
-            _HAVE.pack_into(page, _HAVE_AT, held + len(data))
+            data = b"".join(parts)
+            os.pwrite(file, data, SPILL_AT + self._base)
+            _HAVE.pack_into(page, _HAVE_AT, self._base + len(data))
             page[HELD] = 1
         parts.clear()

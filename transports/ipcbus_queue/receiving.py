@@ -6,10 +6,10 @@ import select
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelEmpty, ChannelError, EndOfChannel
+from ipcbus.plumbing.alarm import Alarm
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.transport import LINGER, Frame, RecvLink
 from ipcbus_queue.gate import Gate
-from ipcbus_queue.libc import Timer
 from ipcbus_queue.reader import Reader
 from ipcbus_queue.shared import OVER, SHUT
 
@@ -28,13 +28,15 @@ class QueueRecvLink(RecvLink):
         claim: on being its one receiver, None where there are many; owned from here on.
     """
 
-    __slots__ = ("_claim", "_ended", "_gate", "_reader", "_shared", "_timer")
+    __slots__ = ("_alarm", "_claim", "_ended", "_gate", "_patience", "_reader", "_shared")
 
     def __init__(self, shared: Shared, claim: Claim | None) -> None:
         self._shared = shared
         self._claim = claim
         self._ended = False
-        self._timer: Timer | None = None
+        self._alarm: Alarm | None = None
+        # While the rest of a message arrives, other receivers wait for the lock, so that must be short.
+        self._patience = 0.1 if claim is not None else 0.005
         self._reader = Reader(shared)
         try:
             self._gate = Gate(self._reader.fileno(), shared.latch.fileno())
@@ -44,32 +46,34 @@ class QueueRecvLink(RecvLink):
 
     def recv(self, timeout: float | None) -> Frame:
         """Take one message out."""
-        frame = self._attempt()
+        frame = self._attempt(timeout)
         if frame is not None:
             return (frame,)
         deadline = Deadline(timeout)
         while not deadline.expired:
-            if self._gate.wait(deadline.remaining()):
-                frame = self._attempt()
+            left = deadline.remaining()
+            if self._gate.wait(left):
+                frame = self._attempt(left)
                 if frame is not None:
                     return (frame,)
         raise ChannelEmpty("no message in the queue: channel")
 
-    def _attempt(self) -> bytes | None:
+    def _attempt(self, timeout: float | None) -> bytes | None:
         """Take a message if one is there; raises what ends the channel."""
         gate = self._gate
         with gate.lock:
-            gate.check()
+            if gate.closed:
+                gate.check()
             try:
-                frame = self._reader.take()
+                frame = self._reader.take(self._patience if timeout is None else min(timeout, self._patience))
                 if frame is None:
                     if self._over():
                         raise EndOfChannel("the queue: channel was shut down and is drained")
-                elif self._timer is not None:
-                    self._timer.set(LINGER)
+                elif self._alarm is not None:
+                    self._alarm.set(LINGER)
+            except ChannelError:
+                raise
             except OSError as error:
-                if isinstance(error, ChannelError):
-                    raise
                 raise ChannelBroken(f"the queue: channel cannot be read: {error}") from error
             return frame
 
@@ -78,21 +82,21 @@ class QueueRecvLink(RecvLink):
         shared, gate = self._shared, self._gate
         if self._ended or not shared.page[OVER]:
             return self._ended
-        if self._timer is None:
-            self._timer = Timer()
+        if self._alarm is None:
+            self._alarm = Alarm()
             # From now on the latch would only keep the wait from sleeping; room that comes back is news instead. Each
             # return is an edge, however much room there was before.
             gate.epoll.unregister(shared.latch.fileno())
             gate.epoll.register(shared.room.fileno(), select.EPOLLIN | select.EPOLLET)
-            gate.epoll.register(self._timer.fileno(), select.EPOLLIN)
-            self._timer.set(LINGER)
+            gate.epoll.register(self._alarm.fileno(), select.EPOLLIN)
+            self._alarm.set(LINGER)
         # The edges are taken off before the room is counted: one that comes later wakes the next wait.
         news = [fd for fd, _ in gate.epoll.poll(0)]
-        if shared.outstanding() > 0 and self._timer.fileno() not in news:
+        if shared.outstanding() > 0 and self._alarm.fileno() not in news:
             # Other processes may still be writing what they accepted. If nothing moves for LINGER seconds, they cannot:
             # killed processes never give room back.
             if shared.room.fileno() in news:
-                self._timer.set(LINGER)
+                self._alarm.set(LINGER)
             return False
         self._ended = True
         gate.bell.set()
@@ -141,5 +145,5 @@ class QueueRecvLink(RecvLink):
         self._reader.close()
         if self._claim is not None:
             self._claim.close()
-        if self._timer is not None:
-            self._timer.close()
+        if self._alarm is not None:
+            self._alarm.close()

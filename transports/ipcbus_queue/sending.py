@@ -56,27 +56,19 @@ class QueueSendLink(SendLink):
         with gate.lock:
             gate.check()
             # extend(map(...)) takes and notes it in one step: an interrupt can come before or after, not in between.
-            taken: list[int] = []
+            noted: list[int | None] = []
             try:
-                taken.extend(map(eventfd_read, self._room, _IGNORED))
+                noted.extend(map(eventfd_read, self._room, _IGNORED))
                 # Looked at after the room was taken: who drains the channel waits until all room is back, so a message
                 # that gets past this line is received, and none does once the channel was found drained.
                 if self._shared.page[OVER]:
                     raise self._shared.refusal()  # noqa: TRY301  the room goes back as for any other error
-                if taken[0]:
+                if noted[0]:
                     return False
-                feeder = self._feeder or self._start()
+                (self._feeder or self._start()).place(payload, noted)
             except BaseException:
-                if taken and not taken[0]:
-                    os.eventfd_write(self._room[0], 1)
+                self._undo(noted)
                 raise
-            try:
-                feeder.put(payload)
-            except RuntimeError as error:  # its thread did not start, and it would wait for it for ever
-                self._feeder = None
-                feeder.abandon()
-                os.eventfd_write(self._room[0], 1)
-                raise ChannelBroken(f"a queue: channel needs a thread to send, and none can be started: {error}") from error
             return True
 
     def discard_oldest(self) -> bool:
@@ -87,7 +79,7 @@ class QueueSendLink(SendLink):
             if self._reader is None:
                 self._reader = Reader(self._shared)
             reader = self._reader
-            if reader.take() is not None:
+            if reader.take(0) is not None:
                 return True
         # Full, and nothing in the pipe: what is oldest is still on its way, unless there is room by now.
         if gate.wait(LINGER, reader.fileno()):
@@ -115,7 +107,8 @@ class QueueSendLink(SendLink):
     def close(self) -> None:
         """Close, once what was accepted is in the pipe or ``LINGER`` has passed.
 
-        What is not in the pipe by then goes on being moved there for as long as this process lives.
+        What is not in the pipe by then goes on being moved there for as long as this process lives. Where no other process
+        has the channel there is nobody to wait for.
         """
         with self._gate.lock:
             if not self._gate.close():
@@ -124,7 +117,9 @@ class QueueSendLink(SendLink):
                 self._reader.close()
             feeder, self._feeder = self._feeder, None
         if feeder is not None:
-            feeder.finish(LINGER)
+            feeder.finish()
+            if not feeder.join(0 if self._shared.alone else LINGER):
+                self._shared.unfinished = feeder
 
     def abandon(self) -> None:
         """Let go of the parent's queue: its thread is not in this process, and its lock may be held for ever."""
@@ -140,9 +135,16 @@ class QueueSendLink(SendLink):
             self._gate.check()
             return self._shared.depth()
 
+    def _undo(self, noted: list[int | None]) -> None:
+        """Bring in order what an error or an interrupt left half done. The lock is held."""
+        if noted == [0]:
+            os.eventfd_write(self._room[0], 1)  # room was taken, and no message put into it
+        elif noted[1:] and self._feeder is not None:
+            self._feeder.nudge()  # its thread may not have been told
+
     def _start(self) -> Feeder:
         try:
-            self._feeder = Feeder.over(self._shared)
+            self._feeder = Feeder(self._shared)
         except OSError as error:
             raise ChannelBroken(f"a queue: channel cannot be sent to from here: {error}") from error
         return self._feeder

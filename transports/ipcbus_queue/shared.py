@@ -5,10 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelBroken, ChannelClosed
 from ipcbus.plumbing.fds import TravellingFd
+from ipcbus.transport import LINGER
+
+if TYPE_CHECKING:
+    from ipcbus_queue.feeder import Feeder
 
 __all__ = ["HELD", "OVER", "READING", "SHUT", "SPILL_AT", "TORN", "WRITING", "Shared"]
 
@@ -35,6 +39,18 @@ _TORN_TEXT = (
 )
 
 
+_forks = 0
+"""How often this process or its ancestors forked since this module was imported."""
+
+
+def _count() -> None:
+    global _forks  # noqa: PLW0603  forks are a matter of the whole process
+    _forks += 1
+
+
+os.register_at_fork(before=_count)
+
+
 class Shared:
     """The descriptors of one channel in this process, with what can be told from them.
 
@@ -43,15 +59,20 @@ class Shared:
         limit: bytes of the largest message.
         fds: the pipe's reading and writing end, the eventfd whose count is the room left, the eventfd that is set when
             the channel is over, the file with the page.
+
+    Attributes:
+        unfinished: a closed sender's queue that still moves what it was given.
     """
 
-    __slots__ = ("capacity", "file", "latch", "limit", "page", "reader", "room", "writer")
+    __slots__ = ("_forks_before", "capacity", "file", "latch", "limit", "page", "reader", "room", "unfinished", "writer")
 
     def __init__(self, capacity: int, limit: int, *fds: TravellingFd) -> None:
         self.capacity = capacity
         self.limit = limit
         self.reader, self.writer, self.room, self.latch, self.file = fds
         self.page = mmap.mmap(self.file.fileno(), mmap.PAGESIZE)
+        self._forks_before = -1
+        self.unfinished: Feeder | None = None
 
     @classmethod
     def create(cls, capacity: int, limit: int) -> Shared:
@@ -63,11 +84,18 @@ class Shared:
             made.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
             made.append(os.memfd_create("ipcbus-queue", os.MFD_CLOEXEC))
             os.ftruncate(made[-1], SPILL_AT)
-            return cls(capacity, limit, *map(TravellingFd, made))
+            shared = cls(capacity, limit, *map(TravellingFd, made))
         except OSError:
             for fd in made:
                 os.close(fd)
             raise
+        shared._forks_before = _forks
+        return shared
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process can have the channel: this one made it, and has not forked or pickled it since."""
+        return self._forks_before == _forks
 
     def reopen(self, fd: TravellingFd, flags: int) -> int:
         """Open a file anew: what is inherited shares its locks and its flags with the parent, what is opened does not."""
@@ -109,10 +137,15 @@ class Shared:
 
     def close(self) -> None:
         """Free the descriptors. Idempotent. The page goes with the last who uses it, which may be a sender's thread."""
+        alone = self.alone
         for fd in (self.reader, self.writer, self.room, self.latch, self.file):
             fd.close()
         if hasattr(self, "page"):
             del self.page  # it has a descriptor of its own
+        if self.unfinished is not None and alone:
+            self.unfinished.join(LINGER)  # at once: nobody can read any more, which ends a write
+        self.unfinished = None
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._forks_before = -1
         return Shared, (self.capacity, self.limit, self.reader, self.writer, self.room, self.latch, self.file)

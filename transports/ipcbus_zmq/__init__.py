@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ipcbus.errors import ConfigError, InsecureConfiguration
-from ipcbus.plumbing import rundir
+from ipcbus.plumbing import forks, rundir
 from ipcbus.transport import Capabilities, ChannelSpec, Guarantees, Handle, NoOptions, Transport
 from ipcbus_zmq._place import PrivatePlace, TcpPlace, make_private
 from ipcbus_zmq._receiver import Receiver
@@ -41,7 +41,7 @@ class Zmq(Transport):
         """Make a private directory for the channel."""
         if spec.address:
             raise ConfigError(f"zmq: takes no address, not {spec.address!r}; over TCP, {_EXAMPLE}")
-        return ZmqHandle(str(make_private()), spec.capacity, spec.max_message)
+        return ZmqHandle.make(spec)
 
 
 class ZmqHandle(Handle):
@@ -53,12 +53,21 @@ class ZmqHandle(Handle):
         max_message: bytes.
     """
 
-    __slots__ = ("_capacity", "_directory", "_max_message")
+    __slots__ = ("_capacity", "_directory", "_forks", "_max_message")
 
     def __init__(self, directory: str, capacity: int, max_message: int) -> None:
         self._directory = directory
         self._capacity = capacity
         self._max_message = max_message
+        self._forks: int | None = None
+        """How often this process had forked when it made the channel, while no other process can know of it; else None."""
+
+    @classmethod
+    def make(cls, spec: ChannelSpec) -> ZmqHandle:
+        """Make the channel; raises ``ChannelBroken``."""
+        handle = cls(str(make_private()), spec.capacity, spec.max_message)
+        handle._forks = forks.count()
+        return handle
 
     def open_sender(self) -> Sender:
         """Open a sending end; it connects as soon as there is a receiver."""
@@ -69,13 +78,16 @@ class ZmqHandle(Handle):
         return Receiver(PrivatePlace(Path(self._directory)), self._capacity, self._max_message)
 
     def release(self) -> None:
-        """Do nothing: a handle is only a name."""
+        """Remove the directory if it can be of no use to anybody: the channel never left the process that made it."""
+        if self._forks is not None and self._forks == forks.count():
+            self.destroy()
 
     def destroy(self) -> None:
         """Remove the directory; ends that are connected go on."""
         rundir.remove(Path(self._directory))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._forks = None
         return ZmqHandle, (self._directory, self._capacity, self._max_message)
 
 

@@ -12,12 +12,15 @@ import zmq
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, InsecureConfiguration
 from ipcbus.plumbing import rundir
-from ipcbus.plumbing.claim import Claim
+from ipcbus.plumbing.claim import Claim, holder
+from ipcbus_zmq import _parking as parking
 from ipcbus_zmq._post import close_inherited
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from ipcbus.transport import Frame
 
 __all__ = ["Place", "PrivatePlace", "TcpPlace", "make_private"]
 
@@ -54,6 +57,23 @@ class Place(Protocol):
         Raises:
             ChannelBusy: another process is.
             ChannelBroken: the system refused.
+        """
+
+    def welcome(self) -> list[Frame]:
+        """Return the messages that senders left here because there was no receiver; they are not kept any longer."""
+
+    parks: bool
+    """Whether messages can be left here."""
+
+    def park(self, frames: list[Frame], end: Callable[[], bool]) -> bool:
+        """Leave messages for a later receiver, unless there is one.
+
+        Args:
+            frames: the messages.
+            end: makes sure that they do not reach a receiver otherwise; says false if they may.
+
+        Returns:
+            Whether they were left here.
         """
 
     def release(self) -> None:
@@ -93,6 +113,7 @@ class PrivatePlace:
     """
 
     eager = False
+    parks = True
     connect_options: Mapping[int, int] = {zmq.RECONNECT_IVL: 20}
     bind_options: Mapping[int, int] = {}
 
@@ -101,6 +122,8 @@ class PrivatePlace:
         self.endpoint = f"ipc://{self._path}"
         self._directory = directory
         self._claim: Claim | None = None
+        self._receives = False
+        self._parked: dict[Path, list[Frame]] = {}
         self._hold = rundir.hold(directory)
         try:
             fd = self._open_state()
@@ -117,16 +140,24 @@ class PrivatePlace:
         """Claim the receiver's part, then bind: a second bind of the path would steal it without a word."""
         fd = self._open_state()
         try:
-            claim = Claim(fd, _RECEIVER)
+            self._claim = Claim(fd, _RECEIVER)
+            owner = self._claim.take()
+            if owner is None:
+                self._receives = True
+                with parking.door(fd, exclusive=True):
+                    self._parked = parking.parked(self._directory)
+                    return self._bind()
+        except OSError as error:
+            raise self._unusable(error) from error
         finally:
             os.close(fd)
-        owner = claim.take()
-        if owner is not None:
-            claim.close()
-            raise ChannelBusy(
-                f"process {owner or 'unknown'} receives from {self.endpoint}; a zmq: channel has one receiver", owner or None
-            )
-        self._claim = claim
+        self._claim.close()
+        self._claim = None
+        raise ChannelBusy(
+            f"process {owner or 'unknown'} receives from {self.endpoint}; a zmq: channel has one receiver", owner or None
+        )
+
+    def _bind(self) -> int:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             rundir.check(self._directory)
@@ -134,20 +165,50 @@ class PrivatePlace:
             listener.bind(str(self._path))
             self._path.chmod(0o600)
             listener.listen(_BACKLOG)
-        except OSError as error:
+        except BaseException:
             listener.close()
-            self.release()
-            if isinstance(error, ChannelBroken):
-                raise
-            raise ChannelBroken(f"cannot listen at {self._path}: {error.strerror}") from error
+            raise
         return listener.detach()
+
+    def welcome(self) -> list[Frame]:
+        """Take what was parked, in order."""
+        found, self._parked = self._parked, {}
+        parking.unpark(found)
+        return [frame for frames in found.values() for frame in frames]
+
+    def park(self, frames: list[Frame], end: Callable[[], bool]) -> bool:
+        """Write the messages into the directory while no receiver can come in."""
+        try:
+            fd = self._open_state()
+        except OSError:
+            return False
+        try:
+            with parking.door(fd, exclusive=False):
+                if holder(fd, _RECEIVER) is not None:
+                    return False
+                file = parking.write(self._directory, frames)
+                if not end():
+                    file.unlink()
+                    return False
+                parking.publish(file)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def _unusable(self, error: OSError) -> Exception:
+        if isinstance(error, ChannelBroken):
+            return error
+        return ChannelBroken(f"{self._directory} cannot be used: {error.strerror}")
 
     def _open_state(self) -> int:
         return os.open(self._directory / _STATE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def release(self) -> None:
         """Free the descriptors and the claim."""
-        if self._claim is not None:
+        if self._receives:
+            self._receives = False
             self._path.unlink(missing_ok=True)
         self._free()
 
@@ -165,6 +226,11 @@ class PrivatePlace:
             os.close(hold)
             self._memory.close()
 
+    def __del__(self) -> None:
+        # An end that was interrupted while it opened has nobody who would release it.
+        if getattr(self, "_hold", -1) >= 0:
+            self._free()
+
 
 class TcpPlace:
     """A TCP address.
@@ -180,6 +246,7 @@ class TcpPlace:
     """
 
     eager = True
+    parks = False
 
     def __init__(self, host: str, port: int, shut: bytearray) -> None:
         self.shut: Shut = shut
@@ -211,6 +278,14 @@ class TcpPlace:
                 f"cannot listen at {self.endpoint}: {error.strerror}; the receiver must run where this address belongs"
             ) from error
         return listener.detach()
+
+    def welcome(self) -> list[Frame]:
+        """Return nothing: there is no place for messages without a receiver."""
+        return []
+
+    def park(self, frames: list[Frame], end: Callable[[], bool]) -> bool:  # noqa: ARG002  nowhere to put them
+        """Say that nothing can be left here."""
+        return False
 
     def release(self) -> None:
         """Do nothing: the port went with the socket."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import select
@@ -21,6 +22,8 @@ from ipcbus_zmq import _context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from zmq.backend import Context
 
 __all__ = ["NOBLOCK", "Post", "broken", "close_inherited"]
 
@@ -55,31 +58,45 @@ class Post:
         self._rung = False
         self._waiters = 0
         self._left = threading.Event()
-        context = _context.acquire()
+        self._pid = os.getpid()
         self.socket: Socket | None = None
         self._monitor: Socket | None = None
+        self._silent = select.poll()
+        context = _context.acquire()
         try:
-            self.socket = Socket(context, kind)
-            for option, value in options.items():
-                self.socket.set(option, value)
-            name = f"inproc://ipcbus-{secrets.token_hex(8)}"
-            self.socket.monitor(name, events | _STOPPED)
-            self._monitor = Socket(context, zmq.PAIR)
-            # Without a bound here: zmq's own thread would stop when nobody reads the news.
-            self._monitor.set(zmq.RCVHWM, 0)
-            self._monitor.connect(name)
-        except zmq.ZMQError as error:
-            for made in (self._monitor, self.socket):
-                if made is not None:
-                    made.close(0)
-            _context.release(clean=True)
-            raise broken("a socket cannot be made", error) from error
-        self._bell = Wakeup()
-        self._epoll = select.epoll()
-        self._epoll.register(int(self.socket.get(zmq.FD)), select.EPOLLIN)
+            self._bell = Wakeup()
+            self._epoll = select.epoll()
+            self._open(context, kind, options, events)
+        except BaseException as error:
+            self._drop()
+            if isinstance(error, (zmq.ZMQError, OSError)):
+                raise broken("a socket cannot be made", error) from error
+            raise
+
+    def _drop(self) -> None:
+        """Undo an attempt to open, however far it came."""
+        for made in (self._monitor, self.socket):
+            if made is not None:
+                made.close(0)
+        self.socket = self._monitor = None
+        _context.release(clean=True)
+        self._free()
+
+    def _open(self, context: Context, kind: int, options: Mapping[int, int], events: int) -> None:
+        self.socket = Socket(context, kind)
+        for option, value in options.items():
+            self.socket.set(option, value)
+        name = f"inproc://ipcbus-{secrets.token_hex(8)}"
+        self.socket.monitor(name, events | _STOPPED)
+        self._monitor = Socket(context, zmq.PAIR)
+        # Without a bound here: zmq's own thread would stop when nobody reads the news.
+        self._monitor.set(zmq.RCVHWM, 0)
+        self._monitor.connect(name)
+        watched = [int(self.socket.get(zmq.FD)), *([int(self._monitor.get(zmq.FD))] if events else [])]
+        for fd in watched:
+            self._epoll.register(fd, select.EPOLLIN)
+            self._silent.register(fd, select.POLLIN)
         self._epoll.register(self._bell.fileno(), select.EPOLLIN)
-        if events:
-            self._epoll.register(int(self._monitor.get(zmq.FD)), select.EPOLLIN)
 
     def fileno(self) -> int:
         """Return the descriptor to wait on from outside.
@@ -92,11 +109,6 @@ class Post:
                 raise ChannelClosed("this end is closed")
             self._shown = self.watched = True
             return self._epoll.fileno()
-
-    @property
-    def shown(self) -> bool:
-        """Whether somebody outside has the descriptor."""
-        return self._shown
 
     def also_watch(self, fd: int) -> None:
         """Add a descriptor to those that tell of news; the lock is held."""
@@ -111,16 +123,21 @@ class Post:
             else:
                 self._bell.clear()
 
-    def wait(self, seconds: float | None) -> None:
+    def wait(self, seconds: float | None, *, bell: bool = True) -> None:
         """Sleep until there is news or the time has passed; the lock is held before and after, and free in between.
 
         The last thing done with the socket must have been a ``recv`` that found nothing.
+
+        Args:
+            seconds: None is without limit.
+            bell: whether the bell ends the sleep; without it, nothing but the time does if this end is closed.
         """
+        sleep = self._epoll.poll if bell else self._silent.poll
         self._waiters += 1
         self.watched = True
         try:
             self.lock.release()
-            self._epoll.poll(seconds)
+            sleep(seconds if bell or seconds is None else seconds * 1000)
         finally:
             self.lock.acquire()
             self._waiters -= 1
@@ -184,14 +201,20 @@ class Post:
         self._free()
 
     def _free(self) -> None:
-        self._epoll.close()
-        self._bell.close()
+        for made in (getattr(self, "_epoll", None), getattr(self, "_bell", None)):
+            if made is not None:
+                made.close()
+
+    def __del__(self) -> None:
+        # An end that was interrupted while it opened has nobody who would close it.
+        if getattr(self, "socket", None) is not None and self._pid == os.getpid():
+            self.close(0.0)
 
 
-def broken(what: str, error: zmq.ZMQError) -> ChannelBroken:
-    """Translate an error of zmq's."""
+def broken(what: str, error: zmq.ZMQError | OSError) -> ChannelBroken:
+    """Translate an error of zmq's or the system's."""
     hint = ""
-    if error.errno in (24, 23):
+    if error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "; close channels that are not needed, or raise the limit of descriptors (ulimit -n)"
     return ChannelBroken(f"ZeroMQ: {what}: {error.strerror}{hint}")
 

@@ -243,6 +243,6 @@ class Ending:
             self.over = True
         return self.over
 
-    def remaining(self, now: float) -> float | None:
-        """Return the seconds after which to ask ``empty`` again, None while the channel is not shut down."""
-        return max(0.0, self._quiet_at - now) if self.begun and not self.over else None
+    def remaining(self, now: float) -> float:
+        """Return the seconds after which to ask ``empty`` again."""
+        return max(0.0, self._quiet_at - now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -48,36 +49,12 @@ class Receiver(RecvLink):
 
     def __init__(self, place: Place, capacity: int, max_message: int) -> None:
         self._place = place
-        try:
-            listener = place.listen()
-        except BaseException:
-            place.release()
-            raise
-        bound = min(capacity + _SLACK, 2**31 - 1)
-        options = {
-            zmq.ROUTER_MANDATORY: 1,  # a send to a sender that is gone says so
-            zmq.RCVHWM: bound,  # a sender that minds no credit is held back by its own connection
-            zmq.SNDHWM: bound,
-            zmq.MAXMSGSIZE: max_message,
-            zmq.USE_FD: listener,
-            **place.bind_options,
-        }
-        try:
-            self._post = Post(zmq.ROUTER, options)
-        except BaseException:
-            os.close(listener)
-            place.release()
-            raise
-        socket = self._post.socket
-        assert socket is not None
-        self._socket = socket
-        self._recv: Callable[[int], bytes] = socket.recv
         self._ledger = Ledger(capacity)
         self._accounts = self._ledger.accounts
         self._max_message = max_message
         self._ending = Ending(monotonic())
-        self._alarm: Alarm | None = None
-        self._stash: Frame | None = None
+        self._waiting: deque[Frame] = deque()
+        """Messages taken and not yet received: those that were parked, and one that ``ready`` found."""
         self._carried: bytes | None = None
         self._torn = False
         self._special = False
@@ -85,13 +62,43 @@ class Receiver(RecvLink):
         self._prune_at = _PRUNE_FROM
         self.strays = 0
         """Messages that made no sense and were dropped."""
+        bound = min(capacity + _SLACK, 2**31 - 1)
+        options = {
+            zmq.ROUTER_MANDATORY: 1,  # a send to a sender that is gone says so
+            zmq.RCVHWM: bound,  # a sender that minds no credit is held back by its own connection
+            zmq.SNDHWM: bound,
+            zmq.MAXMSGSIZE: max_message,
+            **place.bind_options,
+        }
         try:
+            self._alarm = Alarm()
+            """Tells everybody who sleeps that the end of the channel may have come."""
+        except OSError as error:
+            place.release()
+            raise broken("a receiver cannot be opened", error) from error
+        try:
+            self._post = Post(zmq.ROUTER, options)
+        except BaseException:
+            self._alarm.close()
+            place.release()
+            raise
+        socket = self._post.socket
+        assert socket is not None
+        self._socket = socket
+        self._recv: Callable[[int], bytes] = socket.recv
+        try:
+            self._post.also_watch(self._alarm.fileno())
+            socket.set(zmq.USE_FD, place.listen())
             socket.bind(place.endpoint)
-        except zmq.ZMQError as error:
+            self._waiting.extend(place.welcome())
+            self._special = bool(self._waiting)
+            if place.shut[0]:
+                self._end()
+        except BaseException as error:
             self.close()
-            raise broken(f"cannot listen at {place.endpoint}", error) from error
-        if place.shut[0]:
-            self._end()
+            if isinstance(error, zmq.ZMQError):
+                raise broken(f"cannot listen at {place.endpoint}", error) from error
+            raise
 
     # ------------------------------------------------------------------ receiving
 
@@ -146,9 +153,8 @@ class Receiver(RecvLink):
                 raise ChannelEmpty(f"no message at {self._place.endpoint}")
             left = deadline.remaining()
             patience = _PATIENCE if patient and self._ledger.owing() else None
-            for sooner in (self._ending.remaining(monotonic()), patience):
-                if sooner is not None:
-                    left = sooner if left is None else min(left, sooner)
+            if patience is not None:
+                left = patience if left is None else min(left, patience)
             self._post.wait(left)
             patient = patience is None and patient
 
@@ -159,15 +165,17 @@ class Receiver(RecvLink):
             deadline: when to stop even if only senseless messages come.
             patient: whether what is owed to the senders may wait a little.
         """
-        if self._stash is not None:
-            stash, self._stash = self._stash, None
-            return stash
+        if self._waiting:
+            return self._waiting.popleft()
         frame = self._pull(deadline)
         if frame is None and not patient and self._ledger.owing():
             self._grant_all()
             frame = self._pull(deadline)  # granting may have taken in zmq's news of a message, which no descriptor then tells
         if frame is None and self._ending.begun:
-            self._ending.empty(monotonic(), silent_senders=bool(self._accounts))
+            if self._ending.empty(monotonic(), silent_senders=bool(self._accounts)):
+                self._post.ring(on=True)  # for ever, and for all who wait
+            else:
+                self._alarm.set(self._ending.remaining(monotonic()))
         return frame
 
     def _pull(self, deadline: Deadline) -> Frame | None:
@@ -315,6 +323,7 @@ class Receiver(RecvLink):
             return
         self._place.shut[0] = 1
         self._ending.begin(monotonic())
+        self._alarm.set(self._ending.remaining(monotonic()))
         self._special = True
         self._grant_all()
         self._ledger.stop()
@@ -328,22 +337,10 @@ class Receiver(RecvLink):
         with self._post.lock:
             if self._post.closing:
                 raise ChannelClosed("this end is closed")
-            if self._stash is None:
-                self._stash = self._take(Deadline(0), patient=False)
-                self._special = self._special or self._stash is not None
-            if self._stash is None and self._post.shown:
-                self._set_alarm()
-            return self._stash is not None or self._ending.over
-
-    def _set_alarm(self) -> None:
-        """Let the descriptor tell when the end of the channel will have come."""
-        left = self._ending.remaining(monotonic())
-        if left is None:
-            return
-        if self._alarm is None:
-            self._alarm = Alarm()
-            self._post.also_watch(self._alarm.fileno())
-        self._alarm.set(left)
+            if not self._waiting and (frame := self._take(Deadline(0), patient=False)) is not None:
+                self._waiting.append(frame)
+                self._special = True
+            return bool(self._waiting) or self._ending.over
 
     def fileno(self) -> int:
         """Return the descriptor that tells of messages."""
@@ -372,19 +369,14 @@ class Receiver(RecvLink):
                     self._tell(account, Kind.GONE)
             finally:
                 self._post.close(_FAREWELL)
-                self._free_alarm()
+                self._alarm.close()
                 self._place.release()
 
     def abandon(self) -> None:
         """Let go of what a forked child inherited."""
         self._post.abandon()
-        self._free_alarm()
+        self._alarm.close()
         self._place.abandon()
-
-    def _free_alarm(self) -> None:
-        alarm, self._alarm = self._alarm, None
-        if alarm is not None:
-            alarm.close()
 
 
 def _plausible(identity: bytes) -> bool:

@@ -28,7 +28,9 @@ _JOIN_LIMIT = 32 * 1024
 _ASK_AFTER = 0.5
 """Seconds of waiting for room after which a sender asks, once, where the receiver is."""
 _LOOK_EVERY = 0.001
-"""Seconds after which a sender of a channel without shared state looks for news before it sends."""
+"""Seconds after which a sender that is connected and has room looks for news before it sends."""
+_SUCCESSION = 0.25
+"""Seconds of waiting after which a dead receiver is reported: one that follows it needs a moment to be connected to."""
 _FAREWELL = 1.0
 """Seconds for the last control message, when no data is queued."""
 _CONTROL_LIMIT = 256
@@ -62,7 +64,8 @@ class Sender(SendLink):
         self._send: Callable[..., object] = socket.send
         self._window = Window(capacity)
         self._shut = place.shut
-        self._eager = place.eager
+        self._copies: list[Frame] | None = [] if place.parks else None
+        """What was sent while there was no receiver: if none comes, it is left where a later one finds it."""
         self._look_at = 0.0
         self._met = self._connected = self._lost = self._left = False
         self._receiver_pid: int | None = None
@@ -81,8 +84,10 @@ class Sender(SendLink):
         """Queue one message."""
         with self._post.lock:
             window = self._window
-            if window.sent >= window.limit or self._shut[0] or (self._eager and monotonic() >= self._look_at):
+            if window.sent >= window.limit or self._shut[0] or monotonic() >= self._look_at:
                 self._make_room(timeout)
+                if self._copies is not None:
+                    self._copies.append([bytes(part) for part in frame])
             # Counted first: a call that is interrupted may have sent it, and one too many is put right by a HELLO.
             window.sent += 1
             try:
@@ -92,6 +97,8 @@ class Sender(SendLink):
                     self._send_parts(frame)
             except zmq.ZMQError as error:
                 window.sent -= 1
+                if self._copies:
+                    self._copies.pop()
                 raise broken("a message cannot be sent", error) from error
 
     def _send_parts(self, frame: Frame) -> None:
@@ -116,6 +123,7 @@ class Sender(SendLink):
         """Return when one message may be sent; the lock is held."""
         deadline = Deadline(timeout)
         window = self._window
+        heir: Deadline | None = None
         while True:
             self._check_open()
             self._look()
@@ -125,7 +133,9 @@ class Sender(SendLink):
             if window.sent < window.limit:
                 return
             if self._lost:
-                raise PeerDied(self._epitaph(), self._receiver_pid)
+                heir = heir or Deadline(_SUCCESSION)
+                if heir.expired or deadline.expired:
+                    raise PeerDied(self._epitaph(), self._receiver_pid)
             if deadline.expired:
                 raise ChannelFull(
                     f"{window.capacity} messages of this process wait at {self._place.endpoint}"
@@ -134,7 +144,9 @@ class Sender(SendLink):
             left = deadline.remaining()
             if self._connected and not self._asked:
                 left = _ASK_AFTER if left is None else min(left, _ASK_AFTER)
-            self._post.wait(left)
+            if self._lost and heir is not None and (sooner := heir.remaining()) is not None:
+                left = sooner if left is None else min(left, sooner)
+            self._post.wait(left, bell=not self._lost)  # the bell rings already, for others, because the receiver is lost
 
     def _check_open(self) -> None:
         if self._post.closing:
@@ -174,8 +186,12 @@ class Sender(SendLink):
             self._hear(bytes(part))
         if disconnected and not self._left:
             self._lost = True
-        if self._eager:
+        if self._connected:
+            self._copies = None
             self._look_at = monotonic() + _LOOK_EVERY
+        elif self._copies is None and self._place.parks:
+            self._copies = []
+            self._look_at = 0.0
         if self._post.watched:
             self._post.ring(on=self._has_news())
 
@@ -259,10 +275,19 @@ class Sender(SendLink):
                 if self._connected:
                     self._part(Kind.FIN)
             finally:
-                linger = self._linger()
+                parked = bool(self._copies) and self._place.park(self._copies or [], self._end_alone)
+                if not parked and self._post.socket is not None:
+                    self._post.close(self._linger())
                 self._window.limit = -1
-                self._post.close(linger)
                 self._place.release()
+
+    def _end_alone(self) -> bool:
+        """End the socket unless there is a receiver after all, and say whether it was ended."""
+        self._look()
+        if self._connected:
+            return False
+        self._post.close(0.0)
+        return True
 
     def _linger(self) -> float:
         if self._lost:
@@ -272,7 +297,7 @@ class Sender(SendLink):
         if self._connected:
             return _FAREWELL
         # A shutdown that waits for a receiver: without shared state the message is all that will tell it.
-        return LINGER if self._parted and self._eager else 0.0
+        return LINGER if self._parted and self._place.eager else 0.0
 
     def abandon(self) -> None:
         """Let go of what a forked child inherited."""

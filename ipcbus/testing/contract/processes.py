@@ -127,8 +127,9 @@ def check_competing_receivers(subject: Subject) -> None:
         channel.send(n, timeout=PATIENCE)
     sent = 2
     for child in receiving:
-        child.hear()  # one who has taken a message may be behind the other, who took two: feed until both have one
-        child.say()
+        child.hear()
+    for child in receiving:
+        child.say()  # not before both have one: the first to go on could take what the other waits for
     for _ in range(300):
         channel.send(sent, timeout=PATIENCE)
         sent += 1
