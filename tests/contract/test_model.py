@@ -17,10 +17,11 @@ URLS = {
     "zmq+tcp": lambda: f"zmq+tcp://127.0.0.1:{free_port()}",
 }
 SETTINGS = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=15, stateful_step_count=30, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
+@pytest.mark.timeout(150)  # hundreds of channels, each of which may have to connect and to linger
 @pytest.mark.parametrize("scheme", URLS)
 def test_model(scheme):
     run_state_machine_as_test(model_of(URLS[scheme]), settings=SETTINGS)
