@@ -124,6 +124,7 @@ class PrivatePlace:
         self._claim: Claim | None = None
         self._receives = False
         self._parked: dict[Path, list[Frame]] = {}
+        self._memory: mmap.mmap | None = None
         self._hold = rundir.hold(directory)
         try:
             fd = self._open_state()
@@ -224,11 +225,12 @@ class PrivatePlace:
         hold, self._hold = self._hold, -1
         if hold >= 0:
             os.close(hold)
+        if self._memory is not None:
             self._memory.close()
 
     def __del__(self) -> None:
         # An end that was interrupted while it opened has nobody who would release it.
-        if getattr(self, "_hold", -1) >= 0:
+        if hasattr(self, "_hold"):
             self._free()
 
 

@@ -110,22 +110,22 @@ class Receiver(RecvLink):
                 try:
                     identity = self._recv(NOBLOCK)
                     first = self._recv(NOBLOCK)
+                    account = self._accounts.get(identity)
+                    if account is not None and first and first[0] != MARK:
+                        account.consumed += 1
+                        if account.consumed >= account.mark and self._ledger.due(account):
+                            self._grant(account)
+                        if post.watched:
+                            post.ring(on=True)
+                        return (first,)
+                    frame = self._sort(identity, first)
                 except zmq.Again:
                     return self._wait_for_one(timeout, asked=True)
                 except zmq.ZMQError as error:
                     raise broken("receiving failed", error) from error
                 except BaseException:
-                    self._torn = self._special = True
+                    self._tear()
                     raise
-                account = self._accounts.get(identity)
-                if account is not None and first and first[0] != MARK:
-                    account.consumed += 1
-                    if account.consumed >= account.mark and self._ledger.due(account):
-                        self._grant(account)
-                    if post.watched:
-                        post.ring(on=True)
-                    return (first,)
-                frame = self._sort(identity, first)
                 if frame is not None:
                     return frame
             return self._wait_for_one(timeout)
@@ -147,6 +147,10 @@ class Receiver(RecvLink):
             skip = False
             if frame is not None:
                 return frame
+            if self._place.shut[0] and not self._ending.begun:
+                # Its message may have been in hand when a call was interrupted.
+                self._end()
+                continue
             if self._ending.over:
                 raise EndOfChannel(f"the channel at {self._place.endpoint} was shut down and is drained")
             if deadline.expired:
@@ -200,10 +204,14 @@ class Receiver(RecvLink):
         except zmq.ZMQError as error:
             raise broken("receiving failed", error) from error
         except BaseException:
-            self._torn = self._special = True
+            self._tear()
             raise
         self._post.ring(on=self._post.watched)
         return frame
+
+    def _tear(self) -> None:
+        """Note that a call was interrupted, perhaps in the middle of a message."""
+        self._torn = self._special = True
 
     def _step(self) -> None:
         """Drop the rest of a message that an interrupted call left half read, so that the next part begins a message."""

@@ -26,7 +26,7 @@ _MORE = NOBLOCK | int(zmq.SNDMORE)
 _JOIN_LIMIT = 32 * 1024
 """Bytes up to which the buffers of a frame are joined: one copy is cheaper than one more zmq part."""
 _ASK_AFTER = 0.5
-"""Seconds of waiting for room after which a sender asks, once, where the receiver is."""
+"""Seconds of waiting for room after which a sender asks where the receiver is; doubled each time."""
 _LOOK_EVERY = 0.001
 """Seconds after which a sender that is connected and has room looks for news before it sends."""
 _SUCCESSION = 0.25
@@ -69,8 +69,9 @@ class Sender(SendLink):
         self._look_at = 0.0
         self._met = self._connected = self._lost = self._left = False
         self._receiver_pid: int | None = None
-        self._parted = self._asked = False
-        self._full_since: float | None = None
+        self._parted = False
+        self._ask_at: float | None = None
+        self._ask_again = 0.0
         try:
             socket.connect(place.endpoint)
             self._control(Kind.HELLO)
@@ -142,10 +143,10 @@ class Sender(SendLink):
                     + ("" if self._met else ", where no receiver has appeared yet")
                 )
             left = deadline.remaining()
-            if self._connected and not self._asked:
-                left = _ASK_AFTER if left is None else min(left, _ASK_AFTER)
-            if self._lost and heir is not None and (sooner := heir.remaining()) is not None:
-                left = sooner if left is None else min(left, sooner)
+            if self._ask_at is not None:
+                left = _least(left, max(0.0, self._ask_at - monotonic()))
+            if self._lost and heir is not None:
+                left = _least(left, heir.remaining())
             self._post.wait(left, bell=not self._lost)  # the bell rings already, for others, because the receiver is lost
 
     def _check_open(self) -> None:
@@ -200,17 +201,18 @@ class Sender(SendLink):
         return self._window.sent < self._window.limit or self._lost or bool(self._shut[0])
 
     def _ask_if_stuck(self) -> None:
-        """Ask once where the receiver is, when there has been no room for long.
+        """Ask where the receiver is, when there has been no room for long, and more and more seldom.
 
-        An interrupted call can leave the two counts apart; a HELLO behind everything that was sent settles that.
+        A call that was interrupted can leave the two counts apart; a HELLO behind everything that was sent settles that.
         """
         if self._window.sent < self._window.limit or not self._connected:
-            self._full_since = None
-        elif self._full_since is None:
-            self._full_since = monotonic()
-            self._asked = False
-        elif not self._asked and monotonic() >= self._full_since + _ASK_AFTER:
-            self._asked = True
+            self._ask_at = None
+            return
+        now = monotonic()
+        if self._ask_at is None:
+            self._ask_at, self._ask_again = now + _ASK_AFTER, 2 * _ASK_AFTER
+        elif now >= self._ask_at:
+            self._ask_at, self._ask_again = now + self._ask_again, 2 * self._ask_again
             self._control(Kind.HELLO)
 
     def _hear(self, part: bytes) -> None:
@@ -303,3 +305,10 @@ class Sender(SendLink):
         """Let go of what a forked child inherited."""
         self._post.abandon()
         self._place.abandon()
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    """Return the shorter of two waits, where None is without limit."""
+    if one is None or other is None:
+        return one if other is None else other
+    return min(one, other)
