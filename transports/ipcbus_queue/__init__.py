@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from typing import Any
 
-from ipcbus.errors import ChannelBroken, ChannelBusy, ConfigError
+from ipcbus.errors import ChannelBroken, ChannelError, ConfigError
 from ipcbus.plumbing.claim import Claim
 from ipcbus.transport import Capabilities, ChannelSpec, Guarantees, Handle, NoOptions, Transport
 from ipcbus_queue.receiving import QueueRecvLink
@@ -71,24 +71,12 @@ class QueueHandle(Handle):
 
     def open_receiver(self) -> QueueRecvLink:
         """Open a receiving end; the only one of all processes unless the channel has many receivers."""
-        claim = None
         try:
-            if self._spec.receivers == "one":
-                claim = Claim(self._shared.file.fileno())
-                owner = claim.take()
-                if owner is not None:
-                    claim.close()
-                    raise ChannelBusy(
-                        f"process {owner} receives from this queue: channel; it was opened with receivers='one', "
-                        "open it with receivers='many' to share the messages out",
-                        owner,
-                    )
+            claim = Claim(self._shared.file.fileno()) if self._spec.receivers == "one" else None
             return QueueRecvLink(self._shared, claim)
+        except ChannelError:
+            raise
         except OSError as error:
-            if isinstance(error, ChannelBroken):
-                raise
-            if claim is not None:
-                claim.close()
             raise _cannot_open("receiving", error) from error
 
     def release(self) -> None:

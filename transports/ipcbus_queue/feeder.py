@@ -49,6 +49,9 @@ class Feeder(Queue):  # type: ignore[type-arg]  # generic for type checkers only
             raise
         state = (True, shared.capacity, pipe, pipe, None, threading.Lock(), _Room(shared), os.getpid())
         self.__setstate__(state)  # type: ignore[arg-type]  # ours for the semaphores and the locks
+        self._ready = False
+        self._failure: RuntimeError | None = None
+        self._starting = threading.Lock()
         self._lock = threading.Lock()
         self._notempty = threading.Condition(self._lock)
         pipe.waiting = self._buffer
@@ -61,14 +64,34 @@ class Feeder(Queue):  # type: ignore[type-arg]  # generic for type checkers only
         """
         # The lock itself, not its condition: entering that is Python code, which an interrupt may leave with the lock held.
         with self._lock:
-            if self._thread is None:
-                try:
-                    self._start_thread()  # type: ignore[attr-defined]  # typeshed leaves it out
-                except RuntimeError as error:
-                    self._thread = None  # or else it would be waited for
-                    raise ChannelBroken(f"a queue: channel sends through a thread, and none can be started: {error}") from error
+            if not self._ready:
+                self._start()
             noted.extend(map(self._buffer.append, (message,)))
             self._notempty.notify()
+
+    def _start(self) -> None:
+        # By another thread, which nothing interrupts: half a start would leave a thread that never runs, or never ends.
+        try:
+            helper = threading.Thread(target=self._start_once, name="QueueFeederStarter")
+            helper.start()
+            helper.join()
+        except RuntimeError as error:
+            self._failure = error
+        if not self._ready:
+            raise ChannelBroken(
+                f"a queue: channel sends through a thread, and none can be started: {self._failure}"
+            ) from self._failure
+
+    def _start_once(self) -> None:
+        with self._starting:
+            if self._ready:
+                return  # an interrupted start came to its end after all
+            try:
+                self._start_thread()  # type: ignore[attr-defined]  # typeshed leaves it out
+                self._ready = True
+            except RuntimeError as error:
+                self._failure = error
+                self._thread = None
 
     def nudge(self) -> None:
         """Tell the thread that there is something, in case it was not told."""

@@ -32,7 +32,7 @@ class Gate:
             self.epoll = select.epoll()
             for fd in (self.bell.fileno(), *fds):
                 self.epoll.register(fd, select.EPOLLIN)
-        except OSError:
+        except BaseException:
             self.bell.close()
             raise
 
@@ -90,3 +90,8 @@ class Gate:
     def _free(self) -> None:
         self.epoll.close()
         self.bell.close()
+
+    def __del__(self) -> None:
+        # For an end that an interrupt kept from whoever was opening it. An epoll object does this by itself.
+        if hasattr(self, "bell"):
+            self.bell.close()

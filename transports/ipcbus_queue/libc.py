@@ -1,4 +1,4 @@
-"""Two calls of the C library that keep the GIL, which Python's own let go."""
+"""Two calls of the C library that keep the GIL where Python itself lets it go."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ctypes
 __all__ = ["IGNORED", "eventfd_read", "flock"]
 
 # PyDLL keeps the GIL. What is called through it never blocks and takes a fraction of a microsecond; letting the GIL go
-# for that would pass it to and fro between a sender and its queue's thread, which halves the rate.
+# for that would pass it back and forth between a sender and its queue's thread, which halves the rate.
 _libc = ctypes.PyDLL(None)
 
 eventfd_read = _libc.eventfd_read

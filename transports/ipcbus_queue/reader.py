@@ -12,7 +12,7 @@ import select
 import struct
 from fcntl import LOCK_EX, LOCK_UN, flock
 from os import eventfd_write, read
-from pickle import loads
+from pickle import UnpicklingError, loads
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.plumbing.clock import Deadline
@@ -91,7 +91,7 @@ class Reader:
                     # extend(map(...)) reads and keeps in one step: an interrupt comes before or after, not in between.
                     parts.extend(map(read, self._fds, _FOUR))
                     size = from_bytes(parts[0], "big")
-                    if size <= _AT_ONCE and len(parts[0]) == _SHORT.size:
+                    if 0 < size <= _AT_ONCE and len(parts[0]) == _SHORT.size:
                         try:
                             parts.extend(map(read, self._fds, (size,)))
                         except BlockingIOError:
@@ -106,6 +106,8 @@ class Reader:
                 return frame
             except BlockingIOError:
                 return None
+            except (UnpicklingError, EOFError) as error:
+                raise self._shared.tear() from error
             finally:
                 if parts:
                     self._settle()
@@ -137,6 +139,11 @@ class Reader:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        # For an end that an interrupt kept from whoever was opening it.
+        if hasattr(self, "_fd"):
+            self.close()
 
     def _begin(self) -> None:
         """Mark the stream as being read. Locked."""

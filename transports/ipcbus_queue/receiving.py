@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING
 
-from ipcbus.errors import ChannelBroken, ChannelEmpty, ChannelError, EndOfChannel
+from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelEmpty, ChannelError, EndOfChannel
 from ipcbus.plumbing.alarm import Alarm
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.transport import LINGER, Frame, RecvLink
@@ -37,12 +37,22 @@ class QueueRecvLink(RecvLink):
         self._alarm: Alarm | None = None
         # While the rest of a message arrives, other receivers wait for the lock, so that must be short.
         self._patience = 0.1 if claim is not None else 0.005
-        self._reader = Reader(shared)
         try:
+            self._take_claim()
+            self._reader = Reader(shared)
             self._gate = Gate(self._reader.fileno(), shared.latch.fileno())
-        except OSError:
-            self._reader.close()
+        except BaseException:
+            self._free()
             raise
+
+    def _take_claim(self) -> None:
+        owner = None if self._claim is None else self._claim.take()
+        if owner is not None:
+            raise ChannelBusy(
+                f"process {owner} receives from this queue: channel; it was opened with receivers='one', open it with "
+                "receivers='many' to share the messages out",
+                owner,
+            )
 
     def recv(self, timeout: float | None) -> Frame:
         """Take one message out."""
@@ -142,8 +152,13 @@ class QueueRecvLink(RecvLink):
             return self._shared.depth()
 
     def _free(self) -> None:
-        self._reader.close()
+        if hasattr(self, "_reader"):
+            self._reader.close()
         if self._claim is not None:
             self._claim.close()
         if self._alarm is not None:
             self._alarm.close()
+
+    def __del__(self) -> None:
+        # For an end that an interrupt kept from whoever was opening it: another could not become the one receiver.
+        self._free()
