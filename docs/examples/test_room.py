@@ -1,0 +1,13 @@
+from room import Room
+
+from ipcbus.web.testing import ServiceTest
+
+
+async def test_everybody_else_hears_it():
+    async with ServiceTest(Room()) as test:
+        ada = await test.connect(query="name=ada")
+        bob = await test.connect(query="name=bob")
+        assert ada.take() == [{"joined": "bob"}]
+        await ada.send({"text": "hello"})
+        assert bob.take() == [{"from": "ada", "text": "hello"}]
+        assert ada.take() == []
