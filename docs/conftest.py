@@ -3,7 +3,7 @@
 Python blocks of a page share one namespace. A block that is a whole program (it ends in a main guard) must be, word for
 word, one of the files in ``examples/``, which are run as scripts. In console blocks, lines that start with ``$ ipcbus`` or
 ``$ python`` are run, in a copy of ``examples/``, and what they print is compared with what is shown; ``...`` stands for
-anything. Other commands are for people: they install things or never end.
+anything. Other commands are for people: they install things or, like ``ipcbus serve``, never end.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ RUN = ("ipcbus", "python")
 GUARD = 'if __name__ == "__main__":'
 PATIENCE = 45
 """Seconds for one command."""
+
+collect_ignore = ["examples"]  # readers' files; test_examples.py runs them
 
 
 run_python = PythonEvaluator()
@@ -65,7 +67,7 @@ def run_console(example):
         words = shlex.split(command)
         variables = dict(word.split("=", 1) for word in words if "=" in word.split()[0] and word[0].isupper())
         words = [word for word in words if not ("=" in word and word[0].isupper())]
-        if not words or words[0] not in RUN:
+        if not words or words[0] not in RUN or words[1:2] == ["serve"] or words[1:] == ["demo"]:
             continue
         words[0] = str(Path(sys.executable).with_name(words[0]))
         done = subprocess.run(
