@@ -21,7 +21,7 @@ from pathlib import Path
 
 import ipcbus
 from ipcbus.channel import ChannelOptions
-from ipcbus.transport import Capabilities, Guarantees, Transport
+from ipcbus.transport import Capabilities, Transport
 from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig
 
 HERE = Path(__file__).parent
@@ -124,13 +124,18 @@ def fields(cls: type) -> str:
     rows = []
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        default = "(required)" if required else "" if field.default is dataclasses.MISSING else literal(field.default)
-        rows.append([f"`{field.name}`", f"`{spell(field.type)}`", default, said.get(field.name, "")])
-    return table(["key", "type", "default", "meaning"], rows)
+        default = "(required)" if required else "none" if field.default is dataclasses.MISSING else literal(field.default)
+        rows.append([f"`{field.name}`", spell(field.type), default, said.get(field.name, "")])
+    return table(["key", "value", "default", "meaning"], rows)
 
 
 def spell(annotation: object) -> str:
-    return str(annotation).replace("Literal", "one of ")
+    """Say what to write, in the words of a configuration file."""
+    text = str(annotation).removesuffix(" | None")
+    if text.startswith("Literal["):
+        return " or ".join(f"`{choice}`" for choice in ast.literal_eval(text.removeprefix("Literal")))
+    words = {"str": "text", "int": "number", "float": "seconds", "bool": "`true` or `false`", "tuple[str, ...]": "texts"}
+    return words.get(text, "table")
 
 
 def literal(value: object) -> str:

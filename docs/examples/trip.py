@@ -14,5 +14,5 @@ class Ticket:
         self.stamp = lambda: "used"
 
 
-detour = Detour("Linz", 25)
+detour = Detour("Wels", 25)
 ticket = Ticket()
