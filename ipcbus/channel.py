@@ -38,9 +38,11 @@ class ChannelOptions:
     capacity: int = 1024
     """Messages accepted and not yet received."""
     serializer: str = AUTO
+    """How objects become bytes; ``auto`` picks by the type of each and by who can reach the channel."""
     accept: tuple[str, ...] | None = None
     """Serializers that may decode here; None: every installed one on a private channel, else every safe one."""
     receivers: Literal["one", "many"] = "one"
+    """Whether one process receives, or several compete for the messages."""
     overflow: Literal["block", "fail", "drop_new", "drop_old"] = "block"
     """What a send does when the channel is full: wait, raise ``ChannelFull``, or drop the newest or oldest message."""
     max_message: int | None = None

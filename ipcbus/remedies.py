@@ -269,7 +269,7 @@ def advise_name(obj: object, name: str | None, text: str) -> Advice:
     if function and qualified.endswith("<lambda>"):
         return Advice(
             "a lambda cannot travel: it has no name to find it by",
-            "write a def at module level, or use ipcbus.callback() to have it run here, or serializer='cloudpickle'",
+            "write a def at module level, or use serializer='cloudpickle'",
         )
     if "<locals>" in qualified:
         return Advice(

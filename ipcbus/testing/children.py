@@ -15,6 +15,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 import ipcbus
+import ipcbus.serializers
 from ipcbus.errors import ChannelClosed, ChannelFull, EndOfChannel, IpcbusError
 from ipcbus.serializers.base import Serializer
 

@@ -40,6 +40,7 @@ class FrontConfig:
     bind: str = "127.0.0.1:8080"
     """``host:port``, ``[v6]:port`` or ``:port`` (every address of this machine); port 0 picks a free one."""
     processes: int = 2
+    """How many of them, all on the same port."""
     page: str | None = None
     """A file served at ``/``; relative to the configuration file. Read once, at the start."""
     origins: tuple[str, ...] = ()
@@ -55,7 +56,9 @@ class FrontConfig:
     open_timeout: float = 5.0
     """Seconds for a client's opening handshake."""
     ping_interval: float = 20.0
+    """Seconds between two pings of a client."""
     ping_timeout: float = 20.0
+    """Seconds for its answer; without one its connection is cut."""
     max_queue: int = 16
     """Messages of one client read ahead of what its service has taken."""
 
@@ -79,6 +82,7 @@ class ServerConfig:
     transport: str = "auto:"
     """URL of every channel that names none."""
     start_method: Literal["spawn", "forkserver"] = "spawn"
+    """How the processes are made."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """What the processes write to stderr."""
 
