@@ -52,12 +52,15 @@ class Place(Protocol):
     """Socket options of a receiver."""
 
     def listen(self) -> int:
-        """Become the receiver and return a listening socket, which then is zmq's.
+        """Become the receiver and return a listening socket, which belongs to this place until it is ``delivered``.
 
         Raises:
             ChannelBusy: another process is.
             ChannelBroken: the system refused.
         """
+
+    def delivered(self) -> None:
+        """Note that the listening socket is zmq's now."""
 
     def welcome(self) -> list[Frame]:
         """Return the messages that senders left here because there was no receiver; they are not kept any longer."""
@@ -123,6 +126,7 @@ class PrivatePlace:
         self._directory = directory
         self._claim: Claim | None = None
         self._receives = False
+        self._listener: socket.socket | None = None
         self._parked: dict[Path, list[Frame]] = {}
         self._memory: mmap.mmap | None = None
         self._hold = rundir.hold(directory)
@@ -159,17 +163,19 @@ class PrivatePlace:
         )
 
     def _bind(self) -> int:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            rundir.check(self._directory)
-            self._path.unlink(missing_ok=True)
-            listener.bind(str(self._path))
-            self._path.chmod(0o600)
-            listener.listen(_BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        return listener.detach()
+        rundir.check(self._directory)
+        self._path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(self._path))
+        self._path.chmod(0o600)
+        self._listener.listen(_BACKLOG)
+        return self._listener.fileno()
+
+    def delivered(self) -> None:
+        """Let go of the socket."""
+        if self._listener is not None:
+            self._listener.detach()
+            self._listener = None
 
     def welcome(self) -> list[Frame]:
         """Take what was parked, in order."""
@@ -219,6 +225,9 @@ class PrivatePlace:
         self._free()
 
     def _free(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._claim is not None:
             self._claim.close()
             self._claim = None
@@ -257,6 +266,7 @@ class TcpPlace:
         except OSError as error:
             raise ChannelBroken(f"{host!r} has no address: {error.strerror}") from error
         self._family, self._address = family, address
+        self._listener: socket.socket | None = None
         number = str(address[0])
         if number in ("0.0.0.0", "::"):  # noqa: S104  refused, not used
             raise InsecureConfiguration(f"{host!r} means every network this machine is in; name the one address that is meant")
@@ -267,19 +277,24 @@ class TcpPlace:
 
     def listen(self) -> int:
         """Bind; only one process can."""
-        listener = socket.socket(self._family, socket.SOCK_STREAM)
+        listener = self._listener = socket.socket(self._family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a killed receiver linger
             listener.bind(self._address)
             listener.listen(_BACKLOG)
         except OSError as error:
-            listener.close()
             if error.errno == errno.EADDRINUSE:
                 raise ChannelBusy(f"another process receives at {self.endpoint} or uses the port otherwise") from error
             raise ChannelBroken(
                 f"cannot listen at {self.endpoint}: {error.strerror}; the receiver must run where this address belongs"
             ) from error
-        return listener.detach()
+        return listener.fileno()
+
+    def delivered(self) -> None:
+        """Let go of the socket."""
+        if self._listener is not None:
+            self._listener.detach()
+            self._listener = None
 
     def welcome(self) -> list[Frame]:
         """Return nothing: there is no place for messages without a receiver."""
@@ -290,8 +305,12 @@ class TcpPlace:
         return False
 
     def release(self) -> None:
-        """Do nothing: the port went with the socket."""
+        """Close the socket if zmq did not get it."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
     def abandon(self) -> None:
         """Close the inherited copies of the sockets."""
         close_inherited(self._address)
+        self.release()

@@ -34,6 +34,13 @@ _GRACE = 2.0
 """Seconds that zmq gets to end a socket after its linger."""
 
 
+class _Socket(Socket):
+    """A socket that is closed even if an interruption loses it: the context could not end without."""
+
+    def __del__(self) -> None:
+        self.close(0)  # does nothing in a forked child
+
+
 class Post:
     """A zmq socket, its monitor, a lock, and one descriptor that tells of news.
 
@@ -83,12 +90,12 @@ class Post:
         self._free()
 
     def _open(self, context: Context, kind: int, options: Mapping[int, int], events: int) -> None:
-        self.socket = Socket(context, kind)
+        self.socket = _Socket(context, kind)
         for option, value in options.items():
             self.socket.set(option, value)
         name = f"inproc://ipcbus-{secrets.token_hex(8)}"
         self.socket.monitor(name, events | _STOPPED)
-        self._monitor = Socket(context, zmq.PAIR)
+        self._monitor = _Socket(context, zmq.PAIR)
         # Without a bound here: zmq's own thread would stop when nobody reads the news.
         self._monitor.set(zmq.RCVHWM, 0)
         self._monitor.connect(name)

@@ -90,11 +90,14 @@ class Receiver(RecvLink):
             self._post.also_watch(self._alarm.fileno())
             socket.set(zmq.USE_FD, place.listen())
             socket.bind(place.endpoint)
+            place.delivered()
             self._waiting.extend(place.welcome())
             self._special = bool(self._waiting)
             if place.shut[0]:
                 self._end()
         except BaseException as error:
+            if socket.get(zmq.LAST_ENDPOINT):
+                place.delivered()  # interrupted in between
             self.close()
             if isinstance(error, zmq.ZMQError):
                 raise broken(f"cannot listen at {place.endpoint}", error) from error

@@ -25,7 +25,7 @@ __all__ = ["Sender"]
 _MORE = NOBLOCK | int(zmq.SNDMORE)
 _JOIN_LIMIT = 32 * 1024
 """Bytes up to which the buffers of a frame are joined: one copy is cheaper than one more zmq part."""
-_ASK_AFTER = 0.5
+_ASK_AFTER = 0.1
 """Seconds of waiting for room after which a sender asks where the receiver is; doubled each time."""
 _LOOK_EVERY = 0.001
 """Seconds after which a sender that is connected and has room looks for news before it sends."""
