@@ -40,7 +40,7 @@ from ipcbus.explain import Culprit, Explanation, explain
 from ipcbus.message import Message
 from ipcbus.pair import Duplex, pair
 from ipcbus.selection import transports
-from ipcbus.serializers.local import Fd
+from ipcbus.serializers.local import Fd, OpenFile
 from ipcbus.wait import wait
 
 __version__ = "0.1.0"
@@ -66,6 +66,7 @@ __all__ = [
     "IpcbusError",
     "Message",
     "MessageTooLarge",
+    "OpenFile",
     "PeerDied",
     "RemoteError",
     "SerializationError",

@@ -92,6 +92,7 @@ _BY_CHANNEL = "use an ipcbus Channel, which travels, or hand it to the child thr
 _FUTURE = "send its result, or use channel.submit(), whose future travels"
 _AS_LIST = "send list(...) of it"
 _PATH = "send the path and open it on the other side"
+_FILE = _PATH + ", or send ipcbus.OpenFile(file) over a private channel"
 _SHARED = (
     "multiprocessing.synchronize.SemLock multiprocessing.synchronize.Condition multiprocessing.synchronize.Event "
     "multiprocessing.synchronize.Barrier multiprocessing.sharedctypes.SynchronizedBase multiprocessing.heap.Arena"
@@ -100,7 +101,7 @@ _DATABASE = "send what is needed to connect (the URL) and connect on the other s
 
 _TABLE: tuple[tuple[str, _Rule], ...] = (
     ("_io.BytesIO _io.StringIO", _Rule("closed in-memory file", "send its getvalue() before closing it")),
-    ("_io._IOBase tempfile._TemporaryFileWrapper", _Rule("open file", _PATH, whole=True, describe=_file)),
+    ("_io._IOBase tempfile._TemporaryFileWrapper", _Rule("open file", _FILE, whole=True, describe=_file)),
     ("mmap.mmap", _Rule("memory map", "send the file's path and map it on the other side")),
     ("posix.DirEntry posix.ScandirIterator", _Rule("directory entry", "send its .path")),
     (

@@ -1,7 +1,7 @@
 """An object deep inside a message cannot travel: the sender is told which, and the channel goes on."""
 
 from multiprocessing import Process
-from tempfile import NamedTemporaryFile
+from pathlib import Path
 
 import ipcbus
 
@@ -18,7 +18,7 @@ def work(jobs: ipcbus.Channel) -> None:
 
 
 def main() -> None:
-    with ipcbus.open("auto:") as jobs, NamedTemporaryFile() as trace:
+    with ipcbus.open("auto:") as jobs, Path(__file__).open() as trace:
         worker = Process(target=work, args=(jobs.receiver,))
         worker.start()
         try:

@@ -7,7 +7,7 @@ import io
 import os
 import stat
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from ipcbus.plumbing.fds import TravellingFd
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Fd"]
+__all__ = ["Fd", "OpenFile"]
 
 
 class Fd:
@@ -111,11 +111,30 @@ def refuse_tls(_sock: ssl.SSLSocket) -> NoReturn:
 _KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC | os.O_DSYNC
 
 
-def reduce_file(file: Any) -> tuple[Any, ...]:
-    """Reduce an open file: it arrives open, in the same mode and at the same position, after what was written is flushed.
+class OpenFile:
+    """An open file that is sent on purpose; the receiver gets the file itself, open, on this machine.
 
-    A regular file's position is the receiver's own from then on. A pipe, terminal or device is shared, as after a fork.
+    It arrives in the same mode and at the same position, after what was written is flushed. A regular file's position is
+    the receiver's own from then on. A pipe, terminal or device is shared, as after a fork. A file that is merely *in* what
+    is sent raises ``EncodeError``: more often than not it came along by mistake.
+
+    Args:
+        file: what ``open()`` returned. The sender keeps it, and must live until the message has been received.
     """
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: IO[Any]) -> None:
+        self._file = file
+
+    def __repr__(self) -> str:
+        return f"OpenFile({self._file!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce_file(self._file)
+
+
+def _reduce_file(file: Any) -> tuple[Any, ...]:
     name = f"the open file {getattr(file, 'name', '?')!r}"
     if type(file) not in _OPENED:
         raise TypeError(f"{name} is a {type(file).__qualname__}, a class of its own, and cannot travel; send what open() made")

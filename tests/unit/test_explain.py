@@ -177,7 +177,7 @@ def test_what_travels_has_no_culprits():
 def test_one_culprit_is_one_line(tmp_path):
     with (tmp_path / "x.log").open("w") as file:
         explanation = explain(Box(client=Box(_log=Box(handlers=[Box(stream=file)]))), name="job")
-    remedy = "send the path and open it on the other side"
+    remedy = "send the path and open it on the other side, or send ipcbus.OpenFile(file) over a private channel"
     assert str(explanation) == (
         f"job.client._log.handlers[0].stream: open file {str(tmp_path / 'x.log')!r} cannot travel -> {remedy}"
         if len(str(tmp_path)) < 40

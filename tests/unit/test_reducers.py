@@ -121,25 +121,30 @@ class TestDescriptors:
         writer.close()
         file = (tmp_path / "x").open("w")
         file.close()
-        for thing in (sock, reader, file):
+        for thing in (sock, reader, ipcbus.OpenFile(file)):
             assert "closed" in refused(thing)
 
 
 class TestFiles:
+    def test_one_that_merely_came_along_is_refused(self, tmp_path: Path) -> None:
+        with (tmp_path / "log").open("w") as file:
+            assert "open file" in refused({"job": [file]})
+            assert "open file" in refused(file.buffer)
+
     def test_text_keeps_position_encoding_and_name(self, child: Any, tmp_path: Path) -> None:
         path = tmp_path / "text"
         path.write_text("häßlich\nzweite\ndritte\n", encoding="latin-1")
         with path.open(encoding="latin-1") as file:
             assert file.readline() == "häßlich\n"
             code = "with obj: result = obj.read(), obj.encoding, obj.name, obj.mode, type(obj).__name__"
-            assert child.run(code, file) == ("zweite\ndritte\n", "latin-1", str(path), "r", "TextIOWrapper")
+            assert child.run(code, ipcbus.OpenFile(file)) == ("zweite\ndritte\n", "latin-1", str(path), "r", "TextIOWrapper")
             assert file.read() == "zweite\ndritte\n"  # the reader over there moved nothing here
 
     def test_what_was_written_is_flushed_first(self, child: Any, tmp_path: Path) -> None:
         with (tmp_path / "new").open("w+") as file:
             file.write("one,")
             code = "with obj: obj.write('two'); obj.seek(0); result = obj.read(), obj.mode"
-            assert child.run(code, file) == ("one,two", "w+")
+            assert child.run(code, ipcbus.OpenFile(file)) == ("one,two", "w+")
             file.seek(0)
             assert file.read() == "one,two"
 
@@ -147,7 +152,7 @@ class TestFiles:
         path = tmp_path / "log"
         with path.open("ab") as file:
             file.write(b"1")
-            child.run("with obj: obj.write(b'2')", file)
+            child.run("with obj: obj.write(b'2')", ipcbus.OpenFile(file))
             file.write(b"3")
         assert path.read_bytes() == b"123"
 
@@ -157,12 +162,16 @@ class TestFiles:
         path.write_bytes(b"0123456789")
         with path.open(mode) as file:
             file.seek(4)
-            assert child.run("with obj: result = type(obj).__name__, obj.mode, obj.tell()", file) == (kind, mode, 4)
+            assert child.run("with obj: result = type(obj).__name__, obj.mode, obj.tell()", ipcbus.OpenFile(file)) == (
+                kind,
+                mode,
+                4,
+            )
 
     def test_exclusive_creation_is_not_tried_again(self, child: Any, tmp_path: Path) -> None:
         with (tmp_path / "once").open("xb") as file:
             file.write(b"a")
-            child.run("with obj: obj.write(b'b')", file)
+            child.run("with obj: obj.write(b'b')", ipcbus.OpenFile(file))
         assert (tmp_path / "once").read_bytes() == b"ab"
 
     def test_unbuffered_and_deleted(self, child: Any, tmp_path: Path) -> None:
@@ -171,23 +180,23 @@ class TestFiles:
         with path.open("rb", buffering=0) as file:
             file.read(2)
             path.unlink()
-            assert child.run("with obj: result = obj.read(), type(obj).__name__", file) == (b"cdef", "FileIO")
+            assert child.run("with obj: result = obj.read(), type(obj).__name__", ipcbus.OpenFile(file)) == (b"cdef", "FileIO")
 
     def test_pipe_is_shared(self, child: Any) -> None:
         reader, writer = os.pipe()
         with os.fdopen(reader, "rb") as receiving, os.fdopen(writer, "wb") as sending:
-            child.run("with obj: obj.write(b'from there')", sending)
+            child.run("with obj: obj.write(b'from there')", ipcbus.OpenFile(sending))
             sending.close()
             assert receiving.read() == b"from there"
 
     def test_what_is_no_plain_file_is_refused(self, tmp_path: Path) -> None:
-        assert "BytesIO" in refused(io.TextIOWrapper(io.BytesIO()))
+        assert "BytesIO" in refused(ipcbus.OpenFile(io.TextIOWrapper(io.BytesIO())))
         with tempfile.NamedTemporaryFile() as temporary:
             assert "deletes" in refused(temporary)
         (tmp_path / "lines").write_text("a\nb\n")
         with (tmp_path / "lines").open() as file:
             next(file)
-            assert "iterated" in refused(file)
+            assert "iterated" in refused(ipcbus.OpenFile(file))
 
 
 class TestLocks:
@@ -266,7 +275,7 @@ class TestChannelsOthersCanReach:
         ours, theirs = socket.socketpair()
         reader, writer = multiprocessing.Pipe()
         with ours, theirs, reader, writer, (tmp_path / "f").open("w") as file, ipcbus.open("pipe:") as channel:
-            for thing in (ours, reader, file, file.buffer, SPAWN.Lock(), SPAWN.Event(), ipcbus.Fd(0), channel):
+            for thing in (ours, reader, ipcbus.OpenFile(file), SPAWN.Lock(), SPAWN.Event(), ipcbus.Fd(0), channel):
                 assert "cannot leave this machine" in refused(thing, public())
 
     def test_plain_things_do(self) -> None:
@@ -301,7 +310,7 @@ class TestTable:
 
     def test_known_lists_what_is_loaded_with_subclasses(self) -> None:
         known = set(DispatchTable(private=True).known())
-        assert {socket.socket, ssl.SSLSocket, io.TextIOWrapper, re.Pattern, logging.StreamHandler, MappingProxyType} <= known
+        assert {socket.socket, ssl.SSLSocket, re.Pattern, logging.StreamHandler, MappingProxyType} <= known
         assert not {Own, int} & known
 
     def test_memory_is_bounded(self) -> None:
