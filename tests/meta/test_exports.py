@@ -42,7 +42,7 @@ def test_the_front_exports_exactly_its_all():
         for name, value in vars(ipcbus).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType) and name != "annotations"
     }
-    assert set(ipcbus.__all__) == public | {"__version__", "serializers"}
+    assert set(ipcbus.__all__) == public | {"__version__"}
 
 
 def test_the_front_is_sorted_and_without_twins():
