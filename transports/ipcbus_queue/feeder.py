@@ -67,7 +67,8 @@ class Feeder(Queue):  # type: ignore[type-arg]  # generic for type checkers only
             if not self._ready:
                 self._start()
             noted.extend(map(self._buffer.append, (message,)))
-            self._notempty.notify()
+            if len(self._buffer) == 1:
+                self._notempty.notify()  # with more there, the thread was told before and has not slept since
 
     def _start(self) -> None:
         # By another thread, which nothing interrupts: half a start would leave a thread that never runs, or never ends.

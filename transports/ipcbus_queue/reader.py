@@ -36,6 +36,8 @@ _AT_ONCE = 1 << 16
 _OVERHEAD = 64
 """More than pickle adds to one ``bytes``."""
 
+_NEWS = slice(OVER, HELD + 1)
+_NONE = bytes(HELD + 1 - OVER)
 from_bytes = int.from_bytes
 _FOUR = (_SHORT.size,)
 _ONE = (1,)
@@ -86,7 +88,12 @@ class Reader:
         try:
             flock(self._fd, LOCK_EX)  # held while a message arrives, and let go by the kernel if this process dies
             try:
-                self._begin()
+                if page[_NEWS] != _NONE:
+                    self._begin()
+                else:
+                    self._base = 0
+                    self._reading = True
+                    page[READING] = 1
                 if not self._base:
                     # extend(map(...)) reads and keeps in one step: an interrupt comes before or after, not in between.
                     parts.extend(map(read, self._fds, _FOUR))
@@ -109,7 +116,9 @@ class Reader:
             except (UnpicklingError, EOFError) as error:
                 raise self._shared.tear() from error
             finally:
-                if parts:
+                if len(parts) == 3 and parts[2] is None and not self._base:
+                    parts.clear()  # as _settle does
+                elif parts:
                     self._settle()
                 page[READING] = 0
                 self._reading = False

@@ -56,36 +56,29 @@ class QueueRecvLink(RecvLink):
 
     def recv(self, timeout: float | None) -> Frame:
         """Take one message out."""
-        frame = self._attempt(timeout)
-        if frame is not None:
-            return (frame,)
-        deadline = Deadline(timeout)
-        while not deadline.expired:
-            left = deadline.remaining()
-            if self._gate.wait(left):
-                frame = self._attempt(left)
-                if frame is not None:
-                    return (frame,)
-        raise ChannelEmpty("no message in the queue: channel")
-
-    def _attempt(self, timeout: float | None) -> bytes | None:
-        """Take a message if one is there; raises what ends the channel."""
         gate = self._gate
-        with gate.lock:
-            if gate.closed:
-                gate.check()
-            try:
-                frame = self._reader.take(self._patience if timeout is None else min(timeout, self._patience))
-                if frame is None:
+        deadline: Deadline | None = None
+        patience = self._patience if timeout is None else min(timeout, self._patience)
+        while True:
+            with gate.lock:
+                if gate.closed:
+                    gate.check()
+                try:
+                    frame = self._reader.take(patience)
+                    if frame is not None:
+                        if self._alarm is not None:
+                            self._alarm.set(LINGER)
+                        return (frame,)
                     if self._over():
                         raise EndOfChannel("the queue: channel was shut down and is drained")
-                elif self._alarm is not None:
-                    self._alarm.set(LINGER)
-            except ChannelError:
-                raise
-            except OSError as error:
-                raise ChannelBroken(f"the queue: channel cannot be read: {error}") from error
-            return frame
+                except ChannelError:
+                    raise
+                except OSError as error:
+                    raise ChannelBroken(f"the queue: channel cannot be read: {error}") from error
+            deadline = deadline or Deadline(timeout)
+            if deadline.expired or not gate.wait(left := deadline.remaining()):
+                raise ChannelEmpty("no message in the queue: channel")
+            patience = self._patience if left is None else min(left, self._patience)
 
     def _over(self) -> bool:
         """Tell whether no message will come any more, when none is there. The lock is held."""

@@ -20,9 +20,9 @@ OVER = 0
 """Byte of the page: 0 while the channel is in use, then ``SHUT`` or ``TORN``."""
 READING = 1
 """Byte of the page: a reader is between the first and the last byte of a message."""
-WRITING = 2
+WRITING = 3
 """Byte of the page: a sender is writing more than the kernel writes in one piece."""
-HELD = 3
+HELD = 2
 """Byte of the page: the beginning of a message, or a whole one, was read and lies in the file at ``SPILL_AT``."""
 
 SHUT = 1
@@ -142,8 +142,9 @@ class Shared:
             fd.close()
         if hasattr(self, "page"):
             del self.page  # it has a descriptor of its own
-        if self.unfinished is not None and alone:
-            self.unfinished.join(LINGER)  # at once: nobody can read any more, which ends a write
+        if self.unfinished is not None:
+            # Where nobody can read any more, that ends its writing at once.
+            self.unfinished.join(LINGER if alone else 0.1)
         self.unfinished = None
 
     def __reduce__(self) -> tuple[Any, ...]:
