@@ -57,6 +57,11 @@ class Claim:
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:
+        # An end that was interrupted while it opened is dropped half made; its claim must not outlive it.
+        if hasattr(self, "_fd"):
+            self.close()
+
 
 def holder(fd: int, byte: int = 0) -> int | None:
     """Return the pid of the process that owns a byte (0 if it cannot be told), or None if nobody does."""
