@@ -32,8 +32,10 @@ _PATIENCE = 0.002
 """Seconds a receiver sleeps before it returns the credit of messages that just came: more may follow, and one grant does."""
 _FAREWELL = 1.0
 """Seconds for telling the senders that this receiver goes."""
-_TURN = 256
-"""Messages that are no data, after which a call looks at its deadline."""
+_AT_ONCE = 16
+"""Messages taken off the socket in one go when they stand in a queue."""
+_STREAK = 8
+"""Calls in a row that found a message, after which messages are taken to stand in a queue."""
 _PRUNE_FROM = 256
 """Accounts above which those of vanished senders are looked for."""
 
@@ -53,12 +55,19 @@ class Receiver(RecvLink):
         self._accounts = self._ledger.accounts
         self._max_message = max_message
         self._ending = Ending(monotonic())
-        self._waiting: deque[Frame] = deque()
-        """Messages taken and not yet received: those that were parked, and one that ``ready`` found."""
+        self._ready: deque[Frame] = deque()
+        """Messages that wait to be received: taken off the socket, or parked when this end opened."""
+        self._taken: list[Account] = []
+        """The senders of those that were taken off the socket, and of those received since ``ready`` was empty."""
+        self._at_once = min(_AT_ONCE, self._ledger.batch)
+        self._streak = 0
+        """How often in a row there was a message."""
+        self._drained = False
+        """Whether the socket was found empty."""
         self._carried: bytes | None = None
         self._torn = False
         self._special = False
-        """Whether the short way through ``recv`` is barred: something of the above, closed, or shut down."""
+        """Whether there is more to do than to take a message: interrupted, shut down, or closed."""
         self._prune_at = _PRUNE_FROM
         self.strays = 0
         """Messages that made no sense and were dropped."""
@@ -86,13 +95,13 @@ class Receiver(RecvLink):
         assert socket is not None
         self._socket = socket
         self._recv: Callable[[int], bytes] = socket.recv
+        self._lock = self._post.lock
         try:
             self._post.also_watch(self._alarm.fileno())
             socket.set(zmq.USE_FD, place.listen())
             socket.bind(place.endpoint)
             place.delivered()
-            self._waiting.extend(place.welcome())
-            self._special = bool(self._waiting)
+            self._ready.extend(place.welcome())
             if place.shut[0]:
                 self._end()
         except BaseException as error:
@@ -107,57 +116,89 @@ class Receiver(RecvLink):
 
     def recv(self, timeout: float | None) -> Frame:
         """Take the next message."""
-        post = self._post
-        with post.lock:
-            if not self._special:
-                try:
-                    identity = self._recv(NOBLOCK)
-                    first = self._recv(NOBLOCK)
-                    account = self._accounts.get(identity)
-                    if account is not None and first and first[0] != MARK:
-                        account.consumed += 1
-                        if account.consumed >= account.mark and self._ledger.due(account):
-                            self._grant(account)
-                        if post.watched:
-                            post.ring(on=True)
-                        return (first,)
-                    frame = self._sort(identity, first)
-                except zmq.Again:
-                    return self._wait_for_one(timeout, asked=True)
-                except zmq.ZMQError as error:
-                    raise broken("receiving failed", error) from error
-                except BaseException:
-                    self._tear()
-                    raise
-                if frame is not None:
-                    return frame
-            return self._wait_for_one(timeout)
+        ready = self._ready
+        if ready:
+            try:
+                return ready.popleft()
+            except IndexError:
+                pass  # another thread was faster
+        with self._lock:
+            if not ready and (self._special or not self._fill()):
+                self._wait_for_some(timeout)
+            frame = ready.popleft()
+            if not ready:
+                self._settle()
+            if self._post.watched:
+                self._post.ring(on=True)
+            return frame
 
-    def _wait_for_one(self, timeout: float | None, *, asked: bool = False) -> Frame:
-        """Return the next message; the lock is held.
+    def _fill(self) -> bool:
+        """Take messages off the socket that has none ready, and tell whether there are any now; the lock is held.
 
-        Args:
-            timeout: as for ``recv``.
-            asked: whether zmq was just found to have nothing.
+        When messages stand in a queue, several are taken at a time: the next calls then need no lock.
         """
+        recv, accounts, ready, taken = self._recv, self._accounts, self._ready, self._taken
+        at_once = self._at_once if self._streak >= _STREAK else 1
+        self._streak += 1
+        self._drained = False
+        if taken:
+            self._settle()
+        try:
+            if self._special:
+                self._step()
+                at_once = 1
+            while at_once:
+                identity = recv(NOBLOCK) if self._carried is None else self._carried
+                self._carried = None
+                first = recv(NOBLOCK)
+                account = accounts.get(identity)
+                if account is not None and first and first[0] != MARK and not self._special:
+                    ready.append((first,))
+                    taken.append(account)
+                else:
+                    self._sort(identity, first)
+                    if self._special:
+                        break
+                at_once -= 1
+        except zmq.Again:
+            self._drained = True
+            self._streak = 0
+            if not ready:
+                self._post.ring(on=False)
+        except zmq.ZMQError as error:
+            raise broken("receiving failed", error) from error
+        except BaseException:
+            # Interrupted, perhaps in the middle of a message.
+            self._torn = self._special = True
+            raise
+        return bool(ready)
+
+    def _settle(self) -> None:
+        """Note that all messages taken have been received, and grant their senders as many; the lock is held."""
+        for account in self._taken:
+            account.consumed += 1
+            if account.consumed >= account.mark and self._ledger.due(account):
+                self._grant(account)
+        self._taken.clear()
+
+    def _wait_for_some(self, timeout: float | None) -> None:
+        """Return when a message is ready; the lock is held."""
         deadline = Deadline(timeout)
         patient = timeout != 0
-        skip = asked and patient and not self._post.watched
-        while True:
+        asked = self._drained and patient and not self._special
+        while not (self._ready or (not asked and self._try(patient=patient))):
+            asked = False
             if self._post.closing:
                 raise ChannelClosed("this end is closed")
-            frame = None if skip else self._take(deadline, patient=patient)
-            skip = False
-            if frame is not None:
-                return frame
             if self._place.shut[0] and not self._ending.begun:
-                # Its message may have been in hand when a call was interrupted.
-                self._end()
+                self._end()  # its message may have been in hand when a call was interrupted
                 continue
             if self._ending.over:
                 raise EndOfChannel(f"the channel at {self._place.endpoint} was shut down and is drained")
             if deadline.expired:
                 raise ChannelEmpty(f"no message at {self._place.endpoint}")
+            if not self._drained:
+                continue
             left = deadline.remaining()
             patience = _PATIENCE if patient and self._ledger.owing() else None
             if patience is not None:
@@ -165,56 +206,29 @@ class Receiver(RecvLink):
             self._post.wait(left)
             patient = patience is None and patient
 
-    def _take(self, deadline: Deadline, *, patient: bool) -> Frame | None:
-        """Return the next message if there is one; the lock is held.
+    def _try(self, *, patient: bool) -> bool:
+        """Tell whether a message is ready, after looking for one; the lock is held.
 
         Args:
-            deadline: when to stop even if only senseless messages come.
             patient: whether what is owed to the senders may wait a little.
         """
-        if self._waiting:
-            return self._waiting.popleft()
-        frame = self._pull(deadline)
-        if frame is None and not patient and self._ledger.owing():
+        if self._post.closing or self._ending.over:
+            return False
+        if self._fill():
+            return True
+        if not self._drained:
+            self._post.ring(on=True)  # there is more, but it was control messages so far
+            return False
+        if not patient and self._ledger.owing():
             self._grant_all()
-            frame = self._pull(deadline)  # granting may have taken in zmq's news of a message, which no descriptor then tells
-        if frame is None and self._ending.begun:
+            if self._fill():  # granting may have taken in zmq's news of a message, of which no descriptor then tells
+                return True
+        if self._ending.begun and self._drained:
             if self._ending.empty(monotonic(), silent_senders=bool(self._accounts)):
                 self._post.ring(on=True)  # for ever, and for all who wait
             else:
                 self._alarm.set(self._ending.remaining(monotonic()))
-        return frame
-
-    def _pull(self, deadline: Deadline) -> Frame | None:
-        """Take messages off the socket until one is data, or none is left; the lock is held."""
-        if self._ending.over:
-            return None
-        turn = 0
-        frame = None
-        try:
-            self._step()
-            while frame is None:
-                turn += 1
-                if turn % _TURN == 0 and deadline.expired:
-                    self._post.ring(on=True)
-                    return None
-                identity = self._carried or self._recv(NOBLOCK)
-                self._carried = None
-                frame = self._sort(identity, self._recv(NOBLOCK)) if _plausible(identity) else (identity,)
-        except zmq.Again:
-            self._post.ring(on=False)
-            return None
-        except zmq.ZMQError as error:
-            raise broken("receiving failed", error) from error
-        except BaseException:
-            self._tear()
-            raise
-        self._post.ring(on=self._post.watched)
-        return frame
-
-    def _tear(self) -> None:
-        """Note that a call was interrupted, perhaps in the middle of a message."""
-        self._torn = self._special = True
+        return False
 
     def _step(self) -> None:
         """Drop the rest of a message that an interrupted call left half read, so that the next part begins a message."""
@@ -223,37 +237,37 @@ class Receiver(RecvLink):
                 self._recv(NOBLOCK)
             self._carried = None
             self._torn = False
-        self._special = self._ending.begun or self._carried is not None
+        self._special = self._ending.begun or self._post.closing
 
-    def _sort(self, identity: bytes, first: bytes) -> Frame | None:
-        """Decide what a message is that is not plainly data: return its frame, or None when it was no data."""
-        if not _plausible(identity):
-            # A stranger sent more parts than it may; what looks like the first part is the start of the next message.
-            self._carried, self._special = first, True
-            return (identity,)
+    def _sort(self, identity: bytes, first: bytes) -> None:
+        """Put a message that is not plainly data where it belongs."""
+        if not (len(identity) == 5 and identity[0] == 0):
+            # A stranger sent more parts than it may; what looks like the first part is zmq's name for the next sender.
+            self._carried = first
+            self._ready.append((identity,))
+            return
         account = self._accounts.get(identity) or self._meet(identity)
         if not first or first[0] != MARK:
-            return self._count(account, (first,))
+            self._put(account, (first,))
+            return
         control = parse(first)
         if control is None:
             self.strays += 1
         elif control.kind is Kind.PARTS:
-            return self._count(account, self._collect(control.number))
+            self._put(account, self._collect(control.number))
         else:
             self._obey(account, control)
-        return None
 
-    def _count(self, account: Account, frame: Frame | None) -> Frame | None:
-        account.consumed += 1
-        if account.consumed >= account.mark:
-            if self._ledger.excessive(account):
-                self.strays += 1
-                return None
-            if self._ledger.due(account):
-                self._grant(account)
-        if frame is not None and self._ending.begun:
-            self._ending.heard(monotonic())
-        return frame
+    def _put(self, account: Account, frame: Frame | None) -> None:
+        """Make a message ready; None is one that was counted by its sender and is void."""
+        if self._ledger.excessive(account):
+            self.strays += 1
+            return
+        if frame is not None:
+            self._ready.append(frame)
+            if self._ending.begun:
+                self._ending.heard(monotonic())
+        self._taken.append(account)
 
     def _collect(self, number: int) -> Frame | None:
         """Take the parts of a message; None when it is not whole."""
@@ -282,8 +296,8 @@ class Receiver(RecvLink):
     def _obey(self, account: Account, control: Control) -> None:
         kind = control.kind
         if kind is Kind.HELLO:
-            self._ledger.hello(account, control.count)
-            self._tell(account, Kind.GRANT, control.count)
+            self._ledger.hello(account, control.count - self._taken.count(account))
+            self._tell(account, Kind.GRANT, account.granted)
             if self._ending.begun:
                 self._tell(account, Kind.CLOSED)
         elif kind in (Kind.FIN, Kind.SHUTDOWN):
@@ -345,13 +359,10 @@ class Receiver(RecvLink):
 
     def ready(self) -> bool:
         """Tell whether a message is there, or the end is."""
-        with self._post.lock:
+        with self._lock:
             if self._post.closing:
                 raise ChannelClosed("this end is closed")
-            if not self._waiting and (frame := self._take(Deadline(0), patient=False)) is not None:
-                self._waiting.append(frame)
-                self._special = True
-            return bool(self._waiting) or self._ending.over
+            return bool(self._ready) or self._try(patient=False) or self._ending.over
 
     def fileno(self) -> int:
         """Return the descriptor that tells of messages."""
@@ -362,7 +373,7 @@ class Receiver(RecvLink):
 
     def shutdown(self) -> None:
         """End the stream."""
-        with self._post.lock:
+        with self._lock:
             if self._post.closing:
                 raise ChannelClosed("this end is closed")
             self._end()
@@ -372,8 +383,9 @@ class Receiver(RecvLink):
         """Tell the senders and stop listening. Messages that came and were not received are lost."""
         if not self._post.begin_close():
             return
-        with self._post.lock:
+        with self._lock:
             self._special = True
+            self._ready.clear()
             try:
                 self._grant_all()
                 for account in self._ledger:

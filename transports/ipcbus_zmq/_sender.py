@@ -62,6 +62,7 @@ class Sender(SendLink):
         assert socket is not None
         self._socket = socket
         self._send: Callable[..., object] = socket.send
+        self._lock = self._post.lock
         self._window = Window(capacity)
         self._shut = place.shut
         self._copies: list[Frame] | None = [] if place.parks else None
@@ -83,7 +84,7 @@ class Sender(SendLink):
 
     def send(self, frame: Frame, timeout: float | None) -> None:
         """Queue one message."""
-        with self._post.lock:
+        with self._lock:
             window = self._window
             if window.sent >= window.limit or self._shut[0] or monotonic() >= self._look_at:
                 self._make_room(timeout)
@@ -241,7 +242,7 @@ class Sender(SendLink):
 
     def ready(self) -> bool:
         """Tell whether a send would find room, or that there will be none."""
-        with self._post.lock:
+        with self._lock:
             self._check_open()
             self._look()
             return self._has_news()
@@ -252,7 +253,7 @@ class Sender(SendLink):
 
     def depth(self) -> int | None:
         """Return how many of this process's messages are not known to have been received."""
-        with self._post.lock:
+        with self._lock:
             if self._post.closing:
                 return None
             self._look()
@@ -260,7 +261,7 @@ class Sender(SendLink):
 
     def shutdown(self) -> None:
         """End the stream."""
-        with self._post.lock:
+        with self._lock:
             self._check_open()
             self._look()
             self._part(Kind.SHUTDOWN)
@@ -271,7 +272,7 @@ class Sender(SendLink):
         """Hand over what is queued, for up to ``LINGER`` seconds while a receiver may come for it, and release this end."""
         if not self._post.begin_close():
             return
-        with self._post.lock:
+        with self._lock:
             try:
                 self._look()
                 if self._connected:
