@@ -117,11 +117,11 @@ class Receiver(RecvLink):
     def recv(self, timeout: float | None) -> Frame:
         """Take the next message."""
         ready = self._ready
-        if ready:
+        if len(ready) > 1:  # the last one is not taken here: it settles accounts
             try:
                 return ready.popleft()
             except IndexError:
-                pass  # another thread was faster
+                pass  # other threads were faster
         with self._lock:
             if not ready and (self._special or not self._fill()):
                 self._wait_for_some(timeout)
