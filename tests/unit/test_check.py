@@ -216,7 +216,7 @@ def test_what_an_encoder_tells_comes_first(shop):
         ("nothing", "module:object"),
         (":x", "module:object"),
         ("no_such_module_here:x", "No module named 'no_such_module_here'"),
-        ("ipcbus_shop:piont", "did you mean 'point'?"),
+        ("ipcbus_shop:piont", "did you mean 'point'?"),  # codespell:ignore piont
         ("ipcbus_shop:broken", "RuntimeError: no luck"),
     ],
 )

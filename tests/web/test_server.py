@@ -283,7 +283,7 @@ def test_serve_runs_a_file_until_a_signal(tmp_path: Path, number: signal.Signals
 def test_a_configuration_file_says_what_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "app.toml"
     for text, why in (
-        (TOML.replace("processes", "proceses"), "did you mean 'processes'"),
+        (TOML.replace("processes", "proceses"), "did you mean 'processes'"),  # codespell:ignore proceses
         (TOML.replace("factory", "factroy"), "did you mean 'factory'"),
         ('transport = "pipe:"', "'services' is required"),
         ("[services]", "a server needs a service"),
