@@ -40,6 +40,7 @@ class AsyncChannel:
 
     async def send(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> None:  # noqa: ASYNC109  the same signature as Channel.send
         """Send an object; see ``Channel.send``."""
+        await self._fair()
         end = self._end
         if not (end.patient and self._may_send):
             self._channel.send(obj, headers=headers)
@@ -56,28 +57,26 @@ class AsyncChannel:
                     raise
                 await self._sending.wait(link, deadline)
                 continue
-            end.sent += 1
-            await self._fair()
+            end.sent += 1  # No await behind this: a cancellation there would seem to have prevented the sending.
             return
 
     async def recv(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109  the same signature as Channel.recv
         """Receive the next object; see ``Channel.recv``."""
+        await self._fair()
         deadline: Deadline | None = None
         while True:
             try:
-                obj = self._channel.recv(0)
+                return self._channel.recv(0)
             except ChannelEmpty:
                 deadline = deadline or Deadline(timeout)
                 if deadline.expired:
                     raise
+                # No await may stand between taking a message and returning it: a cancellation there would lose it.
                 await self._receiving.wait(self._end.rx, deadline)
-                continue
-            # No await may stand between taking a message and returning it: a cancellation there would lose it.
-            self._turn += 1
-            return obj
 
     async def recv_message(self, timeout: float | None = None) -> Message:  # noqa: ASYNC109  as above
         """Receive the next message with its envelope; see ``Channel.recv_message``."""
+        await self._fair()
         deadline: Deadline | None = None
         while True:
             try:
@@ -91,7 +90,6 @@ class AsyncChannel:
     async def __aiter__(self) -> AsyncIterator[Any]:
         """Receive until the end of the channel."""
         while True:
-            await self._fair()
             try:
                 obj = await self.recv()
             except EOFError:
@@ -127,6 +125,7 @@ class _Waiters:
         try:
             # The attempt that just failed may have drained the descriptor, so what arrived in between must be asked for.
             if link.ready():
+                await asyncio.sleep(0)  # an attempt may fail once more, and must not keep other tasks from running
                 return
             if (left := deadline.remaining()) is not None:
                 timer = loop.call_later(left, _finish, future)
