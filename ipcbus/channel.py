@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from ipcbus import endpoint
 from ipcbus.codec import AUTO, Codec
-from ipcbus.errors import ChannelEmpty, ChannelFull, ConfigError, Unsupported
+from ipcbus.errors import ChannelError, ChannelFull, ConfigError, Unsupported
 from ipcbus.options import URL, build, nearest, parse_url
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.transport import ChannelSpec, Transport
@@ -175,14 +175,22 @@ class Channel:
             raise
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
-        """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises."""
+        """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises.
+
+        A message that cannot be decoded and comes behind others ends the list; the next call raises the error.
+        """
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
+        if self._end.postponed:
+            raise self._end.postponed.pop()
         got = [self.recv(timeout)]
         while len(got) < limit and self._end.rx is not None and self._end.rx.ready():
             try:
                 got.append(self.recv(0))
-            except (ChannelEmpty, EOFError):
+            except (ChannelError, EOFError):
+                break  # nothing more, or what the next call will say again
+            except Exception as error:  # noqa: BLE001  whatever it is, what was received before must not be lost with it
+                self._end.postponed.append(error)
                 break
         return got
 
@@ -299,6 +307,10 @@ class Channel:
         """Return the end whose readiness is this object's."""
         end = self._end
         return end.tx or end.open_sender() if self._role == "sender" else end.rx or end.open_receiver()
+
+    def _watchers(self) -> set[endpoint.Watcher]:
+        """Return who is told when this object's end is closed."""
+        return self._end.watchers
 
     def _wrong_side(self) -> Unsupported:
         use = (

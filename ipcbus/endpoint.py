@@ -52,6 +52,8 @@ class Endpoint:
         self.rx: RecvLink | None = None
         self.sent = self.received = self.dropped = self.undecodable = 0
         self.watchers: set[Watcher] = set()
+        self.postponed: list[Exception] = []
+        """What ``recv_many`` met behind messages that it returned."""
         self._closed_tx = self._closed_rx = False
         self._lock = threading.Lock()
 
@@ -74,13 +76,22 @@ class Endpoint:
             return self.rx
 
     def shutdown(self, *, may_send: bool, may_receive: bool) -> None:
-        """End the stream, through an end that is open or else one opened for it."""
+        """End the stream, through an end that is open or else one opened for it; raises ``ChannelClosed`` after ``close``."""
+        may_send, may_receive = may_send and not self._closed_tx, may_receive and not self._closed_rx
+        if not (may_send or may_receive):
+            raise ChannelClosed(f"{self.url} was closed in this process")
         if self.tx is not None and may_send:
             self.tx.shutdown()
         elif self.rx is not None and may_receive:
             self.rx.shutdown()
         elif may_send:
-            self.open_sender().shutdown()
+            try:
+                link = self.open_sender()
+            except ChannelClosed:
+                if self._closed_tx:
+                    raise
+                return  # somebody else has shut it down already
+            link.shutdown()
         else:
             self.open_receiver().shutdown()
 
@@ -118,6 +129,7 @@ class Endpoint:
                 link.abandon()
         self.tx = self.rx = None
         self.watchers.clear()
+        self.postponed.clear()
         self.sent = self.received = self.dropped = self.undecodable = 0
         self.codec.after_fork()
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ipcbus.aio import AsyncChannel
+    from ipcbus.endpoint import Watcher
 
 __all__ = ["Duplex", "pair"]
 
@@ -45,6 +46,9 @@ class Duplex:
     def fileno(self) -> int:
         """Return the descriptor to wait on for receiving."""
         return self.incoming.fileno()
+
+    def _watchers(self) -> set[Watcher]:
+        return self.incoming._watchers()  # noqa: SLF001  a channel's, which is of this package
 
     def ready(self) -> bool:
         """Tell whether ``recv(timeout=0)`` would not find it empty."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelError
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,6 +40,33 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
         fd = thing if isinstance(thing, int) else thing.fileno()
         watched.setdefault(fd, []).append(thing)
         poller.register(fd, select.POLLIN)
+    bell = _Bell()
+    poller.register(bell.fileno(), select.POLLIN)
+    watched[bell.fileno()] = []
+    sets = [thing._watchers() for thing in channels if hasattr(thing, "_watchers")]  # noqa: SLF001  of this package
+    for watchers in sets:
+        watchers.add(bell)
+    try:
+        return _wait(waiting, channels, watched, poller, deadline)
+    finally:
+        for watchers in sets:
+            watchers.discard(bell)
+
+
+class _Bell(Wakeup):
+    """Rung when a channel is closed by another thread: nothing else wakes a wait on its descriptor then.
+
+    Frees itself with its last user, who may be that thread.
+    """
+
+    def closed(self) -> None:
+        """Wake the wait."""
+        self.set()
+
+
+def _wait(
+    waiting: list[Any], channels: list[Any], watched: dict[int, list[Any]], poller: select.poll, deadline: Deadline
+) -> list[Any]:
     while True:
         # A channel may hold messages that no descriptor shows any more, so it is asked before each sleep.
         ready = {id(channel) for channel in channels if _is_ready(channel)}
