@@ -7,11 +7,10 @@ keeps small writes whole, and a lane whose sender was killed ends where it ends.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
-from ipcbus.errors import ChannelBroken, ChannelClosed, ConfigError
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError
 from ipcbus.plumbing.state import SharedState
 from ipcbus.transport import Capabilities, ChannelSpec, Guarantees, Handle, Transport
 from ipcbus_pipe._door import Door
@@ -71,12 +70,11 @@ class PipeHandle(Handle):
         large: bytes above which a message travels in a memory file.
     """
 
-    __slots__ = ("_identity", "_options", "_spec", "door", "large", "state")
+    __slots__ = ("_options", "_spec", "door", "large", "state")
 
     def __init__(self, spec: ChannelSpec, options: PipeOptions, state: SharedState, door: Door) -> None:
         self._spec = spec
         self._options = options
-        self._identity = (0, b"")
         self.state = state
         self.door = door
         self.large = options.large
@@ -85,17 +83,21 @@ class PipeHandle(Handle):
         """Open a sending end."""
         if self.state.is_shut:
             raise ChannelClosed("the pipe: channel was shut down")
-        return PipeSender(self, self._spec, self._options)
+        try:
+            return PipeSender(self, self._spec, self._options)
+        except OSError as error:
+            raise ChannelBroken(f"no descriptors for a sender of a pipe: channel: {error.strerror}; see 'ulimit -n'") from error
 
     def open_receiver(self) -> PipeReceiver:
         """Become the receiver."""
-        return PipeReceiver(self, self._spec)
-
-    def process_name(self) -> bytes:
-        """Return eight bytes that name this process as a sender of this channel."""
-        if self._identity[0] != os.getpid():
-            self._identity = (os.getpid(), os.urandom(8))
-        return self._identity[1]
+        try:
+            return PipeReceiver(self, self._spec)
+        except ChannelError:
+            raise
+        except OSError as error:
+            raise ChannelBroken(
+                f"no descriptors for the receiver of a pipe: channel: {error.strerror}; see 'ulimit -n'"
+            ) from error
 
     def release(self) -> None:
         """Free this process's descriptors."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import struct
 from dataclasses import dataclass
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["Door", "Lane", "Large", "Note", "Raw", "read"]
 
 _LANE, _LARGE = b"L", b"M"
-_lane_note = struct.Struct("<c8s8s")  # kind, lane, sender
+_lane_note = struct.Struct("<c8s8sQ")  # kind, lane, sender, ordinal
 _large_note = struct.Struct("<c8sQQ")  # kind, lane, number, size
-_ROOM = socket.CMSG_SPACE(3 * array.array("i").itemsize)
+_MAX_FDS = 3
+_ROOM = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+_SEND_BUFFER = 1 << 18
+"""Bytes, for some 500 notes: more descriptors than that a process may not have by default."""
 
 Raw: TypeAlias = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
 """What ``recvmsg`` returns."""
@@ -35,10 +39,14 @@ Raw: TypeAlias = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A sender's pipe: its random name, its sender's, and two descriptors; a third holds what was read of it already."""
+    """A sender's pipe: its random name, its sender's, and two descriptors; a third holds what was read of it already.
+
+    Of two lanes of one sender, the one with the smaller ordinal was written first.
+    """
 
     lane: bytes
     sender: bytes
+    ordinal: int
     fds: tuple[int, ...]
 
 
@@ -65,6 +73,8 @@ class Door:
             first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         else:
             first, second = socket.socket(fileno=inside.fileno()), socket.socket(fileno=outside.fileno())
+        # Every system grants it, and a receiver may have hundreds of lanes to hand on.
+        second.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         first.setblocking(False)  # noqa: FBT003  the standard library takes it by position
         second.setblocking(False)  # noqa: FBT003  the same
         self._inside, self._outside = first, second
@@ -80,7 +90,7 @@ class Door:
     def leave(self, note: Note) -> None:
         """Leave something; the descriptors are duplicated into the kernel and stay the caller's."""
         if isinstance(note, Lane):
-            data = _lane_note.pack(_LANE, note.lane, note.sender)
+            data = _lane_note.pack(_LANE, note.lane, note.sender, note.ordinal)
         else:
             data = _large_note.pack(_LARGE, note.lane, note.number, note.size)
         try:
@@ -90,8 +100,27 @@ class Door:
         except OSError as error:
             raise ChannelBroken(f"descriptors cannot be passed to the receiver: {error.strerror}; see 'ulimit -n'") from error
 
+    def has_room(self) -> bool:
+        """Tell whether a note can be left that found no room before."""
+        poller = select.poll()
+        poller.register(self._outside, select.POLLOUT)
+        return bool(poller.poll(0))
+
     def take(self, into: deque[Raw]) -> bool:
-        """Append what was left longest ago to ``into``; say whether there was anything."""
+        """Append what was left longest ago to ``into``; say whether there was anything.
+
+        Raises:
+            ChannelBroken: this process has no descriptors left; what was left stays in the door.
+        """
+        # The kernel throws away descriptors for which there is no room, so room is made sure of first.
+        try:
+            spare = [select.epoll() for _ in range(_MAX_FDS)]
+        except OSError as error:
+            raise ChannelBroken(
+                "this process has no descriptors left to receive with; close some or raise 'ulimit -n', and receive again: "
+                "nothing is lost"
+            ) from error
+        del spare
         # Received and appended in one step in C: a signal handler that raises cannot come in between and lose descriptors.
         try:
             into.extend(map(self._inside.recvmsg, (64,), (_ROOM,), (socket.MSG_CMSG_CLOEXEC,)))
@@ -118,8 +147,8 @@ def read(raw: Raw) -> Note:
     fds = _descriptors(ancillary)
     if not flags & socket.MSG_CTRUNC:
         if len(data) == _lane_note.size and data[:1] == _LANE and len(fds) >= 2:
-            _, lane, sender = _lane_note.unpack(data)
-            return Lane(lane, sender, fds)
+            _, lane, sender, ordinal = _lane_note.unpack(data)
+            return Lane(lane, sender, ordinal, fds)
         if len(data) == _large_note.size and data[:1] == _LARGE and len(fds) == 1:
             _, lane, number, size = _large_note.unpack(data)
             return Large(lane, number, size, fds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 import threading
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.locks import release
+from ipcbus.plumbing.mapping import map_private
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
 from ipcbus_pipe import _door
@@ -35,15 +35,17 @@ class _Lane:
     def __init__(self, note: Lane) -> None:
         self.name = note.lane
         self.sender = note.sender
+        self.ordinal = note.ordinal
         self.fd, self.credit_fd = note.fds[:2]
         self.state = State(deque())
         self.large: dict[int, tuple[int, int]] = {}
-        self.owed = 0
+        self.delivered = 0
+        self.repay_at = 0
+        self._repaid: list[tuple[None, int]] = [(None, 0)]
         self.ended = False
         self.blocks: deque[tuple[int, bytes]] = deque()
         if len(note.fds) > 2:
             self.blocks.append((-2, _read_all(note.fds[2])))
-            os.close(note.fds[2])
         self._numbers = count()
 
     def read(self) -> None:
@@ -64,11 +66,14 @@ class _Lane:
                 self.state = parse(self.state, block, number, max_message)
             self.blocks.popleft()
 
-    def repay(self) -> None:
-        """Give the sender back its room for what was delivered."""
-        owed, self.owed = self.owed, 0
-        if owed:
-            os.eventfd_write(self.credit_fd, owed)
+    def repay(self, batch: int) -> None:
+        """Give the sender back its room for what was delivered; say when to do so next, after ``batch`` more."""
+        owed = self.delivered - sum(count for _, count in self._repaid)
+        if owed > 0:
+            # Written and noted in one step in C: a signal handler that raises cannot come in between and lose room.
+            self._repaid.extend(zip(map(os.eventfd_write, (self.credit_fd,), (owed,)), (owed,), strict=True))
+            self._repaid = [(None, sum(count for _, count in self._repaid))]
+        self.repay_at = self._repaid[0][1] + batch
 
     def close(self) -> None:
         os.close(self.fd)
@@ -96,14 +101,17 @@ class PipeReceiver(RecvLink):
         self._names: dict[bytes, _Lane] = {}
         self._senders: dict[bytes, deque[_Lane]] = {}
         self._notes: deque[Raw] = deque()
+        self._orphans: deque[Large] = deque()
+        self._arrived: set[bytes] = set()
         self._items: deque[Item] = deque()
         self._lane: _Lane | None = None
         self._due: deque[_Lane] = deque()
-        self._wakeup = Wakeup()
+        self._wakeup: Wakeup | None = (wakeup := Wakeup())
         self._bell: Wakeup | None = None
         self._rung = False
+        self._bell_lock = threading.Lock()
         self._epoll = select.epoll()
-        for fd in (self._wakeup.fileno(), self._door.fileno()):
+        for fd in (wakeup.fileno(), self._door.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
         self._epoll.register(self._state.news.fileno(), select.EPOLLIN | select.EPOLLET)
 
@@ -118,13 +126,16 @@ class PipeReceiver(RecvLink):
                 self._refill(timeout)
             lane = self._lane
             assert lane is not None  # items always have a lane
-            lane.owed += 1
-            item = self._items.popleft()
-            if lane.owed >= self._batch or not self._items:
-                lane.repay()
+            item = self._items[0]
+            if isinstance(item, int):
+                return self._take_large(lane, item)
+            lane.delivered += 1
+            self._items.popleft()
+            if lane.delivered >= lane.repay_at or not self._items:
+                lane.repay(self._batch)
             if self._bell is not None:
                 self._ring()
-            return item if type(item) is tuple else (self._map(lane, item),)  # type: ignore[arg-type]  # else an int
+            return item
         finally:
             try:  # as plumbing.locks.release, without the call: this runs for every message
                 self._lock.release()
@@ -146,6 +157,8 @@ class PipeReceiver(RecvLink):
             # Looked at before the descriptors: what was sent before the shutdown is found by the poll that follows it.
             over = self._flags[0]
             expired = deadline.expired
+            if self._bell is not None:
+                self._ring()  # nothing waits here any more: left as it was it would end every wait at once
             if self._gather(0 if over or expired else deadline.remaining()):
                 continue  # what was in the door may have to be read yet
             if over:
@@ -162,35 +175,63 @@ class PipeReceiver(RecvLink):
             if not self._due:
                 return False
             lane = self._due[0]
-            lane.parse(self._spec.max_message)
+            try:
+                lane.parse(self._spec.max_message)
+            except ChannelBroken:
+                self._due.popleft()  # this sender is given up, and learns it from its pipe; the others go on
+                self._remove(lane)
+                raise
             self._lane, self._items = lane, lane.state.items
             self._due.popleft()
         return True
 
     def _finish(self, lane: _Lane) -> None:
         """Give a lane's sender its room back; let go of the lane if that was all that will ever come of it."""
-        lane.repay()
+        lane.repay(self._batch)
         if lane.ended:
             self._remove(lane)
 
     def _gather(self, timeout: float | None) -> bool:
         """Wait for something, and read one block of every lane that has one; say whether there was any news of senders."""
         found = False
+        problem: ChannelBroken | None = None
         for fd, _ in self._epoll.poll(timeout):
             if fd == self._door.fileno():
-                self._open_door()
-                found = True
+                try:
+                    self._open_door()
+                    found = True
+                except ChannelBroken as error:
+                    problem = error  # the lanes that are here may go on, and set descriptors free
             elif (lane := self._lanes.get(fd)) is not None:
                 self._due.append(lane)
                 lane.read()
                 found = True
+        if problem is not None and not found:
+            raise problem
         return found
 
-    def _map(self, lane: _Lane, number: int) -> memoryview:
-        """Map a large message: it is not copied again, and lives as long as what is decoded from it."""
+    def _take_large(self, lane: _Lane, number: int) -> Frame:
+        """Take a large message, which comes next: it is not copied again, and lives as long as what is decoded from it."""
         if number not in lane.large:
-            self._open_door()
-        entry = lane.large.pop(number, None)
+            self._open_door()  # may fail for want of descriptors; then the message is still there for the next call
+        problem: ChannelBroken | None = None
+        memory = memoryview(b"")
+        try:
+            memory = self._map(number, lane.large.get(number))
+        except ChannelBroken as error:
+            problem = error
+        lane.delivered += 1
+        self._items.popleft()
+        if number in lane.large:
+            os.close(lane.large.pop(number)[0])
+        lane.repay(self._batch)
+        if self._bell is not None:
+            self._ring()
+        if problem is not None:
+            raise problem
+        return (memory,)
+
+    def _map(self, number: int, entry: tuple[int, int] | None) -> memoryview:
         if entry is None:
             raise ChannelBroken(f"large message {number} was announced and its memory file never came")
         fd, size = entry
@@ -198,11 +239,11 @@ class PipeReceiver(RecvLink):
             if not 0 < size <= min(self._spec.max_message, os.fstat(fd).st_size):
                 raise ChannelBroken(f"a large message claims {size} bytes; max_message is {self._spec.max_message}")
             # Private and writable: arrays over this memory can be changed, which changes nothing for anybody else.
-            return memoryview(mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE))
+            return map_private(fd, size)
         except (OSError, ValueError) as error:
+            if isinstance(error, ChannelBroken):
+                raise
             raise ChannelBroken(f"a large message of {size} bytes cannot be mapped: {error}") from error
-        finally:
-            os.close(fd)
 
     # ------------------------------------------------------------------ lanes
 
@@ -215,24 +256,44 @@ class PipeReceiver(RecvLink):
             except ChannelBroken:
                 self._notes.popleft()
                 raise
-            known = self._names.get(note.lane)
             if isinstance(note, Large):
+                known = self._names.get(note.lane)
                 if known is not None:
                     known.large[note.number] = (note.fds[0], note.size)
-            elif known is None:
+                elif note not in self._orphans:
+                    self._orphans.append(note)
+            elif note.lane not in self._names:
                 self._add(note)
             self._notes.popleft()
-            if isinstance(note, Large) and known is None:
+            if isinstance(note, Lane) and len(note.fds) > 2:
+                os.close(note.fds[2])
+        self._settle()
+
+    def _settle(self) -> None:
+        """Begin with the lanes that came. Only when the door is empty: an earlier receiver hands lanes on last of all."""
+        while self._arrived:
+            sender = next(iter(self._arrived))
+            queue = self._senders.get(sender)
+            if queue and queue[0].fd not in self._lanes:
+                self._watch(queue[0])
+            self._arrived.discard(sender)
+        while self._orphans:
+            note = self._orphans[0]
+            lane = self._names.get(note.lane)
+            if lane is not None:
+                lane.large[note.number] = (note.fds[0], note.size)
+            self._orphans.popleft()
+            if lane is None:
                 os.close(note.fds[0])  # its lane died with an earlier receiver
 
     def _add(self, note: Lane) -> None:
         # A sender that begins a new lane has ended its last one; what is in that comes first.
         queue = self._senders.setdefault(note.sender, deque())
-        if not queue or queue[-1].name != note.lane:
-            queue.append(_Lane(note))
-        lane = queue[-1]
-        if len(queue) == 1 and lane.fd not in self._lanes:
-            self._watch(lane)
+        lane = next((known for known in queue if known.name == note.lane), None)
+        if lane is None:
+            lane = _Lane(note)
+            queue.insert(sum(other.ordinal < lane.ordinal for other in queue), lane)
+        self._arrived.add(note.sender)
         self._names[lane.name] = lane
 
     def _watch(self, lane: _Lane) -> None:
@@ -263,15 +324,14 @@ class PipeReceiver(RecvLink):
             for lane in queue:
                 if lane is self._lane:
                     lane.state = lane.state._replace(items=self._items)
-                lane.repay()
-                lane.parse(self._spec.max_message)
                 fds: tuple[int, ...] = (lane.fd, lane.credit_fd)
-                left = unparse(lane.state)
                 try:
-                    if left:
+                    lane.repay(self._batch)
+                    lane.parse(self._spec.max_message)
+                    if left := unparse(lane.state):
                         fds = (*fds, fd := os.memfd_create("ipcbus-lane", os.MFD_CLOEXEC))
                         os.write(fd, left)
-                    self._door.leave(Lane(lane.name, lane.sender, fds))
+                    self._door.leave(Lane(lane.name, lane.sender, lane.ordinal, fds))
                     for number, (large, size) in lane.large.items():
                         self._door.leave(Large(lane.name, number, size, (large,)))
                 except (OSError, ChannelBroken):
@@ -287,10 +347,14 @@ class PipeReceiver(RecvLink):
         if self._closed:
             raise ChannelClosed("this end of the pipe: channel is closed")
         if self._bell is None:
-            with self._lock:
-                self._bell = Wakeup()
-                self._epoll.register(self._bell.fileno(), select.EPOLLIN)
-                self._ring()
+            # Not under the lock, which a receiving thread may hold for long. Set: somebody is to look what there is.
+            with self._bell_lock:
+                if self._bell is None:
+                    bell = Wakeup()
+                    bell.set()
+                    self._epoll.register(bell.fileno(), select.EPOLLIN)
+                    self._rung = True
+                    self._bell = bell
         return self._epoll.fileno()
 
     def _ring(self) -> None:
@@ -326,9 +390,10 @@ class PipeReceiver(RecvLink):
     def close(self) -> None:
         """Let another process receive; what was sent and not delivered goes to it."""
         self._closed = True
-        if self._wakeup.fileno() < 0:
+        wakeup = self._wakeup  # kept alive: another thread may close too
+        if wakeup is None:
             return
-        self._wakeup.set()
+        wakeup.set()
         with self._lock:
             if not self._epoll.closed:
                 self._hand_over()
@@ -346,8 +411,10 @@ class PipeReceiver(RecvLink):
         for lane in self._names.values():
             lane.close()
         self._names.clear()
+        while self._orphans:
+            os.close(self._orphans.popleft().fds[0])
         self._items = deque()
-        self._wakeup.close()
+        self._wakeup = None
         if self._bell is not None:
             self._bell.close()
 

@@ -22,18 +22,47 @@ if TYPE_CHECKING:
 
     from ipcbus.transport import Buffer, ChannelSpec, Frame
     from ipcbus_pipe import PipeHandle, PipeOptions
+    from ipcbus_pipe._door import Note
 
 __all__ = ["PipeSender"]
 
 _head = _stream.record
 
+_IOV_MAX = 1024
 _NEVER = select.EPOLLERR  # reported whether asked for or not: a mask that wants nothing else
+_NOTHING, _UNKNOWN = -1, -2
+
+_identity = (0, b"")
+_ordinals = count()
+
+
+def _process_name() -> bytes:
+    """Return eight bytes that name this process as a sender, whichever end of a channel it opens, and how often."""
+    global _identity  # noqa: PLW0603  a forked child is another process
+    if _identity[0] != os.getpid():
+        _identity = (os.getpid(), os.urandom(8))
+    return _identity[1]
+
+
+class _Debt:
+    """What must still be written, before anything else, to take back a message written in part."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._written: list[int] = []
+
+    def pay(self, fd: int) -> bool:
+        """Write what the pipe takes; say whether that was all."""
+        # Written and noted in one step in C: a signal handler that raises cannot come in between.
+        if left := self._data[sum(self._written) :]:
+            self._written.extend(map(os.write, (fd,), (left,)))
+        return sum(self._written) == len(self._data)
 
 
 class _Pipe:
     """A lane as its sender sees it: the pipe, the credits, and what is still owed to the stream."""
 
-    def __init__(self, capacity: int, pipe_bytes: int) -> None:
+    def __init__(self, capacity: int, pipe_bytes: int, large: int) -> None:
         from multiprocessing import Pipe
 
         reading, writing = Pipe(duplex=False)
@@ -45,12 +74,13 @@ class _Pipe:
         self.capacity = capacity
         self.sent = 0
         self.limit = capacity
-        self.debt = b""
+        self.debt: _Debt | None = None
         self._grants: list[int] = []
         self.numbers = count()
         os.set_blocking(self.fd, False)
         os.set_blocking(reading.fileno(), False)
-        _grow(self.fd, pipe_bytes)
+        # What the pipe cannot hold at once could never be sent without waiting for the receiver half way.
+        self.large = min(large, _grow(self.fd, pipe_bytes) // 2)
 
     def collect(self) -> bool:
         """Take the credits that the receiver has returned; say whether any are left now."""
@@ -83,11 +113,14 @@ class PipeSender(SendLink):
         self._pipe: _Pipe | None = None
         self._closed = False
         self._lock = threading.RLock()
-        self._wakeup = Wakeup()
+        self._wakeup: Wakeup | None = (wakeup := Wakeup())
+        self._door_full = False
+        self._room_fd = _UNKNOWN
         self._watch = 0
         self._watched_pid = -1
         self._epoll = select.epoll()
-        self._epoll.register(self._wakeup.fileno(), select.EPOLLIN)
+        self._epoll.register(wakeup.fileno(), select.EPOLLIN)
+        self._epoll.register(self._door.outside(), _NEVER)
         self._epoll.register(self._state.news.fileno(), select.EPOLLIN | select.EPOLLET)
 
     # ------------------------------------------------------------------ sending
@@ -141,7 +174,7 @@ class PipeSender(SendLink):
 
     def _send_larger(self, pipe: _Pipe, frame: Frame, size: int, timeout: float | None) -> None:
         deadline = Deadline(timeout)
-        if size > self._handle.large:
+        if size > pipe.large:
             self._send_large(pipe, frame, size, deadline)
             return
         buffers = _stream.streamed(frame, size)
@@ -152,7 +185,7 @@ class PipeSender(SendLink):
             while (done := sum(written)) < total:
                 left = buffers if not done else _behind(buffers, done)
                 try:
-                    written.extend(map(os.writev, (pipe.fd,), (left,)))
+                    written.extend(map(os.writev, (pipe.fd,), (left[:_IOV_MAX],)))
                 except BlockingIOError:
                     self._wait(pipe, deadline, for_bytes=True)
         except OSError as error:
@@ -168,7 +201,7 @@ class PipeSender(SendLink):
     def _owe(pipe: _Pipe, buffers: Sequence[Buffer], written: list[int], total: int) -> None:
         """Remember how to take back a message that was written in part."""
         if 0 < (done := sum(written)) < total:
-            pipe.debt = _stream.debt(buffers, done)
+            pipe.debt = _Debt(_stream.debt(buffers, done))
 
     def _send_large(self, pipe: _Pipe, frame: Frame, size: int, deadline: Deadline) -> None:
         """Pass a memory file: written once here, mapped there."""
@@ -183,12 +216,7 @@ class PipeSender(SendLink):
                 self._wait(pipe, deadline, for_bytes=True)
             number = next(pipe.numbers)
             note = Large(pipe.name, number, size, (fd,))
-            while True:
-                try:
-                    self._door.leave(note)
-                    break
-                except BlockingIOError:
-                    self._wait_door(deadline)
+            self._leave(note, deadline)
             os.write(pipe.fd, _stream.large_record(number))
         except BrokenPipeError as error:
             raise self._lane_lost(pipe, error) from error
@@ -208,7 +236,8 @@ class PipeSender(SendLink):
         while True:
             if pipe.debt:
                 try:
-                    pipe.debt = pipe.debt[os.write(pipe.fd, pipe.debt) :]
+                    if pipe.debt.pay(pipe.fd):
+                        pipe.debt = None
                 except BlockingIOError:
                     self._wait(pipe, deadline, for_bytes=True)
                 except OSError as error:
@@ -220,53 +249,77 @@ class PipeSender(SendLink):
 
     def _open_lane(self, deadline: Deadline) -> _Pipe:
         try:
-            pipe = _Pipe(self._spec.capacity, self._pipe_bytes)
+            pipe = _Pipe(self._spec.capacity, self._pipe_bytes, self._handle.large)
         except OSError as error:
             raise ChannelBroken(f"no pipe to send through: {error.strerror}; see 'ulimit -n'") from error
-        note = Lane(pipe.name, self._handle.process_name(), (pipe.reading.fileno(), pipe.credit_fd))
+        note = Lane(pipe.name, _process_name(), next(_ordinals), (pipe.reading.fileno(), pipe.credit_fd))
         try:
-            while True:
-                try:
-                    self._door.leave(note)
-                    break
-                except BlockingIOError:
-                    self._wait_door(deadline)
+            self._leave(note, deadline)
         except BaseException:
             pipe.close()
             raise
         pipe.reading.close()  # from here on the receiver's copy, or the door's, is the only one: its death shows as EPIPE
         self._epoll.register(pipe.credit_fd, select.EPOLLIN)
         self._epoll.register(pipe.fd, _NEVER)
+        self._room_fd = _UNKNOWN
         self._pipe = pipe
         return pipe
 
     def _wait(self, pipe: _Pipe, deadline: Deadline, *, for_bytes: bool) -> None:
         """Wait until something changes that may make room; raise when there is none in time or never will be."""
+        # Also when it is bytes that lack: credits left where they are would end every wait at once.
+        if pipe.collect() and not for_bytes:
+            return
         self._check_receiver()
-        self._epoll.modify(pipe.fd, select.EPOLLOUT if for_bytes else _NEVER)
-        try:
-            if deadline.expired and not (pipe.collect() if not for_bytes else self._can_write(pipe)):
-                raise ChannelFull(f"{self._spec.capacity} messages, or as many bytes as the pipe holds, wait to be received")
-            events = self._epoll.poll(deadline.remaining())
-        finally:
-            self._epoll.modify(pipe.fd, _NEVER)
-        if self._closed or self._flags[0]:
-            raise self._why_closed()
+        self._show_room(pipe.fd if for_bytes else _NOTHING)
+        events = self._sleep(deadline)
+        if not events:
+            raise ChannelFull(f"{self._spec.capacity} messages, or as many bytes as the pipe holds, wait to be received")
         for fd, event in events:
             if fd == pipe.fd and event & select.EPOLLERR:
                 raise self._lane_lost(pipe, None)
 
-    def _wait_door(self, deadline: Deadline) -> None:
-        """Wait for room in the door, which a receiver makes by taking what others have left there."""
-        self._check_receiver()
-        poller = select.poll()
-        poller.register(self._door.outside(), select.POLLOUT)
-        poller.register(self._epoll.fileno(), select.POLLIN)
-        if not poller.poll(deadline.milliseconds()):
-            raise ChannelFull("nobody has taken what other senders left for the receiver")
-        self._epoll.poll(0)
+    def _sleep(self, deadline: Deadline) -> list[tuple[int, int]]:
+        """Wait for news, and see it also when there is no time left: unseen it would show as readable for ever."""
+        events = self._epoll.poll(deadline.remaining())
         if self._closed or self._flags[0]:
             raise self._why_closed()
+        pid = self._watched_pid
+        if pid >= 0 and any(fd == self._watch for fd, _ in events) and self._state.receiver() == pid:
+            raise self._orphaned(pid)
+        return events
+
+    @staticmethod
+    def _orphaned(pid: int) -> PeerDied:
+        """Return the error for a receiver that ended while another process still holds what was its."""
+        return PeerDied(f"the receiver, process {pid}, died; there is no room", pid)
+
+    def _leave(self, note: Note, deadline: Deadline) -> None:
+        """Leave a note in the door; wait for room there, which a receiver makes by taking what was left before."""
+        while True:
+            try:
+                self._door.leave(note)
+            except BlockingIOError:
+                self._door_full = True
+            else:
+                self._door_full = False
+                return
+            if self._pipe is not None:
+                self._pipe.collect()  # as above
+            self._check_receiver()
+            self._show_room(self._door.outside())
+            if not self._sleep(deadline):
+                raise ChannelFull("nobody has taken what senders left for the receiver")
+
+    def _show_room(self, fd: int) -> None:
+        """Have the descriptor show room in the pipe, in the door, or in neither, besides what it always shows."""
+        if fd == self._room_fd:
+            return
+        self._room_fd = _UNKNOWN
+        for each in (self._door.outside(), _NOTHING if self._pipe is None else self._pipe.fd):
+            if each != _NOTHING:
+                self._epoll.modify(each, select.EPOLLOUT if each == fd else _NEVER)
+        self._room_fd = fd
 
     def _check_receiver(self) -> None:
         """See to it that a wait ends when the receiver dies; raise if it is dead now."""
@@ -275,12 +328,16 @@ class PipeSender(SendLink):
             self._stop_watching()
             if (dead := self._state.died()) is not None:
                 raise PeerDied(f"the receiver, process {dead}, died and nobody has taken over; there is no room", dead)
-        elif pid not in (self._watched_pid, os.getpid()):
+        elif pid != self._watched_pid:
             self._stop_watching()
+            if pid == os.getpid():
+                return
             try:
                 self._watch = os.pidfd_open(pid)
             except ProcessLookupError:
-                self._check_receiver()  # it died this moment
+                if self._state.receiver() == pid:
+                    raise self._orphaned(pid) from None
+                self._check_receiver()
                 return
             except OSError:
                 return  # no descriptor to spare: its death still shows as an error on the pipe it reads
@@ -307,6 +364,7 @@ class PipeSender(SendLink):
     def _drop(self, pipe: _Pipe) -> None:
         self._epoll.unregister(pipe.credit_fd)
         self._epoll.unregister(pipe.fd)
+        self._room_fd = _UNKNOWN
         pipe.close()
         self._pipe = None
 
@@ -338,17 +396,23 @@ class PipeSender(SendLink):
             if self._closed or self._flags[0]:
                 return True
             pipe = self._pipe
-            if pipe is None:
+            self._door_full = self._door_full and not self._door.has_room()
+            if pipe is None and not self._door_full:
                 return True
             self._epoll.poll(0)  # edge-triggered news is seen by now, and must not show as readable for ever
             if self._state.died() is not None:
                 return True
             self._check_receiver()
-            if not self._can_write(pipe):
-                self._epoll.modify(pipe.fd, select.EPOLLOUT)
+            credit = pipe is None or pipe.collect()
+            if self._door_full:
+                self._show_room(self._door.outside())
                 return False
-            self._epoll.modify(pipe.fd, _NEVER)
-            return pipe.sent < pipe.limit or pipe.collect()
+            assert pipe is not None  # else there is no lane because the door was full
+            if not self._can_write(pipe):
+                self._show_room(pipe.fd)
+                return False
+            self._show_room(_NOTHING)
+            return credit
         finally:
             release(self._lock)
 
@@ -359,9 +423,10 @@ class PipeSender(SendLink):
     def close(self) -> None:
         """Close this process's lane; what is in it stays for the receiver."""
         self._closed = True
-        if self._wakeup.fileno() < 0:
+        wakeup = self._wakeup  # kept alive: another thread may close too
+        if wakeup is None:
             return
-        self._wakeup.set()
+        wakeup.set()
         with self._lock:
             self._free()
 
@@ -380,26 +445,31 @@ class PipeSender(SendLink):
         if self._watched_pid >= 0:
             os.close(self._watch)
             self._watched_pid = -1
-        self._wakeup.close()
+        self._wakeup = None
 
     def depth(self) -> int | None:
         """Return how many of this process's messages wait."""
         pipe = self._pipe
         if pipe is None:
             return 0
-        with self._lock:
-            pipe.collect()
+        try:
+            # Without it another thread is waiting for room, and what it knows is as good.
+            if self._lock.acquire(blocking=False) and pipe is self._pipe:
+                pipe.collect()
             return max(0, pipe.sent + pipe.capacity - pipe.limit)
+        finally:
+            release(self._lock)
 
 
-def _grow(fd: int, size: int) -> None:
-    """Ask for a larger pipe; the system's limit for all of a user's pipes may say no, and then it stays as it is."""
+def _grow(fd: int, size: int) -> int:
+    """Ask for a larger pipe and return its size; the system's limit for all pipes of a user may leave it as it is."""
     import fcntl
 
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
     except OSError:
         pass  # a smaller pipe is slower and works
+    return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
 
 
 def _size(frame: Frame) -> int:
@@ -424,6 +494,6 @@ def _write_all(fd: int, frame: Frame, size: int) -> None:
     while done < size:
         left = list(frame) if not done else _behind(frame, done)
         try:
-            done += os.writev(fd, left[:1024])
+            done += os.writev(fd, left[:_IOV_MAX])
         except OSError as error:
             raise ChannelBroken(f"no memory for a message of {size} bytes: {error.strerror}") from error

@@ -1,0 +1,358 @@
+"""What is special to pipe: lanes and their order, the door, credits, and what is left of them when something fails."""
+
+import asyncio
+import os
+import resource
+import select
+import struct
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+import ipcbus
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, DecodeError
+from ipcbus.transport import ChannelSpec
+from ipcbus_pipe import Pipe, PipeOptions, _sender
+
+PATIENCE = 10
+LARGE = bytes(200_000)
+
+
+class Ends:
+    """A channel and the ends opened of it, all closed by the test's end."""
+
+    def __init__(self, stack, capacity=8, **options):
+        spec = ChannelSpec(id="0" * 32, address="", capacity=capacity, receivers="one", max_message=1 << 20)
+        self.stack = stack
+        self.handle = Pipe.create(spec, PipeOptions(**options))
+        stack.callback(self.handle.release)
+
+    def sender(self):
+        link = self.handle.open_sender()
+        self.stack.callback(link.close)
+        return link
+
+    def receiver(self):
+        link = self.handle.open_receiver()
+        self.stack.callback(link.close)
+        return link
+
+
+@pytest.fixture
+def make():
+    with ExitStack() as stack:
+        yield lambda *args, **options: Ends(stack, *args, **options)
+
+
+@pytest.fixture
+def another_process(monkeypatch):
+    """Let the senders opened from now on be those of another process."""
+    return lambda: monkeypatch.setattr(_sender, "_identity", (os.getpid(), os.urandom(8)))
+
+
+def descriptors():
+    return [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+
+
+@contextmanager
+def no_descriptors():
+    """Use up this process's descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()) + 2, hard))
+    try:
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            yield
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def drain(link):
+    got = []
+    try:
+        while True:
+            got.append(bytes(link.recv(0)[0]))
+    except ChannelEmpty:
+        return got
+
+
+def readable(link, seconds):
+    poller = select.poll()  # select() knows no descriptor above 1023
+    poller.register(link.fileno(), select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
+def fill(link, message):
+    try:
+        while True:
+            link.send([message], 0)
+    except ChannelFull:
+        pass
+
+
+def wakeups(link, call):
+    """Return how often a link slept while a call ran: a spin sleeps thousands of times."""
+    naps, epoll = [], link._epoll
+
+    class Counting:
+        closed = property(lambda _: epoll.closed)
+
+        def poll(self, *args):
+            naps.append(args)
+            return epoll.poll(*args)
+
+        def __getattr__(self, name):
+            return getattr(epoll, name)
+
+    link._epoll = Counting()
+    try:
+        call()
+    finally:
+        link._epoll = epoll
+    return len(naps)
+
+
+class TestHandingOver:
+    def test_new_lane_of_a_sender_waits_for_the_one_handed_on(self, make):
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([b"1"], 0)
+        sender.send([b"2"], 0)
+        assert receiver.recv(0) == (b"1",)
+        sender.close()
+        ends.sender().send([b"3"], 0)
+        receiver.close()
+        assert drain(ends.receiver()) == [b"2", b"3"]
+
+    def test_large_message_left_before_its_lane_was_handed_on(self, make):
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([b"1"], 0)
+        assert receiver.recv(0) == (b"1",)
+        sender.send([LARGE], 0)
+        receiver.close()
+        assert drain(ends.receiver()) == [LARGE]
+
+    def test_hundreds_of_lanes(self, make, another_process):
+        ends = make()
+        receiver = ends.receiver()
+        for number in range(400):
+            another_process()
+            ends.sender().send([b"%d" % number], 0)
+            if number % 200 == 0:
+                assert receiver.recv(0)
+        receiver.close()
+        assert len(drain(ends.receiver())) == 398
+
+    def test_closing_beside_a_stream_without_sense(self, make):
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([b"1"], 0)
+        assert receiver.recv(0) == (b"1",)
+        os.write(sender._pipe.fd, struct.pack("<I", 3 << 30))
+        receiver._gather(0)
+        receiver.close()
+        assert ends.handle.state.receiver() is None
+
+    def test_stream_without_sense_ends_alone(self, make, another_process):
+        ends = make()
+        bad, receiver = ends.sender(), ends.receiver()
+        bad.send([b"1"], 0)
+        assert receiver.recv(0) == (b"1",)
+        os.write(bad._pipe.fd, struct.pack("<I", 3 << 30))
+        with pytest.raises(ChannelBroken):
+            receiver.recv(0)
+        another_process()
+        ends.sender().send([b"2"], 0)
+        assert receiver.recv(0) == (b"2",)
+
+    def test_order_over_handles_of_one_process(self, make):
+        ends = make()
+        receiver = ends.receiver()
+        for handle in (
+            ends.handle,
+            ends.handle.__class__(ends.handle._spec, PipeOptions(), ends.handle.state, ends.handle.door),
+        ):
+            link = handle.open_sender()
+            link.send([b"x"], 0)
+            link.close()
+        receiver._open_door()
+        assert len(receiver._senders) == 1  # so that what is in the second lane waits for the end of the first
+
+
+class TestDoor:
+    def test_receiver_without_descriptors_loses_no_lane(self, make):
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([b"1"], 0)
+        with no_descriptors(), pytest.raises(ChannelBroken, match="nothing is lost"):
+            receiver.recv(0)
+        assert receiver.recv(0) == (b"1",)
+
+    def test_failed_opening_claims_nothing(self, make):
+        ends = make()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(descriptors())
+        for spare in range(2, 5):
+            with no_descriptors():
+                resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2 + spare, hard))
+                try:
+                    ends.receiver().close()
+                except ChannelBroken:
+                    pass
+            assert ends.handle.state.receiver() is None
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+
+    def test_waiting_for_a_full_door_leaves_the_event_loop_free(self, make, another_process):
+        async def main():
+            with ipcbus.open("pipe:") as channel, ExitStack() as stack:
+                try:
+                    while True:
+                        another_process()
+                        link = channel._end.handle.open_sender()
+                        stack.callback(link.close)
+                        link.send([b"x"], 0)
+                except ChannelFull:
+                    pass
+                task = asyncio.create_task(channel.aio.send(b"last"))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                link = channel._end.tx
+                assert not link.ready()
+                assert not readable(link, 0)
+                while not task.done():
+                    channel._end.rx or channel._end.open_receiver()
+                    try:
+                        channel._end.rx.recv(0)
+                    except ChannelEmpty:
+                        pass
+                    await asyncio.sleep(0)
+                await task
+
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+    def test_no_descriptor_for_each_large_message_that_is_kept(self, make):
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([LARGE], 0)
+        kept = [receiver.recv(0)[0]]
+        before = len(descriptors())
+        for _ in range(20):
+            sender.send([LARGE], 0)
+            kept.append(receiver.recv(0)[0])
+        assert len(descriptors()) == before
+        kept[0][0] = 1
+        assert bytes(kept[1]) == LARGE
+
+
+class TestWaiting:
+    def test_for_bytes_with_credits_left_to_take(self, make):
+        ends = make(1000, pipe_bytes=65536)
+        sender, receiver = ends.sender(), ends.receiver()
+        for _ in range(10):
+            sender.send([bytes(4000)], 0)
+        assert len(drain(receiver)) == 10
+        fill(sender, bytes(4000))
+
+        def wait():
+            with pytest.raises(ChannelFull):
+                sender.send([bytes(4000)], 0.1)
+
+        assert wakeups(sender, wait) < 5
+        assert not sender.ready()
+        assert not readable(sender, 0)
+
+    def test_descriptor_shows_room_for_bytes_after_a_failed_send(self, make):
+        ends = make(1000, pipe_bytes=65536)
+        sender, receiver = ends.sender(), ends.receiver()
+        fill(sender, bytes(4000))
+        assert not readable(sender, 0)
+        assert receiver.recv(0)  # read whole, delivered in part: bytes are free, and no credit has come back
+        assert readable(sender, PATIENCE)
+
+    def test_for_a_message_when_others_ended(self, make, another_process):
+        ends = make()
+        receiver = ends.receiver()
+        first = ends.sender()
+        first.send([b"1"], 0)
+        another_process()
+        second = ends.sender()
+        second.send([b"2"], 0)
+        receiver.fileno()
+        got = receiver.recv(0)
+        first.close()
+        second.close()
+        assert {*got, *drain(receiver)} == {b"1", b"2"}
+
+        def wait():
+            with pytest.raises(ChannelEmpty):
+                receiver.recv(0.1)
+
+        assert wakeups(receiver, wait) < 5
+        assert not readable(receiver, 0)
+
+    def test_messages_larger_than_the_pipe_need_no_waiting(self, make):
+        ends = make(pipe_bytes=8192)
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([bytes(100_000)], 0)
+        assert drain(receiver) == [bytes(100_000)]
+
+    def test_stats_and_wait_beside_a_blocked_thread(self):
+        with ipcbus.open("pipe:", capacity=1) as channel:
+            channel.send(1)
+            blocked = threading.Thread(target=channel.send, args=(2,))
+            blocked.start()
+            assert channel.sender.stats().depth == 1
+            assert [channel.recv(PATIENCE), channel.recv(PATIENCE)] == [1, 2]
+            blocked.join(PATIENCE)
+            blocked = threading.Thread(target=channel.recv)
+            blocked.start()
+            start = time.monotonic()
+            ipcbus.wait([channel], timeout=0.1)
+            assert time.monotonic() - start < PATIENCE / 2
+            channel.send(3)
+            blocked.join(PATIENCE)
+            assert not blocked.is_alive()
+
+    def test_wait_ends_when_another_thread_closes(self):
+        with ipcbus.open("pipe:") as channel:
+            channel.ready()
+            closing = threading.Timer(0.05, channel.close)
+            closing.start()
+            assert ipcbus.wait([channel], timeout=PATIENCE) == [channel]
+            closing.join()
+
+
+class TestShutdown:
+    def test_after_close(self):
+        channel = ipcbus.open("pipe:")
+        channel.send(1)
+        channel.close()
+        with pytest.raises(ChannelClosed):
+            channel.shutdown()
+
+    def test_by_a_process_that_has_no_end_open(self):
+        with ipcbus.open("pipe:") as channel:
+            channel._end.handle.state.shut()  # as another process does
+            channel.shutdown()
+            with pytest.raises(EOFError):
+                channel.recv(0)
+
+
+def test_recv_many_keeps_what_came_before_poison():
+    with ipcbus.open("pipe:") as channel:
+        channel.send(1)
+        channel._end.tx.send([b"garbage"], 0)
+        channel.send(2)
+        assert channel.recv_many(5) == [1]
+        with pytest.raises(DecodeError):
+            channel.recv_many(5)
+        assert channel.recv_many(5) == [2]
