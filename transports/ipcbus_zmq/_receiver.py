@@ -30,7 +30,7 @@ _SLACK = 64
 """Messages above the capacity that zmq may hold for one connection: control messages."""
 _PATIENCE = 0.002
 """Seconds a receiver sleeps before it returns the credit of messages that just came: more may follow, and one grant does."""
-_FAREWELL = 1.0
+_FAREWELL = 0.2
 """Seconds for telling the senders that this receiver goes."""
 _AT_ONCE = 16
 """Messages taken off the socket in one go when they stand in a queue."""
@@ -73,6 +73,9 @@ class Receiver(RecvLink):
         """Messages that made no sense and were dropped."""
         bound = min(capacity + _SLACK, 2**31 - 1)
         options = {
+            # Before binding: zmq ends the connection of a dead sender with the linger of that moment, whatever close says
+            # later, and with the default, which is for ever, a close at the same moment would never end.
+            zmq.LINGER: 0,
             zmq.ROUTER_MANDATORY: 1,  # a send to a sender that is gone says so
             zmq.RCVHWM: bound,  # a sender that minds no credit is held back by its own connection
             zmq.SNDHWM: bound,

@@ -48,6 +48,7 @@ class Sender(SendLink):
     def __init__(self, place: Place, capacity: int) -> None:
         self._place = place
         options = {
+            zmq.LINGER: 0,  # close sets another
             zmq.SNDHWM: 0,  # the window bounds what is queued
             zmq.RCVHWM: 0,
             zmq.MAXMSGSIZE: _CONTROL_LIMIT,
