@@ -194,6 +194,11 @@ class Ledger:
         """Tell whether a message comes from a sender that goes on although it was told that the channel is shut down."""
         return self._stopped and account.consumed >= account.mark
 
+    @property
+    def owes(self) -> bool:
+        """Whether anything is owed to anybody."""
+        return bool(self._owing)
+
     def owing(self) -> list[Account]:
         """Return the accounts that a grant is owed to."""
         return list(self._owing)

@@ -131,6 +131,10 @@ class Receiver(RecvLink):
             frame = ready.popleft()
             if not ready:
                 self._settle()
+                if self._ledger.owes and not self._special and not self._fill():
+                    # All that came was received, and so the senders have all their room, whether or not this is called again.
+                    self._grant_all()
+                    self._fill()  # granting may have taken in zmq's news of a message, of which no descriptor then tells
             if self._post.watched:
                 self._post.ring(on=True)
             return frame

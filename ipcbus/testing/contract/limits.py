@@ -151,6 +151,20 @@ def check_impatient_receiver(subject: Subject) -> None:
     assert got == messages, f"{len(got)} of {len(messages)} messages arrived whole for a receiver with a timeout of 0.5 ms"
 
 
+@check(9, 19)
+def check_room_after_drain(subject: Subject) -> None:
+    """All room is back as soon as everything was received, without another call of the receiver."""
+    for capacity, some in ((4, 3), (100, 90), (100, 100), (1024, 1000)):
+        channel = subject.open(capacity=capacity)
+        for _ in range(2):
+            for n in range(some):
+                channel.send(n, timeout=PATIENCE)
+            assert [channel.recv(timeout=PATIENCE) for _ in range(some)] == list(range(some)), "messages arrived out of order"
+        for n in range(capacity):
+            channel.send(n, timeout=LATE)
+        raises(ChannelFull, channel.send, 0, timeout=0)
+
+
 @check(10, 11)
 def check_impatient_sender(subject: Subject) -> None:
     """Sends that time out beside a slow receiver: what was accepted arrives whole, what was refused never does."""
