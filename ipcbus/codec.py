@@ -41,7 +41,6 @@ _MAX_TYPES = 4096
 """Types remembered; programs that make classes without end must not fill memory with them."""
 _COPIED = 1024
 """A payload of fewer bytes is copied out of its frame, which is cheaper than to look into it."""
-_PLAIN_HEAD = bytes((wire.MAGIC, wire.VERSION, 0))
 _WINDOW = 1 << 16
 """Messages by which one of a sender with a key may be late without being taken for a replay: a thread that loses the
 processor between counting and sending is overtaken by thousands."""
@@ -87,6 +86,8 @@ class Codec:
         self._auto = serializer == AUTO
         self._made: dict[str, Serializer] = {}
         self._decoders: dict[int | str, Serializer] = {}
+        self._quick: dict[bytes, tuple[Callable[[Buffer], Any], Serializer]] = {}
+        """By the head of a frame without sections: how its payload is decoded, once this was allowed."""
         self._by_type: dict[type, _Choice] = {}
         self._accept = None if accept is None else frozenset(accept)
         for name in self._accept or ():
@@ -147,19 +148,13 @@ class Codec:
             ContentRefused: of a content type this receiver does not accept.
         """
         first = frame[0] if frame else b""
-        if (
-            self._plain
-            and len(frame) == 1
-            and len(first) > 3
-            and first[:3] == _PLAIN_HEAD
-            and (serializer := self._decoders.get(first[3]))
-        ):
+        if type(first) is bytes and len(frame) == 1 and (quick := self._quick.get(first[:4])):
             # The common frame, without sections, of a kind that came before; the long way would do the same.
-            payload = first[4:] if len(first) < _COPIED and type(first) is bytes else memoryview(first)[4:]
+            payload = first[4:] if len(first) < _COPIED else memoryview(first)[4:]
             try:
-                return serializer.loads(payload, ())
+                return quick[0](payload)
             except Exception as error:
-                raise self._undecodable(serializer, payload, error) from error
+                raise self._undecodable(quick[1], payload, error) from error
         return self.decode_message(frame).body
 
     def decode_message(self, frame: Frame) -> Message:
@@ -230,6 +225,8 @@ class Codec:
         if not serializer.safe and not self._trusted:
             raise ContentRefused(f"{said} is never decoded from strangers; the message was dropped", said)
         self._decoders[number or content_type] = serializer
+        if number and self._plain:
+            self._quick[wire.head(number)] = serializer.loads_alone, serializer
         return serializer
 
     def _find(self, number: int, content_type: str) -> Serializer | None:

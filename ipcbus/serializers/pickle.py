@@ -73,6 +73,8 @@ class Pickle(Serializer):
         pickler.dispatch_table = self._table
         return pickler.dump, pickler.clear_memo, sink.pieces, buffers.kept
 
+    loads_alone = staticmethod(pickle.loads)
+
     def loads(self, payload: Buffer, buffers: Sequence[Buffer]) -> Any:
         """Rebuild the object. Runs whatever code the pickle names: who may send it is the channel's business."""
         if not buffers:
