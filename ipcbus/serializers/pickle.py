@@ -47,25 +47,20 @@ class Pickle(Serializer):
         # A pickler is kept and used again: making one costs more than pickling a small object with it. pop and append
         # on a list are atomic, so threads never share one; one that failed is not put back. Written out rather than
         # divided into methods: this runs for every message.
+        idle = self._idle
         try:
-            reused = self._idle.pop()
+            reused = idle.pop()
         except IndexError:
             reused = self._make_pickler()
         dump, clear, pieces, kept = reused
         dump(obj)
         clear()
-        if len(pieces) == 1:
+        if len(pieces) == 1 and not kept:
             payload = pieces.pop()
-        else:
-            payload = b"".join(pieces)
-            pieces.clear()
-        buffers: Sequence[Buffer] = ()
-        if kept:
-            buffers = tuple(kept)
-            kept.clear()
-        if len(payload) <= _REUSABLE:
-            self._idle.append(reused)
-        return payload, buffers
+            if len(payload) <= _REUSABLE:
+                idle.append(reused)
+            return payload, ()
+        return b"".join(pieces), tuple(kept)  # this pickler is not used again
 
     def _make_pickler(self) -> _Reused:
         sink, buffers = _Sink(), OutOfBand()
