@@ -54,7 +54,11 @@ def create() -> Path:
             _reaped_by = os.getpid()
             reap(parent)
         directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        (directory / _HOME).write_text(f"{os.getpid()} {_start_time(os.getpid())}")
+        try:
+            (directory / _HOME).write_text(f"{os.getpid()} {_start_time(os.getpid())}")
+        except BaseException:
+            remove(directory)
+            raise
     except OSError as error:
         raise ChannelBroken(
             f"no private directory can be made in {parent}: {error.strerror}; free space there, or point "

@@ -25,7 +25,8 @@ class _Shared:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.lock = threading.Lock()
+        # Taken again by the thread that has it when garbage is collected inside, and that closes an end.
+        self.lock = threading.RLock()
         self.context: Context | None = None
         self.users = 0
 

@@ -148,6 +148,7 @@ class Receiver(RecvLink):
         at_once = self._at_once if self._streak >= _STREAK else 1
         self._streak += 1
         self._drained = False
+        identity = b""
         if taken:
             self._settle()
         try:
@@ -155,6 +156,7 @@ class Receiver(RecvLink):
                 self._step()
                 at_once = 1
             while at_once:
+                identity = b""
                 identity = recv(NOBLOCK) if self._carried is None else self._carried
                 self._carried = None
                 first = recv(NOBLOCK)
@@ -168,6 +170,8 @@ class Receiver(RecvLink):
                         break
                 at_once -= 1
         except zmq.Again:
+            if identity and not _is_name(identity):
+                ready.append((identity,))  # out of step, as below
             self._drained = True
             self._streak = 0
             if not ready:
@@ -248,8 +252,9 @@ class Receiver(RecvLink):
 
     def _sort(self, identity: bytes, first: bytes) -> None:
         """Put a message that is not plainly data where it belongs."""
-        if not (len(identity) == 5 and identity[0] == 0):
-            # A stranger sent more parts than it may; what looks like the first part is zmq's name for the next sender.
+        if not _is_name(identity):
+            # Out of step: a stranger sent more parts than it may. What looks like the first part is zmq's name for the
+            # next sender.
             self._carried = first
             self._ready.append((identity,))
             return
@@ -412,3 +417,8 @@ class Receiver(RecvLink):
 def _plausible(identity: bytes) -> bool:
     """Tell whether a part can be the name that zmq gave to a connection."""
     return len(identity) == 5 and identity[0] == 0
+
+
+def _is_name(part: bytes) -> bool:
+    """Tell whether a part can be zmq's name for a connection."""
+    return len(part) == 5 and part[0] == 0

@@ -167,17 +167,20 @@ class Sender(SendLink):
     def _look(self) -> None:
         """Take in what the receiver and the monitor have said; the lock is held."""
         # The monitor first: what a receiver said before its connection ended is in the inbox by the time this tells of it.
-        disconnected = False
+        disconnected = greet = False
         for event in self._post.events():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                if self._met:
-                    self._control(Kind.HELLO)  # to a successor; the first receiver gets the one that waits since the start
+                greet = self._met  # a successor; the first receiver gets the greeting that waits since the start
                 self._met = self._connected = True
                 disconnected = self._lost = self._left = False
+                self._copies = None  # zmq hands over what they are copies of
             else:
-                self._connected = False
+                greet = self._connected = False
                 disconnected = True
-        self._ask_if_stuck()
+        if not self._post.closing:
+            if greet:
+                self._control(Kind.HELLO)
+            self._ask_if_stuck()
         # Nothing may be sent after this loop: only after a recv that found nothing do the descriptors tell of what comes.
         while True:
             try:
@@ -190,7 +193,6 @@ class Sender(SendLink):
         if disconnected and not self._left:
             self._lost = True
         if self._connected:
-            self._copies = None
             self._look_at = monotonic() + _LOOK_EVERY
         elif self._copies is None and self._place.parks:
             self._copies = []
@@ -279,16 +281,17 @@ class Sender(SendLink):
                 if self._connected:
                     self._part(Kind.FIN)
             finally:
-                parked = bool(self._copies) and self._place.park(self._copies or [], self._end_alone)
+                copies = self._copies
+                parked = bool(copies) and self._place.park(copies or [], lambda: self._end_alone(copies))
                 if not parked and self._post.socket is not None:
                     self._post.close(self._linger())
                 self._window.limit = -1
                 self._place.release()
 
-    def _end_alone(self) -> bool:
-        """End the socket unless there is a receiver after all, and say whether it was ended."""
+    def _end_alone(self, copies: list[Frame] | None) -> bool:
+        """End the socket unless a receiver has, or may have, what is to be parked; say whether it was ended."""
         self._look()
-        if self._connected:
+        if self._connected or self._copies is not copies:
             return False
         self._post.close(0.0)
         return True
