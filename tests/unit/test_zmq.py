@@ -426,13 +426,16 @@ def test_accounts_of_vanished_senders_are_forgotten(make_private, monkeypatch):
     rx = ends.receiver()
     rx._prune_at = 4
     with zmq.Context() as context:
-        for n in range(12):
+        for n in range(100):
             with context.socket(zmq.DEALER) as bare:
                 bare.connect(ends.endpoint)
                 bare.send(b"%d" % n)
                 assert whole(rx.recv(PATIENCE)) == b"%d" % n
                 bare.linger = 0
-            assert len(rx._accounts) <= 9
+            # zmq notices in a thread of its own that a sender is gone, so how many are left at once is not certain.
+            if n >= 12 and len(rx._accounts) <= 9:
+                return
+    pytest.fail(f"of 100 senders that came and went, {len(rx._accounts)} are still remembered")
 
 
 # ---------------------------------------------------------------------- coming and going
