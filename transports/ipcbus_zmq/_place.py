@@ -65,6 +65,9 @@ class Place(Protocol):
     def welcome(self) -> list[Frame]:
         """Return the messages that senders left here because there was no receiver; they are not kept any longer."""
 
+    def deserted(self) -> bool:
+        """Tell whether it is certain that there is no receiver."""
+
     parks: bool
     """Whether messages can be left here."""
 
@@ -204,6 +207,17 @@ class PrivatePlace:
             os.close(fd)
         return True
 
+    def deserted(self) -> bool:
+        """Ask who has the claim: the kernel took it from a dead receiver, even if zmq has not noticed yet."""
+        try:
+            fd = self._open_state()
+        except OSError:
+            return False
+        try:
+            return holder(fd, _RECEIVER) is None
+        finally:
+            os.close(fd)
+
     def _unusable(self, error: OSError) -> Exception:
         if isinstance(error, ChannelBroken):
             return error
@@ -299,6 +313,10 @@ class TcpPlace:
     def welcome(self) -> list[Frame]:
         """Return nothing: there is no place for messages without a receiver."""
         return []
+
+    def deserted(self) -> bool:
+        """Say no: an address does not tell."""
+        return False
 
     def park(self, frames: list[Frame], end: Callable[[], bool]) -> bool:  # noqa: ARG002  nowhere to put them
         """Say that nothing can be left here."""

@@ -71,7 +71,10 @@ class Receiver(RecvLink):
         self._prune_at = _PRUNE_FROM
         self.strays = 0
         """Messages that made no sense and were dropped."""
-        bound = min(capacity + _SLACK, 2**31 - 1)
+        # Twice what a sender that keeps the rules can have here: zmq finds its mark reached at half of it, because it
+        # hears of what was read only now and then. And where it has stopped reading, it drops what a sender leaves in the
+        # kernel when that closes.
+        bound = min(2 * (capacity + _SLACK), 2**31 - 1)
         options = {
             # Before binding: zmq ends the connection of a dead sender with the linger of that moment, whatever close says
             # later, and with the default, which is for ever, a close at the same moment would never end.

@@ -297,7 +297,7 @@ class Sender(SendLink):
         return True
 
     def _linger(self) -> float:
-        if self._lost:
+        if self._lost or (self._place.deserted() and not self._copies):
             return 0.0
         if self._window.outstanding:
             return LINGER
