@@ -89,7 +89,7 @@ def _own_type(obj: object) -> str:
 _KEEP_OUT = "leave it out in __getstate__ and make a new one in __setstate__"
 _IN_CHILD = "start it in the process that uses it, and send it work over a channel"
 _BY_CHANNEL = "use an ipcbus Channel, which travels, or hand it to the child through Process(args=...)"
-_FUTURE = "send its result, or use channel.submit(), whose future travels"
+_FUTURE = "wait for it here and send its result"
 _AS_LIST = "send list(...) of it"
 _PATH = "send the path and open it on the other side"
 _FILE = _PATH + ", or send ipcbus.OpenFile(file) over a private channel"
