@@ -48,6 +48,8 @@ def acquire() -> Context:
         if _shared.context is None:
             _shared.context = Context()
             _shared.context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
+            if _may_yield():
+                _shared.context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         _shared.users += 1
         return _shared.context
 
@@ -65,6 +67,17 @@ def release(*, clean: bool) -> None:
         elif _shared.users == 0 and _shared.context is not None:
             context, _shared.context = _shared.context, None
             context.term()
+
+
+def _may_yield() -> bool:
+    """Tell whether zmq's own threads can be scheduled so that waking one does not interrupt the thread that woke it.
+
+    By default each message of a busy sender wakes zmq's thread, which takes the processor, sends that one message and
+    sleeps: two switches a message. A ``SCHED_BATCH`` thread waits for a free processor and then sends all there is
+    (sched(7)); where one is free it runs at once, as ever.
+    """
+    # A process under another policy may not be allowed to change it, and libzmq aborts when it cannot.
+    return hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def _leave_room() -> None:
