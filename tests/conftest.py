@@ -3,6 +3,7 @@
 import multiprocessing.util
 import os
 import shutil
+import signal
 import tempfile
 from multiprocessing.util import Finalize
 
@@ -31,6 +32,13 @@ def _own_runtime_directory():
     tempfile.tempdir = None
     # multiprocessing has a directory in there and removes it at exit; this comes after that.
     Finalize(None, shutil.rmtree, (place,), {"ignore_errors": True}, exitpriority=-200)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    """Undo what a shell does to its background jobs: the programs that tests start would inherit that they ignore SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
