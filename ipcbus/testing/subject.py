@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -35,7 +34,6 @@ __all__ = [
     "StartMethod",
     "Subject",
     "Task",
-    "free_port",
     "pattern",
     "preload_forkserver",
     "raises",
@@ -269,13 +267,6 @@ def preload_forkserver() -> None:
         with contextlib.suppress(ipcbus.IpcbusError):  # not installed, and then no child needs it
             modules.append(ipcbus.transports.get(scheme).__module__)
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that is free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def _brief(value: object) -> str:

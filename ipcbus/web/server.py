@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.channel import Channel, open_channel
 from ipcbus.errors import ConfigError
+from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.config import ServerConfig, load_server_config
 from ipcbus.web.processes import run_front_end, run_service
@@ -185,7 +186,7 @@ class Server:
         url = self._config.transport if url is None else url
         url = url.replace("{name}", name)
         if "{port}" in url:
-            url = url.replace("{port}", str(_free_port()))
+            url = url.replace("{port}", str(free_port()))
         channel = self._resources.enter_context(open_channel(url, serializer=_SERIALIZER, accept=(_SERIALIZER,)))
         if not channel.capabilities.crosses_processes:
             raise ConfigError(f"{name}: {channel.url} works between threads only; a server needs one between processes: pipe:")
@@ -275,11 +276,6 @@ def _cannot_bind(host: str, port: int, error: OSError) -> ConfigError:
         errno.EADDRNOTAVAIL: "that address is not one of this machine's",
     }.get(error.errno or 0, error.strerror)
     return ConfigError(f"front: bind: cannot listen at {host or '*'}:{port}: {remedy}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _read(page: str | None) -> bytes | None:
