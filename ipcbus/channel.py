@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import pickle
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from ipcbus import endpoint
 from ipcbus.codec import AUTO, Codec
-from ipcbus.errors import ChannelError, ChannelFull, ConfigError, Unsupported
+from ipcbus.errors import ChannelBroken, ChannelError, ChannelFull, ConfigError, Unsupported
 from ipcbus.options import URL, build, nearest, parse_url
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import unpacking
 from ipcbus.transport import ChannelSpec, Transport
 
 if TYPE_CHECKING:
@@ -301,6 +303,11 @@ class Channel:
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrive, (*self._end.state(), self._role)
 
+    def _reduce_shared(self) -> tuple[Any, ...]:
+        """Reduce for a message: who receives it has the channel from a directory, even when this process is gone."""
+        address = self._end.share()
+        return self.__reduce__() if address is None else (_fetch, (address, self._end.spec.id, self._end.url, self._role))
+
     # ------------------------------------------------------------------ inside
 
     def _watched(self) -> SendLink | RecvLink:
@@ -433,11 +440,23 @@ def _arrive(
     private: bool,  # noqa: FBT001  a pickle's positional state
     role: str,
 ) -> Channel:
-    """Rebuild a channel from a pickle; the second object for a channel in one process shares the first one's ends."""
+    """Rebuild a channel from a pickle."""
+    return Channel(_rebuild(handle, spec, settings, url, transport_path, private), role)
+
+
+def _rebuild(
+    handle: Handle,
+    spec: ChannelSpec,
+    settings: ChannelOptions,
+    url: str,
+    transport_path: str,
+    private: bool,  # noqa: FBT001  as above
+) -> endpoint.Endpoint:
+    """Return this process's endpoint of a channel that came; the second object for a channel shares the first one's ends."""
     end = endpoint.find(spec.id)
     if end is not None:
         handle.release()
-        return Channel(end, role)
+        return end
     module, _, name = transport_path.partition(":")
     transport: type[Transport] = getattr(importlib.import_module(module), name)
     codec = Codec(
@@ -448,5 +467,21 @@ def _arrive(
         key=_read_key(settings.key_file, url),
         checksum=settings.checksum,
     )
-    end = endpoint.Endpoint(handle, spec, settings, codec, url, transport)
-    return Channel(endpoint.adopt(end, home=False), role)
+    return endpoint.adopt(endpoint.Endpoint(handle, spec, settings, codec, url, transport), home=False)
+
+
+def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
+    """Rebuild a channel that came in a message."""
+    from ipcbus.directory import client as directory
+
+    end = endpoint.find(channel_id)
+    if end is not None:
+        return Channel(end, role)
+    try:
+        found = directory.get(address, bytes.fromhex(channel_id))
+    except ChannelBroken as error:
+        raise ChannelBroken(f"a channel ({url}) came in this message and cannot be had: {error}") from error
+    with unpacking(found.fds):
+        end = _rebuild(*pickle.loads(found.content))
+    end.shared.setdefault(address, directory.current(address))
+    return Channel(end, role)

@@ -7,6 +7,7 @@ import sys
 
 LAYERS = (
     {"ipcbus.errors", "ipcbus.plumbing"},
+    {"ipcbus.directory"},
     {"ipcbus.transport", "ipcbus.options", "ipcbus.remedies"},
     {"ipcbus.registry", "ipcbus.config", "ipcbus.frame", "ipcbus.paths"},
     {"ipcbus.explain"},
