@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from ipcbus.bus.bus import Bus
 from ipcbus.channel import Channel, Stats
 from ipcbus.channel import open_channel as open  # noqa: A004  ipcbus.open reads like the built-in it resembles
 from ipcbus.errors import (
@@ -46,6 +47,7 @@ from ipcbus.wait import wait
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bus",
     "Channel",
     "ChannelBroken",
     "ChannelBusy",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ipcbus.message import Message
     from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink
 
-__all__ = ["Channel", "ChannelOptions", "Stats", "open_channel"]
+__all__ = ["Channel", "ChannelOptions", "Stats", "open_channel", "rebuild"]
 
 PRIVATE_MAX_MESSAGE = 1 << 30
 PUBLIC_MAX_MESSAGE = 64 << 20
@@ -441,10 +441,10 @@ def _arrive(
     role: str,
 ) -> Channel:
     """Rebuild a channel from a pickle."""
-    return Channel(_rebuild(handle, spec, settings, url, transport_path, private), role)
+    return Channel(rebuild(handle, spec, settings, url, transport_path, private), role)
 
 
-def _rebuild(
+def rebuild(
     handle: Handle,
     spec: ChannelSpec,
     settings: ChannelOptions,
@@ -482,6 +482,6 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
     except ChannelBroken as error:
         raise ChannelBroken(f"a channel ({url}) came in this message and cannot be had: {error}") from error
     with unpacking(found.fds):
-        end = _rebuild(*pickle.loads(found.content))
+        end = rebuild(*pickle.loads(found.content))
     end.shared.setdefault(address, directory.current(address))
     return Channel(end, role)

@@ -127,7 +127,7 @@ class Endpoint:
         return self.handle, self.spec, self.options, self.url, path, self.codec.private
 
     def share(self) -> str | None:
-        """Leave the channel where any process of this user can have it, and return where; None if its handle is but a name.
+        """Leave the channel where any process of this user can have it, and return where; None if it is but an address.
 
         Raises:
             ChannelClosed: it is closed here.
@@ -141,9 +141,13 @@ class Endpoint:
                     return address
             with packing() as fds:
                 content = pickle.dumps(self.state())
-            if not fds:
+            named = type(self.handle).destroy is not Handle.destroy
+            if not fds and not named:
                 return None
             address = directory.where()
+            if named and (home := directory.keeper(address)) is not None:
+                self.handle.entrust(home)
+                _homes.pop(self.spec.id, None)
             self.shared[address] = directory.put(address, self.key, content, fds)
             return address
 

@@ -198,6 +198,13 @@ class Handle(ABC):
     def release(self) -> None:
         """Free the descriptors this process's copy of the handle holds. Idempotent. Its open links are closed already."""
 
+    def entrust(self, pid: int) -> None:  # noqa: B027  most handles name nothing, and then there is nothing to write
+        """Have what has a name outlive this process, because the channel was sent on: another process answers for it.
+
+        Args:
+            pid: the process with whose end the names may go. ``destroy`` is not called here any more.
+        """
+
     def destroy(self) -> None:  # noqa: B027  most handles name nothing, and then there is nothing to write
         """Remove what has a name, for everybody. Called once, in the process that made the channel (its home).
 

@@ -33,6 +33,8 @@ __all__ = [
     "drop",
     "get",
     "keep",
+    "keeper",
+    "keeps",
     "own",
     "place",
     "put",
@@ -106,12 +108,17 @@ class Place:
         """Send a request that has no answer, if there is a connection."""
         with self._lock, contextlib.suppress(OSError):
             if self._sock is not None:
-                wire.send(self._sock, Datagram(operation, 0, key), socket.MSG_DONTWAIT)
+                self._sock.settimeout(0)
+                wire.send(self._sock, Datagram(operation, 0, key))
 
-    def connect(self) -> int:
-        """Make the connection if there is none, and return its descriptor, which polls readable when the home is gone."""
+    def greet(self) -> None:
+        """Make the connection if there is none; raises what ``ask`` raises."""
+        self.ask(Operation.HELLO, b"")
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, which polls readable when the home is gone; -1 without one."""
         with self._lock:
-            return self._connected().fileno()
+            return -1 if self._sock is None else self._sock.fileno()
 
     def alive(self) -> bool:
         """Tell whether there is a connection and the home at its other end is the one that it was made to."""
@@ -119,7 +126,8 @@ class Place:
             if self._sock is None:
                 return False
             try:
-                self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                self._sock.settimeout(0)
+                self._sock.recv(1, socket.MSG_PEEK)
             except BlockingIOError:
                 return True
             except OSError:
@@ -246,6 +254,11 @@ def attach(address: str | None) -> None:
     _here.attached = address
 
 
+def keeps(address: str) -> bool:
+    """Tell whether this process itself keeps the directory at an address."""
+    return address in _here.kept
+
+
 def attached() -> str | None:
     """Return where the home of this process's bus is, None without a bus."""
     return _here.attached or os.environ.get(ADDRESS) or None
@@ -262,7 +275,7 @@ def where() -> str:
         if current(address) >= 0:
             return address
         try:
-            place(address).connect()
+            place(address).greet()
         except ChannelBroken:
             pass  # the home has ended; what this process serves itself can be had while it lives
         else:
@@ -320,6 +333,11 @@ def put(address: str, key: bytes, content: bytes, fds: Sequence[int], *, held: b
     if not held:
         there.tell(Operation.DROP, key)
     return there.generation
+
+
+def keeper(address: str) -> int | None:
+    """Return the pid of the process that keeps the directory at an address; None if it is this one."""
+    return None if address in _here.kept else place(address).pid
 
 
 def current(address: str) -> int:

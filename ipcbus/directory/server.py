@@ -91,6 +91,7 @@ class Directory:
 
     Attributes:
         gone: functions that are told, in the directory's thread, of every guest that has disconnected or died.
+        forgotten: is told the content of everything without descriptors that nobody can have from here any more.
 
     Raises:
         ChannelBroken: the system refused.
@@ -99,6 +100,7 @@ class Directory:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.gone: list[Callable[[Guest], None]] = []
+        self.forgotten: Callable[[bytes], None] = _forget
         self._handlers: dict[str, Handler] = {}
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._guests: dict[int, Guest] = {}
@@ -147,6 +149,12 @@ class Directory:
             entry = self._entries.get(key)
             return None if entry is None else (entry.content, [os.dup(fd) for fd in entry.fds])
 
+    def use(self, guest: Guest, key: bytes) -> None:
+        """Note that a guest uses a key, which it was given in the answer to a call."""
+        with self._lock:
+            if (entry := self._entries.get(key)) is not None:
+                self._use(guest, key, entry)
+
     def drop(self, key: bytes) -> None:
         """Note that this process does not use a key any more."""
         with self._lock:
@@ -191,6 +199,7 @@ class Directory:
     def abandon(self) -> None:
         """Free what a forked child inherited; the parent's goes on."""
         self._closing = True
+        self.forgotten = _forget
         self._free()
 
     def _free(self) -> None:
@@ -201,7 +210,7 @@ class Directory:
         for guest in self._guests.values():
             guest.sock.close()
         for entry in self._entries.values():
-            entry.close()
+            self._discard(entry)
         self._guests.clear()
         self._entries.clear()
 
@@ -231,7 +240,12 @@ class Directory:
                 return
             cost -= len(entry.fds) + 1
             del self._entries[key]
-            entry.close()
+            self._discard(entry)
+
+    def _discard(self, entry: _Entry) -> None:
+        if not entry.fds and not entry.held:
+            self.forgotten(entry.content)
+        entry.close()
 
     # ------------------------------------------------------------------ the thread
 
@@ -317,6 +331,8 @@ class Directory:
         key, token = request.key, request.token
         if request.kind == Operation.CALL:
             return self._call(guest, request)
+        if request.kind == Operation.HELLO:
+            return Datagram(Status.OK, token)
         with self._lock:
             if request.kind == Operation.PUT:
                 entry = self._enter(key, request.content, request.fds)
@@ -368,6 +384,10 @@ class Directory:
             self._evict()
         for told in list(self.gone):
             told(guest)
+
+
+def _forget(_content: bytes) -> None:
+    """Do nothing: what was kept has nothing to remove."""
 
 
 def _refusal(token: int, error: IpcbusError) -> Datagram:

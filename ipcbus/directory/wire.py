@@ -34,6 +34,8 @@ _ROOM = socket.CMSG_SPACE((MAX_FDS + 1) * array.array("i").itemsize)
 class Operation(enum.IntEnum):
     """What is asked."""
 
+    HELLO = 0
+    """Nothing: somebody is there."""
     PUT = 1
     """Keep this under the key."""
     GET = 2

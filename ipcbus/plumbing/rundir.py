@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ipcbus.errors import ChannelBroken, InsecureConfiguration
 
-__all__ = ["MAX_SOCKET_PATH", "PREFIX", "base", "check", "create", "hold", "reap", "remove", "socket_path"]
+__all__ = ["MAX_SOCKET_PATH", "PREFIX", "base", "check", "create", "entrust", "hold", "reap", "remove", "socket_path"]
 
 PREFIX = "ipcbus-"
 """How the names of these directories begin."""
@@ -114,6 +114,20 @@ def hold(directory: Path) -> int:
         os.close(fd)
         raise gone
     return fd
+
+
+def entrust(directory: Path, pid: int) -> None:
+    """Make another process the home of a directory: it is no leftover before that one has ended.
+
+    Raises:
+        ChannelBroken: the directory is gone.
+    """
+    check(directory)
+    try:
+        # Not another file in its place: those who hold the directory have locked this one.
+        (directory / _HOME).write_text(f"{pid} {_start_time(pid)}")
+    except OSError as error:
+        raise ChannelBroken(f"{directory} cannot be handed to process {pid}: {error.strerror}") from error
 
 
 def remove(directory: Path) -> None:

@@ -16,6 +16,7 @@ LAYERS = (
     {"ipcbus.endpoint"},
     {"ipcbus.channel"},
     {"ipcbus.pair", "ipcbus.wait"},
+    {"ipcbus.bus"},
     {"ipcbus.supervisor"},
     {"ipcbus"},
     {"ipcbus.testing"},
