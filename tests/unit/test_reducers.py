@@ -276,7 +276,7 @@ class TestChannelsOthersCanReach:
         reader, writer = multiprocessing.Pipe()
         with ours, theirs, reader, writer, (tmp_path / "f").open("w") as file, ipcbus.open("pipe:") as channel:
             for thing in (ours, reader, ipcbus.OpenFile(file), SPAWN.Lock(), SPAWN.Event(), ipcbus.Fd(0), channel):
-                assert "exists on this machine only" in refused(thing, public())
+                assert "cannot leave this machine" in refused(thing, public())
 
     def test_plain_things_do(self) -> None:
         codec = public()
