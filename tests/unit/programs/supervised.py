@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 
+from ipcbus import Program, Supervisor
+
 
 def serve(life, channel):
     """Be ready, tell who it is, and go on until terminated."""
@@ -70,6 +72,14 @@ def leaves_a_process(life, channel):
         threading.Event().wait()
     channel.send((os.getpid(), pid))
     threading.Event().wait()
+
+
+def nests(life, channel, method):
+    """Supervise a process in turn."""
+    with Supervisor([Program("inner", stay)], start_method=method) as supervisor:
+        life.ready()
+        channel.send(supervisor.pids["inner"])
+        supervisor.wait()
 
 
 def tells_handlers(life, channel, numbers):
