@@ -36,7 +36,7 @@ class Events:
         self._dropped = 0
         self._ended = self._closed = False
         self._lock = threading.Lock()
-        self._bell = Wakeup()  # set while a receiver would not have to wait
+        self._bell: Wakeup | None = None  # made for who waits; set while a receiver would not have to
         self._waiters: set[Watcher] = set()
 
     def recv(self, timeout: float | None = None) -> Occurrence:
@@ -75,6 +75,10 @@ class Events:
         """Return a descriptor that polls readable when ``recv(timeout=0)`` should be tried; ``ChannelClosed`` after close."""
         with self._lock:
             self._check()
+            if self._bell is None:
+                self._bell = Wakeup()
+                if self._waiting or self._ended:
+                    self._bell.set()
             return self._bell.fileno()
 
     @property
@@ -87,7 +91,9 @@ class Events:
         with self._lock:
             self._closed = True
             self._waiting.clear()
-            self._bell.close()
+            if self._bell is not None:
+                self._bell.close()
+                self._bell = None
         for waiter in tuple(self._waiters):
             waiter.closed()
 
@@ -102,20 +108,23 @@ class Events:
                 self._waiting.popleft()
                 self._dropped += 1
             self._waiting.append(occurrence)
-            self._bell.set()
+            self._ring()
 
     def end(self) -> None:
         """Say that nothing will happen any more."""
         with self._lock:
             self._ended = True
-            if not self._closed:
-                self._bell.set()
+            self._ring()
 
     # ------------------------------------------------------------------ inside
 
     def _watchers(self) -> set[Watcher]:
         """Return who is told when the stream is closed; for :func:`ipcbus.wait`."""
         return self._waiters
+
+    def _ring(self) -> None:
+        if self._bell is not None:
+            self._bell.set()
 
     def _check(self) -> None:
         if self._closed:
@@ -128,5 +137,6 @@ class Events:
                 return self._waiting.popleft()
             if self._ended:
                 raise EndOfChannel("the supervisor has stopped; nothing more happens to its processes")
-            self._bell.clear()
+            if self._bell is not None:
+                self._bell.clear()
             return None

@@ -90,8 +90,8 @@ class Supervisor:
         self._wishing: dict[str, list[_Wish]] = {}
         self._over = False
         self._lock = threading.Lock()
-        # Never closed, so that a signal handler may ring it at any time; it frees itself with the supervisor.
-        self._bell = Wakeup()
+        # Never closed: it frees itself with its last user, who may be a signal handler that rings it while this is stopped.
+        self._bell: Wakeup | None = None
         self._thread: threading.Thread | None = None
         self._finalizer: Any = None
 
@@ -120,6 +120,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, args=(context,), name="ipcbus-supervisor", daemon=True)
         self._finalizer = Finalize(None, self.stop, exitpriority=20)  # before channels are closed at exit, see endpoint.py
         self._idle.clear()
+        self._bell = Wakeup()
         self._thread.start()
         try:
             self._started.wait()
@@ -153,7 +154,7 @@ class Supervisor:
     def request_stop(self) -> None:
         """Begin to stop everything and return at once. May be called from a signal handler."""
         self._stopping = True
-        self._bell.set()
+        self._ring()
 
     def stop(self, name: str | None = None) -> None:
         """Stop everything, or one program, and wait until it has stopped. From any thread. Idempotent.
@@ -213,15 +214,22 @@ class Supervisor:
         if over:
             self.stop()  # with everything else
             return
-        self._bell.set()
+        self._ring()
         wish.done.wait()  # the thread keeps to ready_timeout and stop_timeout, and grants or refuses all before it ends
         if wish.error is not None:
             raise wish.error
+
+    def _ring(self) -> None:
+        bell = self._bell
+        if bell is not None:
+            bell.set()
 
     # ------------------------------------------------------------------ the thread
 
     def _run(self, context: BaseContext) -> None:
         self._context = context
+        assert self._bell is not None
+        bell = self._bell
         try:
             for program in [program for group in self._groups for program in group]:
                 if (why := self._launch(program, 0)) is not None:
@@ -234,7 +242,7 @@ class Supervisor:
                     self._idle.clear()
                 else:
                     self._idle.set()
-                self._watch()
+                self._watch(bell)
         except Exception as error:  # whatever it was, no process may be left behind by it
             logger.exception("the supervisor failed")
             self._failure = self._failure or GaveUp(f"the supervisor failed: {type(error).__name__}: {error}")
@@ -243,17 +251,18 @@ class Supervisor:
             try:
                 self._wind_up()
             finally:
+                self._bell = None
                 self.events.end()
                 self._idle.set()
                 self._started.set()
 
-    def _watch(self) -> None:
+    def _watch(self, bell: Wakeup) -> None:
         """Sleep until something happens and deal with it."""
         children = list(self._children.values())
         lines = {child.line.heard: child for child in children if not child.ready}
         ends = {child.sentinel: child for child in children}
         left = [seconds for child in children if _is_due(child) and (seconds := child.deadline.remaining()) is not None]
-        happened = wait([self._bell, *lines, *ends], min(left, default=None))
+        happened = wait([bell, *lines, *ends], min(left, default=None))
         for child in (lines[thing] for thing in happened if thing in lines):
             child.listen()
             if child.ready:
@@ -264,8 +273,8 @@ class Supervisor:
         for child in children:
             if self._children.get(child.name) is child and _is_due(child) and child.deadline.expired:
                 self._overdue(child)
-        if self._bell in happened:
-            self._bell.clear()
+        if bell in happened:
+            bell.clear()
             while self._wishes and not self._stopping and self._failure is None:
                 self._take_up(self._wishes.popleft())
 

@@ -16,6 +16,7 @@ import pytest
 
 import ipcbus
 from ipcbus import GaveUp, Occurrence, Program, StartFailed, Supervisor
+from ipcbus.testing import leaks
 
 # Python 3.12 and later warn of forking with threads, and a supervisor is one.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -132,6 +133,17 @@ def test_a_forked_process_has_none_of_its_parents_handlers(programs: Any, channe
         for number, handler in before.items():
             signal.signal(number, handler)
     assert happened(supervisor, "stopped") == ["a"]
+
+
+def test_a_supervisor_that_has_stopped_holds_nothing(programs: Any) -> None:
+    before = leaks.snapshot()
+    supervisor = Supervisor([Program("a", programs.stay)]).start()
+    supervisor.stop()
+    assert leaks.compare(before) == []
+    assert [entry.what for entry in supervisor.events] == ["started", "ready", "stopped"]
+    supervisor.events.close()
+    supervisor.request_stop()
+    assert leaks.compare(before) == []
 
 
 # ---------------------------------------------------------------------- giving up
