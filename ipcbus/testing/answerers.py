@@ -60,7 +60,7 @@ def take_and_wait(line: Line, questions: ipcbus.Channel) -> None:
         except ipcbus.ChannelError:
             return
         line.say(len(held))
-        if (how := line.hear()) == "answer":
+        if line.hear() == "answer":
             for message in held:
                 if message.reply_to is not None:
                     message.reply(message.body)
