@@ -88,6 +88,7 @@ class Directory:
         self._handlers: dict[str, Handler] = {}
         self._shelf: Shelf[Guest] = Shelf()
         self._guests: dict[int, Guest] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
         self._last = 0
         self._lock = threading.RLock()
         self._closing = False
@@ -185,6 +186,24 @@ class Directory:
         with self._lock:
             self._shelf.forget(key)
 
+    def watch(self, fd: int, seen: Callable[[], None]) -> None:
+        """Call a function in the directory's thread, once, when a descriptor polls readable; then the descriptor is closed.
+
+        Args:
+            fd: owned from here on.
+            seen: what to call.
+
+        Raises:
+            ChannelBroken: the directory is closed, or the system refused.
+        """
+        with self._lock:
+            try:
+                self._epoll.register(fd, select.EPOLLIN)
+            except (OSError, ValueError) as error:  # ValueError: it is closed
+                os.close(fd)
+                raise ChannelBroken(f"the directory {self.home} cannot watch a descriptor: {error}") from error
+            self._watched[fd] = seen
+
     def guests(self) -> list[Guest]:
         """Return the processes that are connected."""
         with self._lock:
@@ -226,7 +245,10 @@ class Directory:
             self._resources.close()
             for guest in self._guests.values():
                 guest.sock.close()
+            for fd in self._watched:
+                os.close(fd)
             self._guests.clear()
+            self._watched.clear()
             self._shelf.clear()
 
     # ------------------------------------------------------------------ the thread
@@ -239,6 +261,10 @@ class Directory:
                         self._accept()
                     elif (guest := self._guests.get(fd)) is not None:
                         self._serve(guest)
+                    elif (seen := self._watched.pop(fd, None)) is not None:
+                        self._epoll.unregister(fd)
+                        os.close(fd)
+                        self._tell(seen)
                 self._expel_silent()
                 if self._deaf:
                     self._listen_again()
@@ -427,10 +453,13 @@ class Directory:
                     entry.users.discard(guest)
                     self._shelf.sort(entry)
         for told in list(self.gone):
-            try:
-                told(guest)
-            except Exception:  # as in _call
-                logger.exception("telling of the end of process %d failed", guest.pid)
+            self._tell(told, guest)
+
+    def _tell(self, told: Callable[..., None], *of: Guest) -> None:
+        try:
+            told(*of)
+        except Exception:  # as in _call
+            logger.exception("at %s, telling of the end of a process failed", self.home)
 
 
 _FULL = "process {} has no descriptors left; raise its limit, see 'ulimit -n'"
