@@ -78,7 +78,10 @@ class Bus:
 
         said = address or client.attached()
         if said is None:
-            raise ConfigError(f"no bus is known here: pass its address, or set {client.ADDRESS} to it (the home's bus.address)")
+            raise ConfigError(
+                f"no bus is known here: pass the bus or its address to this process, or set {client.ADDRESS} to it; what is "
+                "set after multiprocessing's fork server has started does not reach the fork server's children"
+            )
         found = str(Path(said).absolute())
         if not client.keeps(found):
             client.place(found).greet()

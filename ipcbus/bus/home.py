@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -22,7 +23,7 @@ from ipcbus.plumbing.claim import Claim
 from ipcbus.plumbing.fds import packing, unpacking
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
     from ipcbus.directory.server import Guest
@@ -181,12 +182,13 @@ class Home:
 
     def _open(self, name: str) -> Channel:
         said = self._config.channels
-        wanted = said.get(name, said.get(DEFAULT))
+        key = name if name in said else DEFAULT
         where = f"channels.{name}"
-        if wanted is None:
-            if self._config.bus.strict:
-                raise ConfigError(f"the configuration has no channel {name!r} and is strict; {nearest(name, said)}")
-            wanted = {}
+        if key not in said and self._config.bus.strict:
+            raise ConfigError(f"the configuration has no channel {name!r} and is strict; {nearest(name, said)}")
+        wanted = said.get(key, {})
+        if not isinstance(wanted, (str, Mapping)):
+            raise ConfigError(f"channels.{key}: must be a URL or a table of url and options, not {wanted!r}")
         options = {"url": wanted} if isinstance(wanted, str) else dict(wanted)
         url = options.pop("url", None) or self._config.transport or "auto:"
         try:
@@ -253,7 +255,8 @@ def _claim(directory: Path) -> Claim:
 def _claim_once(directory: Path) -> Claim | None:
     """Try to, and return None if the home before was just leaving."""
     try:
-        directory.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
         rundir.check(directory)
         rundir.socket_path(directory, SOCKET)
         fd = os.open(directory / _CLAIM, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -261,9 +264,11 @@ def _claim_once(directory: Path) -> Claim | None:
         if not directory.parent.is_dir():
             raise ChannelBroken(f"{directory} cannot be made for a bus: there is no {directory.parent}") from None
         return None
+    except ChannelBroken:
+        if not directory.exists():
+            return None
+        raise
     except OSError as error:
-        if isinstance(error, ChannelBroken):
-            raise
         raise ChannelBroken(f"the directory {directory} cannot be used for a bus: {error.strerror}") from error
     try:
         claim = Claim(fd)

@@ -224,10 +224,9 @@ class Directory:
     def close(self) -> None:
         """Stop answering, forget everything and free all. Idempotent. Guests find their connection ended."""
         with self._lock:
-            if self._closing:
-                return
-            self._closing = True
-        self._bell.set()
+            if not self._closing:
+                self._closing = True
+                self._bell.set()  # not later: the thread may see the first line and free the bell
         if threading.current_thread() is not self._thread:
             self._thread.join()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import ipcbus
@@ -46,3 +48,46 @@ def receive_role(line: Line, jobs: ipcbus.Channel) -> str:
         channel.send("sent", timeout=PATIENCE)
         return "limited"
     return "both"
+
+
+def obey(line: Line) -> None:
+    """Do with a bus what the check says, one verb at a time, and tell it what came of it: a value, or the error."""
+    bus: ipcbus.Bus | None = None
+    while True:
+        verb, *args = line.hear(60.0)
+        try:
+            if verb == "end":
+                if bus is not None:
+                    bus.close()
+                return
+            if verb == "home":
+                bus = ipcbus.Bus(*args[:1], address=args[1])
+                line.say(bus.address)
+            elif verb == "connect":
+                bus = ipcbus.Bus.connect(*args)
+                line.say(bus.address)
+            elif verb == "take":
+                (bus,) = args
+                line.say(None)
+            else:
+                assert bus is not None
+                channel = bus.channel(args[0])
+                if verb == "send":
+                    channel.send(args[1], timeout=PATIENCE)
+                elif verb == "close":
+                    channel.close()
+                line.say(channel.recv(timeout=PATIENCE) if verb == "recv" else channel.url)
+        except ipcbus.IpcbusError as error:
+            line.say(error)
+
+
+def make_orphan(line: Line, address: str) -> None:
+    """Keep a bus, fork a child that goes on, and say its pid."""
+    bus = ipcbus.Bus(address=address)
+    child = os.fork()
+    if not child:
+        signal.pause()
+        os._exit(0)
+    line.say(child)
+    line.hear(60.0)
+    bus.close()
