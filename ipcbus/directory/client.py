@@ -91,13 +91,15 @@ class Place:
         """
         deadline = Deadline(PATIENCE)
         with self._lock:
-            was_connected = self._sock is not None
-            try:
-                answer = self._exchange(operation, key, content, fds, deadline)
-            except ConnectionError:
-                if not was_connected:
-                    raise
-                answer = self._exchange(operation, key, content, fds, deadline)  # a new home may have taken over
+            tries = 1 if self._sock is None else 2  # a new home may have taken over since the connection was made
+            while True:
+                tries -= 1
+                try:
+                    answer = self._exchange(operation, key, content, fds, deadline)
+                    break
+                except _Gone as error:
+                    if not tries:
+                        raise ChannelBroken(str(error)) from error.__cause__
             # What was dropped meanwhile was what this process had of it before.
             self._untold.discard(key)
         self._tell()
@@ -240,12 +242,14 @@ def _connect(sock: socket.socket, address: str, deadline: Deadline) -> int:
     try:
         rundir.check(Path(address))
     except ChannelBroken as error:
-        raise ChannelBroken(f"nobody answers at {address}: there is no such directory; {_ADVICE}") from error
+        raise ChannelBroken(
+            f"nobody answers at {address} ({getattr(error.__cause__, 'strerror', error)}); {_ADVICE}"
+        ) from error
     try:
         sock.settimeout(None)
         while True:
             # The kernel's own timeout: a socket that Python times does not wait for its turn where many connect at once.
-            left = _positive(deadline) or PATIENCE
+            left = _positive(deadline)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(left), int(left % 1 * 1e6)))
             sock.connect(str(path))
             with contextlib.suppress(OSError):
@@ -261,10 +265,9 @@ def _connect(sock: socket.socket, address: str, deadline: Deadline) -> int:
     return int(pid)
 
 
-def _positive(deadline: Deadline) -> float | None:
+def _positive(deadline: Deadline) -> float:
     """Return what is left, but never 0, which sockets take for *do not wait*."""
-    left = deadline.remaining()
-    return None if left is None else max(left, 0.001)
+    return max(deadline.remaining() or 0.0, 0.001)
 
 
 def _rebuilt(answer: Datagram) -> IpcbusError:
@@ -273,7 +276,7 @@ def _rebuilt(answer: Datagram) -> IpcbusError:
     return error if isinstance(error, IpcbusError) else ChannelBroken(f"the other side failed: {error!r}")
 
 
-class _Gone(ChannelBroken, ConnectionError):
+class _Gone(Exception):
     """The home ended while there was a connection to it."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import ipcbus
@@ -91,3 +92,29 @@ def make_orphan(line: Line, address: str) -> None:
     line.say(child)
     line.hear(60.0)
     bus.close()
+
+
+def attach_until_it_fails(line: Line, address: str) -> None:
+    """Open one name after another until the home is gone, whenever the check says so; say how it failed, and what took long."""
+    while line.hear(60.0) == "go":
+        longest, count, started = 0.0, 0, time.monotonic()
+        try:
+            bus = ipcbus.Bus.connect(address)
+            while True:
+                with bus.channel(f"x{count}") as channel:
+                    channel.sender.ready()
+                count += 1
+                now = time.monotonic()
+                longest, started = max(longest, now - started), now
+        except ipcbus.IpcbusError as error:
+            line.say((type(error).__name__, str(error), max(longest, time.monotonic() - started), count))
+
+
+def share_over_and_over(line: Line, address: str, jobs: ipcbus.Channel, url: str) -> None:
+    """Make channels, leave a message in each, and send them away in messages, without end."""
+    ipcbus.Bus.connect(address)
+    line.say("connected")
+    while True:
+        with ipcbus.open(url) as own:
+            own.send("in it", timeout=PATIENCE)
+            jobs.send([own], timeout=PATIENCE)

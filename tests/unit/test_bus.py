@@ -230,7 +230,7 @@ class TestAddresses:
             assert ipcbus.Bus.connect("b").address == address
 
     def test_nobody_there(self, address):
-        with pytest.raises(ipcbus.ChannelBroken, match=r"nobody answers at .*no such directory.*start the process"):
+        with pytest.raises(ipcbus.ChannelBroken, match=r"nobody answers at .*No such file.*start the process"):
             ipcbus.Bus.connect(address)
 
     @pytest.mark.parametrize("unfit", ["open to others", "a link", "a file"])
