@@ -154,8 +154,10 @@ def reap(parent: Path) -> list[Path]:
         except (OSError, InsecureConfiguration):
             continue  # not ours
         try:
+            if not _home_ended(os.pread(fd, 100, 0), directory):
+                continue  # not locked even for a moment: somebody who wants to hold it would take it for gone
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _home_ended(os.read(fd, 100), directory):
+            if _home_ended(os.pread(fd, 100, 0), directory):
                 remove(directory)
                 removed.append(directory)
         except BlockingIOError:
