@@ -440,6 +440,7 @@ def _arrive(
     role: str,
 ) -> Channel:
     """Rebuild a channel from a pickle."""
+    endpoint.find(spec.id, role)
     return Channel(rebuild(handle, spec, settings, url, transport_path, private), role)
 
 
@@ -478,7 +479,7 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
     """Rebuild a channel that came in a message."""
     from ipcbus.directory import client as directory
 
-    end = endpoint.find(channel_id)
+    end = endpoint.find(channel_id, role)
     if end is not None:
         return Channel(end, role)
     try:

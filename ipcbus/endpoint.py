@@ -156,6 +156,10 @@ class Endpoint:
         """What the channel is kept under in directories."""
         return bytes.fromhex(self.spec.id)
 
+    def closed_for(self, role: str) -> bool:
+        """Tell whether the end that a sender or a receiver uses is closed here, while the other may be open."""
+        return (role == "sender" and self._closed_tx) or (role == "receiver" and self._closed_rx)
+
     def after_fork(self) -> None:
         """Start afresh in a forked child."""
         self._lock = threading.Lock()
@@ -194,9 +198,16 @@ _lock = threading.Lock()
 _hooked = False
 
 
-def find(channel_id: str) -> Endpoint | None:
-    """Return this process's endpoint of a channel, if it has one that is not closed."""
-    return _ends.get(channel_id)
+def find(channel_id: str, role: str = "both") -> Endpoint | None:
+    """Return this process's endpoint of a channel, if it has one that is not closed.
+
+    One whose end for the role is closed is forgotten: what comes is open, even where what came before was closed.
+    """
+    end = _ends.get(channel_id)
+    if end is not None and end.closed_for(role):
+        forget(end)
+        return None
+    return end
 
 
 def adopt(end: Endpoint, *, home: bool) -> Endpoint:
