@@ -23,9 +23,9 @@ def serve(channel: Channel, handler: Callable[[Message], Any]) -> None:
     """Receive until the end of a channel, and answer each request with what a function returns for it."""
     spin = Spin()
     while True:
-        link = channel._for_receiving()  # noqa: SLF001  this package's, as below
+        link = channel._for_receiving()  # noqa: SLF001  this package's
         try:
-            message = channel._message(spin.recv(link, None))  # noqa: SLF001
+            message = channel._message(spin.recv(link, None))  # noqa: SLF001  as above
         except EOFError:
             return
         except (DecodeError, ContentRefused) as error:
