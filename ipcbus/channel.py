@@ -456,16 +456,20 @@ def rebuild(
     if end is not None:
         handle.release()
         return end
-    module, _, name = transport_path.partition(":")
-    transport: type[Transport] = getattr(importlib.import_module(module), name)
-    codec = Codec(
-        settings.serializer,
-        settings.accept,
-        private=private,
-        max_message=spec.max_message,
-        key=read_key(settings.key_file, url),
-        checksum=settings.checksum,
-    )
+    try:
+        module, _, name = transport_path.partition(":")
+        transport: type[Transport] = getattr(importlib.import_module(module), name)
+        codec = Codec(
+            settings.serializer,
+            settings.accept,
+            private=private,
+            max_message=spec.max_message,
+            key=read_key(settings.key_file, url),
+            checksum=settings.checksum,
+        )
+    except BaseException:
+        handle.release()
+        raise
     codec.answer = _answer
     return endpoint.adopt(endpoint.Endpoint(handle, spec, settings, codec, url, transport), home=False)
 

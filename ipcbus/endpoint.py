@@ -149,10 +149,10 @@ class Endpoint:
             if not fds and not named:
                 return None
             address = directory.where()
+            self.shared[address] = directory.put(address, self.key, content, fds)
             if named and (home := directory.keeper(address)) is not None:
                 self.handle.entrust(home)
                 _homes.pop(self.spec.id, None)
-            self.shared[address] = directory.put(address, self.key, content, fds)
             return address
 
     @property
