@@ -1,0 +1,218 @@
+"""Taking one message out of the socket: what a receiver does, and a sender that drops the oldest.
+
+The call is ``recvmsg`` of the C library, into memory that is used again for every message: Python's own allocates the
+largest size for each. What it returned is kept in the same step, so that a signal handler that raises can come before
+or after it, but not in between, and neither a message nor a descriptor is lost that way.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.errors import ChannelBroken, EndOfChannel
+from ipcbus_unix._board import LARGE, NEVER, SLOT
+from ipcbus_unix._memory import open_sealed
+
+if TYPE_CHECKING:
+    from ipcbus.plumbing.state import SharedState
+    from ipcbus.transport import Frame
+    from ipcbus_unix._board import Board
+
+__all__ = ["HEAD", "MARK", "Intake"]
+
+HEAD = 8
+"""Bytes of the tag that every message begins with."""
+MARK = struct.Struct("=QQ")
+"""What is sent beside a memory file: tag, size."""
+
+_LARGES = 1
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+_FD = array.array("i").itemsize
+_CONTROL = socket.CMSG_SPACE(_FD)
+_CONTROL_HEAD = struct.Struct("@Nii")  # struct cmsghdr: length, level, type
+
+# PyDLL keeps the GIL: the call never blocks, and letting the GIL go costs as much as the call itself.
+_recvmsg = ctypes.PyDLL(None, use_errno=True).recvmsg
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Msghdr(ctypes.Structure):
+    """``struct msghdr`` of Linux; see recvmsg(2)."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint),
+        ("iov", ctypes.c_void_p),
+        ("iovlen", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class Intake:
+    """Takes messages, for one thread at a time.
+
+    Args:
+        fd: the socket's receiving end, which stays the caller's.
+        board: where it is written down what was taken.
+        state: how waiting senders are told.
+        inline: bytes of the largest message that comes through the socket itself.
+        limit: bytes of the largest message.
+    """
+
+    __slots__ = (
+        "_board",
+        "_call",
+        "_control",
+        "_ended",
+        "_fd",
+        "_got",
+        "_header",
+        "_keep",
+        "_limit",
+        "_size",
+        "_state",
+        "_view",
+        "_word",
+    )
+
+    def __init__(self, fd: int, board: Board, state: SharedState, inline: int, limit: int) -> None:
+        self._fd = fd
+        self._board = board
+        self._state = state
+        self._limit = limit
+        self._ended = False
+        self._size = HEAD + inline + 1  # one more: what fills all of it was too large
+        memory = bytearray(-(-self._size // 8) * 8)
+        self._view = memoryview(memory)
+        self._word = self._view.cast("Q")
+        self._control = ctypes.create_string_buffer(_CONTROL)
+        iovec = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(memory)), self._size)
+        self._header = _Msghdr(None, 0, ctypes.addressof(iovec), 1, ctypes.addressof(self._control), _CONTROL, 0)
+        self._call = ((fd,), (ctypes.byref(self._header),), (_FLAGS,))
+        self._got: list[Any] = []
+        """What the call returned for the message that is in the memory; then None once its descriptor was closed."""
+        self._keep = (memory, iovec)
+
+    def take(self) -> Frame | None:
+        """Take the oldest message; None if there is none now.
+
+        Raises:
+            EndOfChannel: there is none, and none will come.
+            ChannelBroken: what came makes no sense, or there is no descriptor to take it with.
+        """
+        got, board = self._got, self._board
+        if not got:
+            if board.flags[_LARGES]:
+                self._make_sure()
+            self._header.controllen = _CONTROL
+            got.extend(map(_recvmsg, *self._call))
+        size = got[0]
+        if not HEAD <= size < self._size:
+            return self._odd(size)
+        tag = self._word[0]
+        if tag >= LARGE or self._header.controllen:
+            return self._take_large(tag)
+        slot = tag & SLOT
+        board.taken[slot] = tag
+        if board.wake[slot] <= tag:
+            self._announce(slot)
+        frame = bytes(self._view[HEAD:size])
+        got.clear()
+        return (frame,)
+
+    @property
+    def pending(self) -> bool:
+        """Whether an interruption left a message here, which is the next."""
+        return bool(self._got)
+
+    def _announce(self, slot: int) -> None:
+        """Tell the sender of a slot, which waits, that there is room."""
+        # Cleared first: what it asks for from here on is answered by the edge that follows, or by the next message.
+        self._board.wake[slot] = NEVER
+        self._state.news.set()
+
+    def _odd(self, size: int) -> Frame | None:
+        """Deal with what has no size that a message has: nothing there, the end, an error, or what a stranger wrote."""
+        if size == 0:
+            self._got.clear()
+            if self._ended:
+                raise EndOfChannel("the unix: channel was shut down and is drained")
+            # The kernel looks for messages first and for the end second, and something may have come in between. From
+            # here on nothing can come any more, so the second look is certain.
+            self._ended = True
+            return self.take()
+        if size > 0:
+            self._close_descriptors()
+            self._got.clear()
+            raise ChannelBroken("something that is no ipcbus sender wrote to this unix: channel; it was dropped")
+        self._got.clear()
+        code = ctypes.get_errno()
+        if code in (errno.EAGAIN, errno.EINTR):
+            return None
+        raise ChannelBroken(f"the socket of a unix: channel cannot be read: {os.strerror(code)}")
+
+    def _make_sure(self) -> None:
+        """Make sure that a descriptor can be received: the kernel throws away one for which there is no room."""
+        try:
+            # Made and closed in one step in C: a signal handler that raises cannot come in between and leak it.
+            deque(map(os.close, map(os.dup, (self._fd,))), 0)
+        except OSError as error:
+            raise ChannelBroken(
+                "this process has no descriptors left to receive with; close some or raise 'ulimit -n', and receive again: "
+                "nothing is lost"
+            ) from error
+
+    def _take_large(self, tag: int) -> Frame | None:
+        """Take a message whose content is in a memory file. Whatever interrupts this, it may be done again."""
+        got, fds = self._got, self._descriptors()
+        if len(got) > 1:
+            got.clear()  # interrupted when all was done but to hand it out
+            return self.take()
+        try:
+            if tag < LARGE or got[0] != MARK.size or len(fds) > 1:
+                raise ChannelBroken("something that is no ipcbus sender wrote to this unix: channel; it was dropped")
+            if not fds:
+                raise ChannelBroken(
+                    "a large message came, and this process had no descriptor left to take it with; it is lost: "
+                    "close some descriptors or raise 'ulimit -n'"
+                )
+            return (open_sealed(fds[0], self._word[1], self._limit),)
+        finally:
+            tag &= ~LARGE
+            slot = tag & SLOT
+            self._board.taken[slot] = tag
+            if self._board.wake[slot] <= tag:
+                self._announce(slot)
+            self._close_descriptors()
+            got.clear()
+
+    def _descriptors(self) -> tuple[int, ...]:
+        length, level, kind = _CONTROL_HEAD.unpack_from(self._control)
+        if self._header.controllen < _CONTROL_HEAD.size or (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            return ()
+        fds = array.array("i")
+        fds.frombytes(self._control[_CONTROL_HEAD.size : length - length % _FD])
+        return tuple(fds)
+
+    def _close_descriptors(self) -> None:
+        # Closed and noted in one step in C, as above, so that none is closed twice.
+        if len(self._got) == 1:
+            self._got.extend(map(os.close, self._descriptors()))
+
+    def close(self) -> None:
+        """Let go of a message that an interruption left here. Idempotent."""
+        if self._got and self._got[0] > 0:
+            self._close_descriptors()
+        self._got.clear()
