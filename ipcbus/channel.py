@@ -378,6 +378,7 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         capacity=settings.capacity,
         receivers=settings.receivers,
         max_message=limit,
+        drops_old=settings.overflow == "drop_old",
     )
     handle = transport.create(spec, build(transport.options, own, where))
     end = endpoint.Endpoint(handle, spec, settings, codec, str(URL(transport.scheme, parsed.address, {})), transport)

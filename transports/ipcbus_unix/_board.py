@@ -34,7 +34,7 @@ SLOTS = 1000
 
 _BLOCK = (1 << 24) * STEP
 """Numbers are reserved by so many, for the case that a sender is killed before it could say which it has used."""
-_WAITING, _LARGES = 0, 1
+_WAITING, _COMING, _ANNOUNCED, _LARGE = range(4)
 _PIDS_END = 4096 + 4096
 _TABLE = STEP * 8
 
@@ -43,12 +43,11 @@ class Board:
     """The shared memory of one channel; picklable wherever a descriptor is.
 
     Attributes:
-        flags: single bytes; ``flags[0]``: a sender waits for room; ``flags[1]``: a large message was ever sent.
         taken: by slot, the tag of the latest message that was taken out.
         wake: by slot, the tag from which on whoever takes a message is to announce it, since the sender waits.
     """
 
-    __slots__ = ("_fd", "_given", "flags", "taken", "wake")
+    __slots__ = ("_fd", "_flags", "_given", "taken", "wake")
 
     def __init__(self, fd: TravellingFd | None = None) -> None:
         size = _PIDS_END + 3 * _TABLE
@@ -58,7 +57,7 @@ class Board:
         self._fd = fd
         # The first page has the flags and the bytes that claims lock, the second the pids that claims leave.
         memory = memoryview(mmap.mmap(fd.fileno(), size))
-        self.flags = memory[:8]
+        self._flags = memory[:8]
         words = memory[_PIDS_END:].cast("Q")
         self.taken, self.wake, self._given = (words[at : at + STEP] for at in range(0, 3 * STEP, STEP))
 
@@ -81,27 +80,50 @@ class Board:
         self._given[tag & SLOT] = tag + _BLOCK
         return tag + _BLOCK
 
-    def expect_large(self) -> None:
-        """Tell receivers that messages with descriptors may come."""
-        self.flags[_LARGES] = 1
+    @property
+    def large_may_come(self) -> bool:
+        """Whether a message with a descriptor was ever about to be sent: set before it is announced in the stream."""
+        return self._flags[_COMING] != 0
+
+    @large_may_come.setter
+    def large_may_come(self, value: bool) -> None:
+        self._flags[_COMING] = value
+
+    @property
+    def large_announced(self) -> bool:
+        """Whether that was announced in the stream, ahead of whatever is sent from now on."""
+        return self._flags[_ANNOUNCED] != 0
+
+    @large_announced.setter
+    def large_announced(self, value: bool) -> None:
+        self._flags[_ANNOUNCED] = value
+
+    @property
+    def large_waits(self) -> bool:
+        """Whether a message with a descriptor may be waiting now: set before each, cleared when nothing waits."""
+        return self._flags[_LARGE] != 0
+
+    @large_waits.setter
+    def large_waits(self, value: bool) -> None:
+        self._flags[_LARGE] = value
 
     def expect_taking(self, slot: int, tag: int) -> None:
         """Ask to be told when a tag, or a later one, is taken out."""
         self.wake[slot] = tag
-        self.flags[_WAITING] = 1
+        self._flags[_WAITING] = 1
 
     def somebody_waits(self) -> bool:
         """Tell, once, whether a sender has asked to be told."""
-        if not self.flags[_WAITING]:
+        if not self._flags[_WAITING]:
             return False
-        self.flags[_WAITING] = 0
+        self._flags[_WAITING] = 0
         return True
 
     def close(self) -> None:
         """Free this process's descriptor. Idempotent. The memory goes with the last who uses it."""
         self._fd.close()
         nothing = memoryview(b"")
-        self.flags = self.taken = self.wake = self._given = nothing
+        self._flags = self.taken = self.wake = self._given = nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Board, (self._fd,)

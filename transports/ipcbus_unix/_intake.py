@@ -1,7 +1,10 @@
 """Taking one message out of the socket: what a receiver does, and a sender that drops the oldest.
 
-The call is ``recvmsg`` of the C library, into memory that is used again for every message: Python's own allocates the
-largest size for each. What it returned is kept in the same step, so that a signal handler that raises can come before
+The quick way, ``recv``, throws descriptors away. So it is only taken by who is alone in taking messages, and until the
+stream itself says that large messages may follow: nobody else can have taken that announcement.
+
+The careful way is ``recvmsg`` of the C library, into memory that is used again for every message: Python's own allocates
+the largest size for each. What it returned is kept in the same step, so that a signal handler that raises can come before
 or after it, but not in between, and neither a message nor a descriptor is lost that way.
 """
 
@@ -30,9 +33,8 @@ __all__ = ["HEAD", "MARK", "Intake"]
 HEAD = 8
 """Bytes of the tag that every message begins with."""
 MARK = struct.Struct("=QQ")
-"""What is sent beside a memory file: tag, size."""
+"""What is sent beside a memory file: tag, size. Without one and with a size of 0 it announces that more may follow."""
 
-_LARGES = 1
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 _FD = array.array("i").itemsize
 _CONTROL = socket.CMSG_SPACE(_FD)
@@ -64,46 +66,48 @@ class Intake:
     """Takes messages, for one thread at a time.
 
     Args:
-        fd: the socket's receiving end, which stays the caller's.
+        outlet: the socket's receiving end, which stays the caller's.
         board: where it is written down what was taken.
         state: how waiting senders are told.
         inline: bytes of the largest message that comes through the socket itself.
         limit: bytes of the largest message.
+        alone: whether nobody else takes messages while this does.
+
+    Attributes:
+        plain: whether the quick way may be taken: ``recv_into`` with ``memory``, then ``settle``.
+        memory: where a message is put.
+        words: the same as unsigned 64-bit numbers, of which the first is the tag.
+        size: bytes that no message fills.
     """
 
-    __slots__ = (
-        "_board",
-        "_call",
-        "_control",
-        "_ended",
-        "_fd",
-        "_got",
-        "_header",
-        "_keep",
-        "_limit",
-        "_size",
-        "_state",
-        "_view",
-        "_word",
+    __slots__ = ("_board", "_call", "_control", "_ended", "_fd", "_got", "_header", "_into", "_iovec", "_limit", "_state") + (
+        "memory",
+        "plain",
+        "size",
+        "view",
+        "words",
     )
 
-    def __init__(self, fd: int, board: Board, state: SharedState, inline: int, limit: int) -> None:
-        self._fd = fd
+    def __init__(
+        self, outlet: socket.socket, board: Board, state: SharedState, inline: int, limit: int, *, alone: bool
+    ) -> None:
+        self._fd = outlet.fileno()
+        self._into = outlet.recv_into
         self._board = board
         self._state = state
         self._limit = limit
         self._ended = False
-        self._size = HEAD + inline + 1  # one more: what fills all of it was too large
-        memory = bytearray(-(-self._size // 8) * 8)
-        self._view = memoryview(memory)
-        self._word = self._view.cast("Q")
+        self.plain = alone and not board.large_may_come
+        self.size = max(HEAD + inline, MARK.size) + 1  # one more: what fills all of it was too large
+        self.memory = bytearray(-(-self.size // 8) * 8)
+        self.view = memoryview(self.memory)
+        self.words = self.view.cast("Q")
         self._control = ctypes.create_string_buffer(_CONTROL)
-        iovec = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(memory)), self._size)
-        self._header = _Msghdr(None, 0, ctypes.addressof(iovec), 1, ctypes.addressof(self._control), _CONTROL, 0)
-        self._call = ((fd,), (ctypes.byref(self._header),), (_FLAGS,))
+        self._iovec = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(self.memory)), self.size)
+        self._header = _Msghdr(None, 0, ctypes.addressof(self._iovec), 1, ctypes.addressof(self._control), _CONTROL, 0)
+        self._call = ((self._fd,), (ctypes.byref(self._header),), (_FLAGS,))
         self._got: list[Any] = []
-        """What the call returned for the message that is in the memory; then None once its descriptor was closed."""
-        self._keep = (memory, iovec)
+        """What the careful call returned for the message that is in the memory; then None once its descriptor was closed."""
 
     def take(self) -> Frame | None:
         """Take the oldest message; None if there is none now.
@@ -112,23 +116,42 @@ class Intake:
             EndOfChannel: there is none, and none will come.
             ChannelBroken: what came makes no sense, or there is no descriptor to take it with.
         """
-        got, board = self._got, self._board
-        if not got:
-            if board.flags[_LARGES]:
+        if self.plain:
+            try:
+                size = self._into(self.memory, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                raise self._unreadable(error.errno) from error
+            return self.settle(size)
+        if not self._got:
+            if self._board.large_waits:
                 self._make_sure()
             self._header.controllen = _CONTROL
-            got.extend(map(_recvmsg, *self._call))
-        size = got[0]
-        if not HEAD <= size < self._size:
+            self._got.extend(map(_recvmsg, *self._call))
+        size = self._got[0]
+        if size >= HEAD and (self.words[0] >= LARGE or self._header.controllen):
+            return self._take_large(self.words[0])
+        return self.settle(size)
+
+    def settle(self, size: int) -> Frame | None:
+        """Deal with what was put into the memory: a message, the end, a call that found nothing, or what a stranger wrote."""
+        got, tag = self._got, self.words[0]
+        if size < HEAD:
             return self._odd(size)
-        tag = self._word[0]
-        if tag >= LARGE or self._header.controllen:
-            return self._take_large(tag)
+        if size >= self.size:
+            got.clear()
+            raise _stranger()
+        if tag >= LARGE:
+            if self.words[1]:
+                raise _stranger()  # not announced
+            self.plain = False
+            return self.take()
         slot = tag & SLOT
-        board.taken[slot] = tag
-        if board.wake[slot] <= tag:
-            self._announce(slot)
-        frame = bytes(self._view[HEAD:size])
+        self._board.taken[slot] = tag
+        if self._board.wake[slot] <= tag:
+            self.announce(slot)
+        frame = bytes(self.view[HEAD:size])
         got.clear()
         return (frame,)
 
@@ -137,31 +160,32 @@ class Intake:
         """Whether an interruption left a message here, which is the next."""
         return bool(self._got)
 
-    def _announce(self, slot: int) -> None:
+    def announce(self, slot: int) -> None:
         """Tell the sender of a slot, which waits, that there is room."""
         # Cleared first: what it asks for from here on is answered by the edge that follows, or by the next message.
         self._board.wake[slot] = NEVER
         self._state.news.set()
 
     def _odd(self, size: int) -> Frame | None:
-        """Deal with what has no size that a message has: nothing there, the end, an error, or what a stranger wrote."""
-        if size == 0:
-            self._got.clear()
-            if self._ended:
-                raise EndOfChannel("the unix: channel was shut down and is drained")
-            # The kernel looks for messages first and for the end second, and something may have come in between. From
-            # here on nothing can come any more, so the second look is certain.
-            self._ended = True
-            return self.take()
-        if size > 0:
-            self._close_descriptors()
-            self._got.clear()
-            raise ChannelBroken("something that is no ipcbus sender wrote to this unix: channel; it was dropped")
         self._got.clear()
-        code = ctypes.get_errno()
-        if code in (errno.EAGAIN, errno.EINTR):
+        if size < 0:
+            code = ctypes.get_errno()
+            if code not in (errno.EAGAIN, errno.EINTR):
+                raise self._unreadable(code)
+            self._board.large_waits = False
             return None
-        raise ChannelBroken(f"the socket of a unix: channel cannot be read: {os.strerror(code)}")
+        if size > 0:
+            raise _stranger()
+        if self._ended:
+            raise EndOfChannel("the unix: channel was shut down and is drained")
+        # The kernel looks for messages first and for the end second, and something may have come in between. From here on
+        # nothing can come any more, so the second look is certain.
+        self._ended = True
+        return self.take()
+
+    @staticmethod
+    def _unreadable(code: int | None) -> ChannelBroken:
+        return ChannelBroken(f"the socket of a unix: channel cannot be read: {os.strerror(code or 0)}")
 
     def _make_sure(self) -> None:
         """Make sure that a descriptor can be received: the kernel throws away one for which there is no room."""
@@ -180,21 +204,24 @@ class Intake:
         if len(got) > 1:
             got.clear()  # interrupted when all was done but to hand it out
             return self.take()
+        if got[0] == MARK.size and not self.words[1] and not fds:
+            got.clear()  # an announcement
+            return self.take()
         try:
             if tag < LARGE or got[0] != MARK.size or len(fds) > 1:
-                raise ChannelBroken("something that is no ipcbus sender wrote to this unix: channel; it was dropped")
+                raise _stranger()
             if not fds:
                 raise ChannelBroken(
                     "a large message came, and this process had no descriptor left to take it with; it is lost: "
                     "close some descriptors or raise 'ulimit -n'"
                 )
-            return (open_sealed(fds[0], self._word[1], self._limit),)
+            return (open_sealed(fds[0], self.words[1], self._limit),)
         finally:
             tag &= ~LARGE
             slot = tag & SLOT
             self._board.taken[slot] = tag
             if self._board.wake[slot] <= tag:
-                self._announce(slot)
+                self.announce(slot)
             self._close_descriptors()
             got.clear()
 
@@ -216,3 +243,7 @@ class Intake:
         if self._got and self._got[0] > 0:
             self._close_descriptors()
         self._got.clear()
+
+
+def _stranger() -> ChannelBroken:
+    return ChannelBroken("something that is no ipcbus sender wrote to this unix: channel; it was dropped")

@@ -121,14 +121,14 @@ class UnixSender(SendLink):
         fd = -1
         try:
             fd = fill(frame, size)
-            self._board.expect_large()
-            while True:
-                try:
-                    socket.send_fds(self._handle.inlet, [MARK.pack(tag | LARGE, size)], [fd], _FLAGS)
-                except BlockingIOError:
-                    self._wait_for_bytes(deadline)
-                else:
-                    return
+            if not self._board.large_announced:
+                # In this order: who becomes the receiver from here on need not have seen the announcement, and no sender
+                # relies on one that is not in the stream yet.
+                self._board.large_may_come = True
+                self._pass(MARK.pack(LARGE, 0), [], deadline)
+                self._board.large_announced = True
+            self._board.large_waits = True
+            self._pass(MARK.pack(tag | LARGE, size), [fd], deadline)
         except (ChannelFull, ChannelBroken, ChannelClosed):
             self._tag = tag - STEP
             raise
@@ -138,6 +138,16 @@ class UnixSender(SendLink):
         finally:
             if fd >= 0:
                 os.close(fd)
+
+    def _pass(self, data: bytes, fds: list[int], deadline: Deadline) -> None:
+        """Send a datagram with descriptors, which are duplicated into the kernel and stay the caller's."""
+        while True:
+            try:
+                socket.send_fds(self._handle.inlet, [data], fds, _FLAGS)
+            except BlockingIOError:
+                self._wait_for_bytes(deadline)
+            else:
+                return
 
     def _refused(self, error: OSError) -> ChannelBroken | ChannelClosed:
         """Say what an error of the socket means."""
@@ -263,7 +273,7 @@ class UnixSender(SendLink):
             if self._intake is None:
                 handle = self._handle
                 self._intake = Intake(
-                    handle.outlet.fileno(), handle.board, handle.state, handle.inline, self._spec.max_message
+                    handle.outlet, handle.board, handle.state, handle.inline, self._spec.max_message, alone=False
                 )
             try:
                 return self._intake.take() is not None
