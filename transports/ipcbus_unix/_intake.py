@@ -76,11 +76,23 @@ class Intake:
     Attributes:
         plain: whether the quick way may be taken: ``recv_into`` with ``memory``, then ``settle``.
         memory: where a message is put.
+        view: the same, to cut out of.
         words: the same as unsigned 64-bit numbers, of which the first is the tag.
         size: bytes that no message fills.
     """
 
-    __slots__ = ("_board", "_call", "_control", "_ended", "_fd", "_got", "_header", "_into", "_iovec", "_limit", "_state") + (
+    __slots__ = (
+        "_board",
+        "_call",
+        "_control",
+        "_ended",
+        "_fd",
+        "_got",
+        "_header",
+        "_into",
+        "_iovec",
+        "_limit",
+        "_state",
         "memory",
         "plain",
         "size",
@@ -230,7 +242,7 @@ class Intake:
         if self._header.controllen < _CONTROL_HEAD.size or (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             return ()
         fds = array.array("i")
-        fds.frombytes(self._control[_CONTROL_HEAD.size : length - length % _FD])
+        fds.frombytes(self._control.raw[_CONTROL_HEAD.size : length - length % _FD])
         return tuple(fds)
 
     def _close_descriptors(self) -> None:

@@ -32,21 +32,10 @@ class UnixReceiver(RecvLink):
         self._handle = handle
         self._state = handle.state
         self._board = handle.board
-        self._claim: Claim | None = None
-        if spec.receivers == "one":
-            self._claim, owner = handle.state.attach()
-            if owner is not None:
-                raise ChannelBusy(
-                    f"process {owner} is the receiver of this unix: channel already; open it with receivers='many' to share "
-                    "the messages out",
-                    owner,
-                )
         self._closed = False
         self._lock = threading.RLock()
         alone = spec.receivers == "one" and not spec.drops_old
-        self._intake = intake = Intake(
-            handle.outlet, handle.board, handle.state, handle.inline, spec.max_message, alone=alone
-        )
+        self._intake = intake = Intake(handle.outlet, handle.board, handle.state, handle.inline, spec.max_message, alone=alone)
         self._plain = intake.plain
         self._into = handle.outlet.recv_into
         self._memory, self._view, self._words, self._size = intake.memory, intake.view, intake.words, intake.size
@@ -56,6 +45,16 @@ class UnixReceiver(RecvLink):
         self._poll = select.poll()
         for fd in (wakeup.fileno(), handle.outlet.fileno()):
             self._poll.register(fd, select.POLLIN)
+        # Last of all: whoever claims to be the receiver and then fails to become it would seem to have died.
+        self._claim: Claim | None = None
+        if spec.receivers == "one":
+            self._claim, owner = handle.state.attach()
+            if owner is not None:
+                raise ChannelBusy(
+                    f"process {owner} is the receiver of this unix: channel already; open it with receivers='many' to share "
+                    "the messages out",
+                    owner,
+                )
 
     def recv(self, timeout: float | None) -> Frame:
         """Take the oldest message."""
@@ -89,7 +88,7 @@ class UnixReceiver(RecvLink):
             raise self._why_closed()
         try:
             frame = self._intake.take() if size < 0 else self._intake.settle(size)
-            return frame or self._wait(timeout)
+            return self._wait(timeout) if frame is None else frame
         finally:
             self._plain = self._intake.plain and not self._closed
 

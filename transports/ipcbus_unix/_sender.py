@@ -29,6 +29,7 @@ __all__ = ["UnixSender", "is_shut"]
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _ORDER = sys.byteorder
 _NO_EVENTS = select.EPOLLERR  # the end of the stream is reported whether asked for or not
+_NOTHING, _UNKNOWN = -1, -2
 _TOO_LARGE = {errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM}
 """What the kernel says when it has no memory in one piece for a datagram: in a memory file it needs none."""
 
@@ -63,7 +64,7 @@ class UnixSender(SendLink):
         self._watch: Watch | None = None
         self._shared = False
         """Whether the descriptor was given out, so that it has to show what a wait here would."""
-        self._mask = -1
+        self._mask = _NOTHING
 
     # ------------------------------------------------------------------ sending
 
@@ -233,7 +234,7 @@ class UnixSender(SendLink):
         finally:
             self._board.wake[self._slot] = NEVER
             if not self._shared:
-                self._show(-1)
+                self._show(_NOTHING)
 
     def _open_epoll(self) -> select.epoll:
         if self._epoll is None:
@@ -246,17 +247,20 @@ class UnixSender(SendLink):
         return self._epoll
 
     def _show(self, mask: int) -> None:
-        """Have the descriptor show what the socket does, as far as ``mask`` says; -1: nothing, at no cost for anybody."""
+        """Have the descriptor show what the socket does, as far as ``mask`` says, or nothing at no cost for anybody."""
         epoll = self._epoll
         if epoll is None or mask == self._mask:
             return
-        before, self._mask = self._mask, mask
-        if mask == -1:
-            epoll.unregister(self._fd)
-        elif before == -1:
-            epoll.register(self._fd, mask)
-        else:
-            epoll.modify(self._fd, mask)
+        self._mask = _UNKNOWN  # until it is done: it may be interrupted, and is then done again
+        try:
+            if mask == _NOTHING:
+                epoll.unregister(self._fd)
+            else:
+                epoll.modify(self._fd, mask)
+        except FileNotFoundError:
+            if mask != _NOTHING:
+                epoll.register(self._fd, mask)
+        self._mask = mask
 
     def _why_closed(self) -> ChannelClosed:
         if self._closed:
@@ -287,7 +291,7 @@ class UnixSender(SendLink):
                 raise self._why_closed()
             epoll = self._open_epoll()
             self._shared = True
-            if self._mask == -1:
+            if self._mask == _NOTHING:
                 self._show(_NO_EVENTS)
             return epoll.fileno()
 
