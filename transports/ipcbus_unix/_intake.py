@@ -142,7 +142,7 @@ class Intake:
             self._header.controllen = _CONTROL
             self._got.extend(map(_recvmsg, *self._call))
         size = self._got[0]
-        if size >= HEAD and (self.words[0] >= LARGE or self._header.controllen):
+        if size >= 0 and (self._header.controllen or (size >= HEAD and self.words[0] >= LARGE)):
             return self._take_large(self.words[0])
         return self.settle(size)
 
@@ -159,10 +159,7 @@ class Intake:
                 raise _stranger()  # not announced
             self.plain = False
             return self.take()
-        slot = tag & SLOT
-        self._board.taken[slot] = tag
-        if self._board.wake[slot] <= tag:
-            self.announce(slot)
+        self._note(tag)
         frame = bytes(self.view[HEAD:size])
         got.clear()
         return (frame,)
@@ -171,6 +168,13 @@ class Intake:
     def pending(self) -> bool:
         """Whether an interruption left a message here, which is the next."""
         return bool(self._got)
+
+    def _note(self, tag: int) -> None:
+        """Write down that a message was taken."""
+        slot = tag & SLOT
+        self._board.taken[slot] = tag
+        if self._board.wake[slot] <= tag:
+            self.announce(slot)
 
     def announce(self, slot: int) -> None:
         """Tell the sender of a slot, which waits, that there is room."""
@@ -216,24 +220,23 @@ class Intake:
         if len(got) > 1:
             got.clear()  # interrupted when all was done but to hand it out
             return self.take()
-        if got[0] == MARK.size and not self.words[1] and not fds:
+        if got[0] != MARK.size or tag < LARGE or len(fds) > 1:
+            self._close_descriptors()
+            got.clear()
+            raise _stranger()
+        size = self.words[1]
+        if not size and not fds:
             got.clear()  # an announcement
             return self.take()
         try:
-            if tag < LARGE or got[0] != MARK.size or len(fds) > 1:
-                raise _stranger()
             if not fds:
                 raise ChannelBroken(
-                    "a large message came, and this process had no descriptor left to take it with; it is lost: "
-                    "close some descriptors or raise 'ulimit -n'"
+                    f"a large message of {size} bytes came, and this process had no descriptor left to take it with; it is "
+                    "lost: close some descriptors or raise 'ulimit -n'"
                 )
-            return (open_sealed(fds[0], self.words[1], self._limit),)
+            return (open_sealed(fds[0], size, self._limit),)
         finally:
-            tag &= ~LARGE
-            slot = tag & SLOT
-            self._board.taken[slot] = tag
-            if self._board.wake[slot] <= tag:
-                self.announce(slot)
+            self._note(tag & ~LARGE)
             self._close_descriptors()
             got.clear()
 

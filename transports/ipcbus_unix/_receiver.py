@@ -34,6 +34,7 @@ class UnixReceiver(RecvLink):
         self._board = handle.board
         self._closed = False
         self._lock = threading.RLock()
+        self._opening = threading.Lock()
         alone = spec.receivers == "one" and not spec.drops_old
         self._intake = intake = Intake(handle.outlet, handle.board, handle.state, handle.inline, spec.max_message, alone=alone)
         self._plain = intake.plain
@@ -121,12 +122,13 @@ class UnixReceiver(RecvLink):
         wakeup = self._wakeup
         if self._closed or wakeup is None:
             raise self._why_closed()
-        if self._epoll is None:
-            epoll = select.epoll()
-            for fd in (wakeup.fileno(), self._handle.outlet.fileno()):
-                epoll.register(fd, select.EPOLLIN)
-            self._epoll = self._epoll or epoll
-        return self._epoll.fileno()
+        with self._opening:  # not the other lock, which a receiving thread may hold for long
+            if self._epoll is None:
+                epoll = select.epoll()
+                for fd in (wakeup.fileno(), self._handle.outlet.fileno()):
+                    epoll.register(fd, select.EPOLLIN)
+                self._epoll = epoll
+            return self._epoll.fileno()
 
     def ready(self) -> bool:
         """Tell whether there is a message, or an end. With many receivers, another may be faster."""
