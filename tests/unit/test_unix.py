@@ -217,6 +217,22 @@ class TestLarge:
         other.send([BIG + b"2"], 0)
         assert drain(ends.receiver()) == [BIG + b"2"]
 
+    @pytest.mark.parametrize("way", ["recv", "_recv_slowly"])
+    def test_announcement_lost_in_an_interruption(self, make, way):
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        real = receiver._into
+
+        def interrupted(*args):
+            real(*args)
+            raise KeyboardInterrupt
+
+        receiver._into = receiver._intake._into = interrupted
+        sender.send([BIG], 0)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(receiver, way)(0)
+        assert drain(receiver) == [BIG]
+
     def test_no_descriptor_for_each_that_is_kept(self, make):
         ends = make()
         sender, receiver = ends.sender(), ends.receiver()
@@ -414,6 +430,15 @@ class TestRoom:
         assert sender.ready()
         assert sender.depth() == 0, "a send that failed used up room"
 
+    def test_room_for_bytes_that_lacked_once_is_forgotten(self, make):
+        ends = make(capacity=1000, socket_bytes=1 << 16, large=1 << 14)
+        sender, receiver = ends.sender(), ends.receiver()
+        sent = fill_with(sender, bytes(4000))
+        drain(receiver)
+        for _ in range(sent // 2 + 1):
+            sender.send([bytes(4000)], 0)
+        assert sender.ready()
+
     def test_sends_that_found_no_room_for_bytes_use_up_none(self, make):
         ends = make(capacity=20, socket_bytes=1 << 16)
         sender, receiver = ends.sender(), ends.receiver()
@@ -534,6 +559,17 @@ class TestEnd:
             assert drain(receiver) == [b"1"]
         finally:
             socket.setdefaulttimeout(None)
+
+
+def test_closed_ends_keep_no_descriptor():
+    before = descriptors()
+    channel = ipcbus.open("unix:", capacity=1)
+    for message in (1, BIG):
+        channel.send(message, timeout=0)
+        ipcbus.wait([channel, channel.sender], timeout=0)
+        channel.recv(timeout=PATIENCE)
+    channel.close()
+    assert descriptors() == before
 
 
 def test_one_receiver():

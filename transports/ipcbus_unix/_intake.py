@@ -74,7 +74,8 @@ class Intake:
         alone: whether nobody else takes messages while this does.
 
     Attributes:
-        plain: whether the quick way may be taken: ``recv_into`` with ``memory``, then ``settle``.
+        plain: whether the quick way may be taken: ``recv_into`` with ``memory``, then ``settle``. Not while it is not known
+            yet what came: an interruption in between may lose the announcement, and leaves the careful way.
         memory: where a message is put.
         view: the same, to cut out of.
         words: the same as unsigned 64-bit numbers, of which the first is the tag.
@@ -129,14 +130,17 @@ class Intake:
             ChannelBroken: what came makes no sense, or there is no descriptor to take it with.
         """
         if self.plain:
+            self.plain = False
             try:
                 size = self._into(self.memory, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
+                self.plain = True
                 return None
             except OSError as error:
                 raise self._unreadable(error.errno) from error
             return self.settle(size)
-        if not self._got:
+        if not self.pending:
+            self._got.clear()
             if self._board.large_waits:
                 self._make_sure()
             self._header.controllen = _CONTROL
@@ -144,30 +148,33 @@ class Intake:
         size = self._got[0]
         if size >= 0 and (self._header.controllen or (size >= HEAD and self.words[0] >= LARGE)):
             return self._take_large(self.words[0])
-        return self.settle(size)
+        return self._accept(size)
 
     def settle(self, size: int) -> Frame | None:
-        """Deal with what was put into the memory: a message, the end, a call that found nothing, or what a stranger wrote."""
-        got, tag = self._got, self.words[0]
+        """Deal with what came the quick way; returns and raises what ``take`` does."""
+        if size >= HEAD and self.words[0] >= LARGE and size < self.size:
+            if size != MARK.size or self.words[1]:
+                raise _stranger()  # not announced
+            return self.take()
+        self.plain = True
+        return self._accept(size)
+
+    def _accept(self, size: int) -> Frame | None:
+        """Deal with what has no descriptor: a message, the end, a call that found nothing, or what a stranger wrote."""
         if size < HEAD:
             return self._odd(size)
         if size >= self.size:
-            got.clear()
+            self._got.clear()
             raise _stranger()
-        if tag >= LARGE:
-            if self.words[1]:
-                raise _stranger()  # not announced
-            self.plain = False
-            return self.take()
-        self._note(tag)
+        self._note(self.words[0])
         frame = bytes(self.view[HEAD:size])
-        got.clear()
+        self._got.clear()
         return (frame,)
 
     @property
     def pending(self) -> bool:
         """Whether an interruption left a message here, which is the next."""
-        return bool(self._got)
+        return bool(self._got) and self._got[0] >= 0
 
     def _note(self, tag: int) -> None:
         """Write down that a message was taken."""
@@ -186,7 +193,7 @@ class Intake:
         self._got.clear()
         if size < 0:
             code = ctypes.get_errno()
-            if code not in (errno.EAGAIN, errno.EINTR):
+            if code not in (0, errno.EAGAIN, errno.EINTR):  # 0: a finalizer that ran in between made a call of its own
                 raise self._unreadable(code)
             self._board.large_waits = False
             return None
@@ -255,7 +262,8 @@ class Intake:
 
     def close(self) -> None:
         """Let go of a message that an interruption left here. Idempotent."""
-        if self._got and self._got[0] > 0:
+        self.plain = False
+        if self.pending and self._header.controllen:
             self._close_descriptors()
         self._got.clear()
 

@@ -37,7 +37,6 @@ class UnixReceiver(RecvLink):
         self._opening = threading.Lock()
         alone = spec.receivers == "one" and not spec.drops_old
         self._intake = intake = Intake(handle.outlet, handle.board, handle.state, handle.inline, spec.max_message, alone=alone)
-        self._plain = intake.plain
         self._into = handle.outlet.recv_into
         self._memory, self._view, self._words, self._size = intake.memory, intake.view, intake.words, intake.size
         self._taken, self._wake = handle.board.taken, handle.board.wake
@@ -62,20 +61,24 @@ class UnixReceiver(RecvLink):
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
                 self._acquire(timeout)
-            if not self._plain:
+            # From here on as Intake.take, without the calls: this runs for every message.
+            intake = self._intake
+            if not intake.plain:
                 return self._recv_slowly(timeout)
+            intake.plain = False
             try:
                 size = self._into(self._memory, 0, _NOW)
             except OSError:
+                intake.plain = True
                 return self._recv_slowly(timeout)
-            # As Intake.settle, without the call: this runs for every message.
             tag = self._words[0]
             if tag >= LARGE or not HEAD <= size < self._size:
                 return self._recv_slowly(timeout, size)
+            intake.plain = True
             slot = tag & SLOT
             self._taken[slot] = tag
             if self._wake[slot] <= tag:
-                self._intake.announce(slot)
+                intake.announce(slot)
             return (bytes(self._view[HEAD:size]),)
         finally:
             try:  # as plumbing.locks.release, without the call
@@ -87,11 +90,8 @@ class UnixReceiver(RecvLink):
         """Take a message that is not there yet, or with care; ``size`` is what a quick look has found."""
         if self._closed:
             raise self._why_closed()
-        try:
-            frame = self._intake.take() if size < 0 else self._intake.settle(size)
-            return self._wait(timeout) if frame is None else frame
-        finally:
-            self._plain = self._intake.plain and not self._closed
+        frame = self._intake.take() if size < 0 else self._intake.settle(size)
+        return self._wait(timeout) if frame is None else frame
 
     def _acquire(self, timeout: float | None) -> None:
         if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
@@ -146,7 +146,7 @@ class UnixReceiver(RecvLink):
     def close(self) -> None:
         """Close; what was not received stays for the next receiver."""
         self._closed = True
-        self._plain = False
+        self._intake.plain = False
         wakeup = self._wakeup  # kept alive: another thread may close too
         if wakeup is None:
             return
@@ -164,8 +164,8 @@ class UnixReceiver(RecvLink):
         self._free()
 
     def _free(self) -> None:
-        self._plain = False
         self._intake.close()
+        self._taken = self._wake = memoryview(b"")  # the mapping has a descriptor of its own
         self._wakeup = None
         if self._epoll is not None:
             self._epoll.close()

@@ -57,7 +57,8 @@ class UnixSender(SendLink):
         self._reserved = self._tag
         self._limit = self._tag
         """The last tag that may be sent without looking at the board."""
-        self._no_bytes = False
+        self._crowded = 0
+        """The tag that found no room for its bytes; out of date as soon as one was sent."""
         self._intake: Intake | None = None
         self._epoll: select.epoll | None = None
         self._wakeup: Wakeup | None = None
@@ -102,7 +103,7 @@ class UnixSender(SendLink):
         deadline = Deadline(timeout)
         try:
             while isinstance(error, BlockingIOError):
-                self._wait_for_bytes(deadline)
+                self._wait_for_bytes(tag, deadline)
                 try:
                     self._put(data, _FLAGS)
                 except OSError as again:
@@ -126,10 +127,10 @@ class UnixSender(SendLink):
                 # In this order: who becomes the receiver from here on need not have seen the announcement, and no sender
                 # relies on one that is not in the stream yet.
                 self._board.large_may_come = True
-                self._pass(MARK.pack(LARGE, 0), [], deadline)
+                self._pass(tag, MARK.pack(LARGE, 0), [], deadline)
                 self._board.large_announced = True
             self._board.large_waits = True
-            self._pass(MARK.pack(tag | LARGE, size), [fd], deadline)
+            self._pass(tag, MARK.pack(tag | LARGE, size), [fd], deadline)
         except (ChannelFull, ChannelBroken, ChannelClosed):
             self._tag = tag - STEP
             raise
@@ -140,13 +141,13 @@ class UnixSender(SendLink):
             if fd >= 0:
                 os.close(fd)
 
-    def _pass(self, data: bytes, fds: list[int], deadline: Deadline) -> None:
+    def _pass(self, tag: int, data: bytes, fds: list[int], deadline: Deadline) -> None:
         """Send a datagram with descriptors, which are duplicated into the kernel and stay the caller's."""
         while True:
             try:
                 socket.send_fds(self._handle.inlet, [data], fds, _FLAGS)
             except BlockingIOError:
-                self._wait_for_bytes(deadline)
+                self._wait_for_bytes(tag, deadline)
             else:
                 return
 
@@ -195,15 +196,14 @@ class UnixSender(SendLink):
             self._sleep(deadline, for_bytes=False)
         raise self._why_closed()
 
-    def _wait_for_bytes(self, deadline: Deadline) -> None:
+    def _wait_for_bytes(self, tag: int, deadline: Deadline) -> None:
         """Return when the socket may have room, or raise."""
-        self._no_bytes = True
+        self._crowded = tag
         if deadline.expired:
             if self._shared:
                 self._expect(for_bytes=True)
             raise ChannelFull("as many bytes wait to be received as the channel's socket holds; see the option socket_bytes")
         self._sleep(deadline, for_bytes=True)
-        self._no_bytes = False
         if self._closed or is_shut(self._handle.inlet):
             raise self._why_closed()
 
@@ -304,9 +304,9 @@ class UnixSender(SendLink):
                 return True
             if not (self._look() or self._expect(for_bytes=False)):
                 return self._is_deserted()
-            if self._no_bytes and not self._expect(for_bytes=True):
+            if self._crowded > self._tag and not self._expect(for_bytes=True):
                 return self._is_deserted()
-            self._no_bytes = False
+            self._crowded = 0
             self._show(_NO_EVENTS)
             return True
         finally:
