@@ -19,7 +19,7 @@ from ipcbus.errors import ChannelBroken
 from ipcbus.plumbing.claim import Claim
 from ipcbus.plumbing.fds import TravellingFd
 
-__all__ = ["LARGE", "NEVER", "SLOT", "STEP", "Board"]
+__all__ = ["LARGE", "LARGE_ANNOUNCED", "LARGE_MAY_COME", "LARGE_WAITS", "NEVER", "SLOT", "STEP", "WAITING", "Board"]
 
 STEP = 1024
 """From one tag of a slot to the next: the slot takes the lower ten bits."""
@@ -32,9 +32,17 @@ NEVER = LARGE
 SLOTS = 1000
 """As many as there are claims in a file."""
 
+WAITING = 0
+"""Flag: a sender waits for room."""
+LARGE_MAY_COME = 1
+"""Flag: a message with a descriptor was ever about to be sent. Set before that is announced in the stream."""
+LARGE_ANNOUNCED = 2
+"""Flag: it was announced in the stream, ahead of whatever is sent from now on."""
+LARGE_WAITS = 3
+"""Flag: a message with a descriptor may be waiting now. Set around each, cleared when nothing waits."""
+
 _BLOCK = (1 << 24) * STEP
 """Numbers are reserved by so many, for the case that a sender is killed before it could say which it has used."""
-_WAITING, _COMING, _ANNOUNCED, _LARGE = range(4)
 _PIDS_END = 4096 + 4096
 _TABLE = STEP * 8
 
@@ -43,11 +51,12 @@ class Board:
     """The shared memory of one channel; picklable wherever a descriptor is.
 
     Attributes:
+        flags: single bytes, by the constants of this module.
         taken: by slot, the tag of the latest message that was taken out.
         wake: by slot, the tag from which on whoever takes a message is to announce it, since the sender waits.
     """
 
-    __slots__ = ("_fd", "_flags", "_given", "taken", "wake")
+    __slots__ = ("_fd", "_given", "flags", "taken", "wake")
 
     def __init__(self, fd: TravellingFd | None = None) -> None:
         size = _PIDS_END + 3 * _TABLE
@@ -57,7 +66,7 @@ class Board:
         self._fd = fd
         # The first page has the flags and the bytes that claims lock, the second the pids that claims leave.
         memory = memoryview(mmap.mmap(fd.fileno(), size))
-        self._flags = memory[:8]
+        self.flags = memory[:8]
         words = memory[_PIDS_END:].cast("Q")
         self.taken, self.wake, self._given = (words[at : at + STEP] for at in range(0, 3 * STEP, STEP))
 
@@ -80,50 +89,23 @@ class Board:
         self._given[tag & SLOT] = tag + _BLOCK
         return tag + _BLOCK
 
-    @property
-    def large_may_come(self) -> bool:
-        """Whether a message with a descriptor was ever about to be sent: set before it is announced in the stream."""
-        return self._flags[_COMING] != 0
-
-    @large_may_come.setter
-    def large_may_come(self, value: bool) -> None:
-        self._flags[_COMING] = value
-
-    @property
-    def large_announced(self) -> bool:
-        """Whether that was announced in the stream, ahead of whatever is sent from now on."""
-        return self._flags[_ANNOUNCED] != 0
-
-    @large_announced.setter
-    def large_announced(self, value: bool) -> None:
-        self._flags[_ANNOUNCED] = value
-
-    @property
-    def large_waits(self) -> bool:
-        """Whether a message with a descriptor may be waiting now: set before each, cleared when nothing waits."""
-        return self._flags[_LARGE] != 0
-
-    @large_waits.setter
-    def large_waits(self, value: bool) -> None:
-        self._flags[_LARGE] = value
-
     def expect_taking(self, slot: int, tag: int) -> None:
         """Ask to be told when a tag, or a later one, is taken out."""
         self.wake[slot] = tag
-        self._flags[_WAITING] = 1
+        self.flags[WAITING] = 1
 
     def somebody_waits(self) -> bool:
         """Tell, once, whether a sender has asked to be told."""
-        if not self._flags[_WAITING]:
+        if not self.flags[WAITING]:
             return False
-        self._flags[_WAITING] = 0
+        self.flags[WAITING] = 0
         return True
 
     def close(self) -> None:
         """Free this process's descriptor. Idempotent. The memory goes with the last who uses it."""
         self._fd.close()
         nothing = memoryview(b"")
-        self._flags = self.taken = self.wake = self._given = nothing
+        self.flags = self.taken = self.wake = self._given = nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Board, (self._fd,)

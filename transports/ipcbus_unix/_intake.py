@@ -20,7 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelBroken, EndOfChannel
-from ipcbus_unix._board import LARGE, NEVER, SLOT
+from ipcbus_unix._board import LARGE, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT
 from ipcbus_unix._memory import open_sealed
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class _Msghdr(ctypes.Structure):
         ("controllen", ctypes.c_size_t),
         ("flags", ctypes.c_int),
     )
+
+
+_CONTROLLEN = _Msghdr.controllen.offset // 8
 
 
 class Intake:
@@ -110,15 +113,16 @@ class Intake:
         self._state = state
         self._limit = limit
         self._ended = False
-        self.plain = alone and not board.large_may_come
+        self.plain = alone and not board.flags[LARGE_MAY_COME]
         self.size = max(HEAD + inline, MARK.size) + 1  # one more: what fills all of it was too large
         self.memory = bytearray(-(-self.size // 8) * 8)
         self.view = memoryview(self.memory)
         self.words = self.view.cast("Q")
         self._control = ctypes.create_string_buffer(_CONTROL)
         self._iovec = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(self.memory)), self.size)
-        self._header = _Msghdr(None, 0, ctypes.addressof(self._iovec), 1, ctypes.addressof(self._control), _CONTROL, 0)
-        self._call = ((self._fd,), (ctypes.byref(self._header),), (_FLAGS,))
+        header = _Msghdr(None, 0, ctypes.addressof(self._iovec), 1, ctypes.addressof(self._control), _CONTROL, 0)
+        self._header = memoryview(header).cast("B").cast("Q")  # quicker than by its attributes
+        self._call = ((self._fd,), (ctypes.byref(header),), (_FLAGS,))
         self._got: list[Any] = []
         """What the careful call returned for the message that is in the memory; then None once its descriptor was closed."""
 
@@ -139,16 +143,29 @@ class Intake:
             except OSError as error:
                 raise self._unreadable(error.errno) from error
             return self.settle(size)
-        if not self.pending:
-            self._got.clear()
-            if self._board.large_waits:
+        got, header = self._got, self._header
+        if not got or got[0] < 0:
+            got.clear()
+            if self._board.flags[LARGE_WAITS]:
                 self._make_sure()
-            self._header.controllen = _CONTROL
-            self._got.extend(map(_recvmsg, *self._call))
-        size = self._got[0]
-        if size >= 0 and (self._header.controllen or (size >= HEAD and self.words[0] >= LARGE)):
-            return self._take_large(self.words[0])
-        return self._accept(size)
+            header[_CONTROLLEN] = _CONTROL
+            got.extend(map(_recvmsg, *self._call))
+        size = got[0]
+        if size < 0:
+            return self._odd(size)
+        tag = self.words[0]
+        if header[_CONTROLLEN] or (tag >= LARGE and size >= HEAD):
+            return self._take_large(tag)
+        if not HEAD <= size < self.size:
+            return self._odd(size)
+        # As _note, without the call.
+        slot, board = tag & SLOT, self._board
+        board.taken[slot] = tag
+        if board.wake[slot] <= tag:
+            self.announce(slot)
+        frame = self.view[HEAD:size].tobytes()
+        got.clear()
+        return (frame,)
 
     def settle(self, size: int) -> Frame | None:
         """Deal with what came the quick way; returns and raises what ``take`` does."""
@@ -157,19 +174,10 @@ class Intake:
                 raise _stranger()  # not announced
             return self.take()
         self.plain = True
-        return self._accept(size)
-
-    def _accept(self, size: int) -> Frame | None:
-        """Deal with what has no descriptor: a message, the end, a call that found nothing, or what a stranger wrote."""
-        if size < HEAD:
+        if not HEAD <= size < self.size:
             return self._odd(size)
-        if size >= self.size:
-            self._got.clear()
-            raise _stranger()
         self._note(self.words[0])
-        frame = bytes(self.view[HEAD:size])
-        self._got.clear()
-        return (frame,)
+        return (self.view[HEAD:size].tobytes(),)
 
     @property
     def pending(self) -> bool:
@@ -190,12 +198,13 @@ class Intake:
         self._state.news.set()
 
     def _odd(self, size: int) -> Frame | None:
+        """Deal with what has no size that a message has: nothing there, the end, an error, or what a stranger wrote."""
         self._got.clear()
         if size < 0:
             code = ctypes.get_errno()
             if code not in (0, errno.EAGAIN, errno.EINTR):  # 0: a finalizer that ran in between made a call of its own
                 raise self._unreadable(code)
-            self._board.large_waits = False
+            self._board.flags[LARGE_WAITS] = 0
             return None
         if size > 0:
             raise _stranger()
@@ -249,7 +258,7 @@ class Intake:
 
     def _descriptors(self) -> tuple[int, ...]:
         length, level, kind = _CONTROL_HEAD.unpack_from(self._control)
-        if self._header.controllen < _CONTROL_HEAD.size or (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        if self._header[_CONTROLLEN] < _CONTROL_HEAD.size or (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             return ()
         fds = array.array("i")
         fds.frombytes(self._control.raw[_CONTROL_HEAD.size : length - length % _FD])
@@ -263,7 +272,7 @@ class Intake:
     def close(self) -> None:
         """Let go of a message that an interruption left here. Idempotent."""
         self.plain = False
-        if self.pending and self._header.controllen:
+        if self.pending and self._header[_CONTROLLEN]:
             self._close_descriptors()
         self._got.clear()
 

@@ -79,7 +79,7 @@ class UnixReceiver(RecvLink):
             self._taken[slot] = tag
             if self._wake[slot] <= tag:
                 intake.announce(slot)
-            return (bytes(self._view[HEAD:size]),)
+            return (self._view[HEAD:size].tobytes(),)
         finally:
             try:  # as plumbing.locks.release, without the call
                 self._lock.release()

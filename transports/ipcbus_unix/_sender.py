@@ -15,7 +15,7 @@ from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import SendLink
-from ipcbus_unix._board import LARGE, NEVER, SLOT, STEP
+from ipcbus_unix._board import LARGE, LARGE_ANNOUNCED, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT, STEP
 from ipcbus_unix._intake import HEAD, MARK, Intake
 from ipcbus_unix._memory import fill
 from ipcbus_unix._watch import Watch
@@ -123,14 +123,16 @@ class UnixSender(SendLink):
         fd = -1
         try:
             fd = fill(frame, size)
-            if not self._board.large_announced:
+            flags = self._board.flags
+            if not flags[LARGE_ANNOUNCED]:
                 # In this order: who becomes the receiver from here on need not have seen the announcement, and no sender
                 # relies on one that is not in the stream yet.
-                self._board.large_may_come = True
+                flags[LARGE_MAY_COME] = 1
                 self._pass(tag, MARK.pack(LARGE, 0), [], deadline)
-                self._board.large_announced = True
-            self._board.large_waits = True
+                flags[LARGE_ANNOUNCED] = 1
+            flags[LARGE_WAITS] = 1
             self._pass(tag, MARK.pack(tag | LARGE, size), [fd], deadline)
+            flags[LARGE_WAITS] = 1  # again: a receiver may have found nothing while this waited
         except (ChannelFull, ChannelBroken, ChannelClosed):
             self._tag = tag - STEP
             raise
