@@ -4,53 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
+import pickle
 import secrets
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import endpoint
-from ipcbus.codec import AUTO, Codec
-from ipcbus.errors import ChannelError, ChannelFull, ConfigError, Unsupported
-from ipcbus.options import URL, build, nearest, parse_url
+from ipcbus.codec import Codec
+from ipcbus.errors import (
+    ChannelBroken,
+    ChannelError,
+    ChannelFull,
+    Unsupported,
+)
+from ipcbus.options import URL, build, parse_url
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import unpacking
+from ipcbus.settings import PRIVATE_MAX_MESSAGE, PUBLIC_MAX_MESSAGE, ChannelOptions, check, read_key, split
 from ipcbus.transport import ChannelSpec, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
     from ipcbus.aio import AsyncChannel
     from ipcbus.message import Message
+    from ipcbus.requests.future import Future
     from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink
 
-__all__ = ["Channel", "ChannelOptions", "Stats", "open_channel"]
-
-PRIVATE_MAX_MESSAGE = 1 << 30
-PUBLIC_MAX_MESSAGE = 64 << 20
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ChannelOptions:
-    """What every channel can be told, as arguments of ``open``, after ``?`` in the URL, or in a TOML table."""
-
-    capacity: int = 1024
-    """Messages accepted and not yet received."""
-    serializer: str = AUTO
-    """How objects become bytes; ``auto`` picks by the type of each and by who can reach the channel."""
-    accept: tuple[str, ...] | None = None
-    """Serializers that may decode here; None: every installed one on a private channel, else every safe one."""
-    receivers: Literal["one", "many"] = "one"
-    """Whether one process receives, or several compete for the messages."""
-    overflow: Literal["block", "fail", "drop_new", "drop_old"] = "block"
-    """What a send does when the channel is full: wait, raise ``ChannelFull``, or drop the newest or oldest message."""
-    max_message: int | None = None
-    """Bytes of the largest frame; None: 1 GiB on private channels, else 64 MiB."""
-    checksum: bool = False
-    """Whether frames carry a CRC-32."""
-    key_file: str | None = None
-    """A file of mode 0600 with a secret that both ends have; frames then carry a MAC."""
+__all__ = ["Channel", "Stats", "open_channel", "rebuild"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -169,10 +151,15 @@ class Channel:
         frame = link.recv(timeout)
         end.received += 1
         try:
-            return end.codec.decode_message(frame)
+            message = end.codec.decode_message(frame)
         except Exception:
             end.undecodable += 1
             raise
+        if message.route is None:
+            return message
+        from ipcbus.requests import serving
+
+        return serving.accept(message, end)
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
         """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises.
@@ -202,6 +189,53 @@ class Channel:
             except EOFError:
                 return
             yield obj
+
+    # ------------------------------------------------------------------ requests
+
+    def request(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> Any:
+        """Send a request and return the reply, which comes to this process alone, whoever else asks through this channel.
+
+        Args:
+            obj: what is asked.
+            timeout: seconds for all of it, sending included; None waits without limit. It travels with the request.
+            headers: texts that travel beside it.
+
+        Raises:
+            RemoteError: what answered raised an exception.
+            ChannelEmpty: no reply came within the timeout (a ``TimeoutError`` too). One that comes later is dropped.
+            PeerDied: the process that had the request died.
+            Unsupported: strangers can send through this channel.
+            ChannelError: what ``send`` raises.
+        """
+        from ipcbus.requests import asking
+
+        return asking.request(self._for_sending(), obj, timeout, headers)
+
+    def submit(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> Future[Any]:
+        """Send a request and return a future of the reply, which comes in even while nobody waits for it.
+
+        Args:
+            obj: what is asked.
+            timeout: seconds for sending it; it also tells who answers until when somebody waits.
+            headers: texts that travel beside it.
+
+        Raises:
+            What ``send`` raises, and Unsupported: strangers can send through this channel.
+        """
+        from ipcbus.requests import asking
+
+        return asking.submit(self._for_sending(), obj, timeout, headers)
+
+    def serve(self, handler: Callable[[Message], Any]) -> None:
+        """Receive until the end of the channel and answer each request with what a function returns for it.
+
+        Args:
+            handler: called with each message. What it returns is the reply, and what it raises is raised as
+                ``RemoteError`` where the request came from. For a message that is no request it is called, too.
+        """
+        from ipcbus.requests import serving
+
+        serving.serve(self, handler)
 
     # ------------------------------------------------------------------ life
 
@@ -301,6 +335,11 @@ class Channel:
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrive, (*self._end.state(), self._role)
 
+    def _reduce_shared(self) -> tuple[Any, ...]:
+        """Reduce for a message: who receives it has the channel from a directory, even when this process is gone."""
+        address = self._end.share()
+        return self.__reduce__() if address is None else (_fetch, (address, self._end.spec.id, self._end.url, self._role))
+
     # ------------------------------------------------------------------ inside
 
     def _watched(self) -> SendLink | RecvLink:
@@ -311,6 +350,11 @@ class Channel:
     def _watchers(self) -> set[endpoint.Watcher]:
         """Return who is told when this object's end is closed."""
         return self._end.watchers
+
+    def _for_sending(self) -> endpoint.Endpoint:
+        if self._role == "receiver":
+            raise self._wrong_side()
+        return self._end
 
     def _wrong_side(self) -> Unsupported:
         use = (
@@ -364,12 +408,12 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
     parsed = parse_url(url)
     transport, parsed = select(parsed, options)
     where = str(parsed)
-    common, own = _split({**parsed.options, **options}, transport, where)
+    common, own = split({**parsed.options, **options}, transport, where)
     settings = build(ChannelOptions, common, where)
-    _check(settings, transport, where)
+    check(settings, transport, where)
     private = not (transport.capabilities.crosses_hosts or transport.capabilities.addressable)
     limit = settings.max_message or (PRIVATE_MAX_MESSAGE if private else PUBLIC_MAX_MESSAGE)
-    key = _read_key(settings.key_file, where)
+    key = read_key(settings.key_file, where)
     # Made before the channel, so that a wrong serializer or an insecure wish leaves nothing behind.
     codec = Codec(settings.serializer, settings.accept, private=private, max_message=limit, key=key, checksum=settings.checksum)
     spec = ChannelSpec(
@@ -380,49 +424,11 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         max_message=limit,
         drops_old=settings.overflow == "drop_old",
     )
+    codec.unanswered = _refuse
     handle = transport.create(spec, build(transport.options, own, where))
     end = endpoint.Endpoint(handle, spec, settings, codec, str(URL(transport.scheme, parsed.address, {})), transport)
     endpoint.adopt(end, home=True)
     return Channel(end)
-
-
-def _split(values: Mapping[str, Any], transport: type[Transport], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    common_names = {field.name for field in dataclasses.fields(ChannelOptions)}
-    own_names = {field.name for field in dataclasses.fields(transport.options)}
-    for key in values:
-        if key not in common_names | own_names:
-            raise ConfigError(f"{where}: unknown option {key!r}; {nearest(key, common_names | own_names)}")
-    return (
-        {key: value for key, value in values.items() if key in common_names},
-        {key: value for key, value in values.items() if key in own_names},
-    )
-
-
-def _check(settings: ChannelOptions, transport: type[Transport], where: str) -> None:
-    if settings.capacity < 1:
-        raise ConfigError(f"{where}: capacity must be at least 1 message, not {settings.capacity}")
-    if settings.max_message is not None and settings.max_message < 64:
-        raise ConfigError(f"{where}: max_message must be at least 64 bytes, not {settings.max_message}")
-    if settings.receivers == "many" and not transport.capabilities.many_receivers:
-        raise Unsupported(f"{where!r} has one receiver; receivers='many' needs another transport, such as unix:")
-    if settings.overflow == "drop_old" and not transport.capabilities.drops_old:
-        raise Unsupported(f"{where!r} cannot drop old messages; use overflow='drop_new' or another transport")
-
-
-def _read_key(path: str | None, where: str) -> bytes | None:
-    if path is None:
-        return None
-    file = Path(path)
-    try:
-        state = file.stat()
-        key = file.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"{where}: key_file {path!r} cannot be read: {error.strerror}") from error
-    if state.st_mode & 0o077 or state.st_uid != os.geteuid():
-        raise ConfigError(f"{where}: key_file {path!r} must belong to you alone; run: chmod 600 {path}")
-    if len(key) < 16:
-        raise ConfigError(f"{where}: key_file {path!r} holds {len(key)} bytes; a key has at least 16")
-    return key
 
 
 def _arrive(
@@ -434,11 +440,23 @@ def _arrive(
     private: bool,  # noqa: FBT001  a pickle's positional state
     role: str,
 ) -> Channel:
-    """Rebuild a channel from a pickle; the second object for a channel in one process shares the first one's ends."""
+    """Rebuild a channel from a pickle."""
+    return Channel(rebuild(handle, spec, settings, url, transport_path, private), role)
+
+
+def rebuild(
+    handle: Handle,
+    spec: ChannelSpec,
+    settings: ChannelOptions,
+    url: str,
+    transport_path: str,
+    private: bool,  # noqa: FBT001  as above
+) -> endpoint.Endpoint:
+    """Return this process's endpoint of a channel that came; the second object for a channel shares the first one's ends."""
     end = endpoint.find(spec.id)
     if end is not None:
         handle.release()
-        return Channel(end, role)
+        return end
     module, _, name = transport_path.partition(":")
     transport: type[Transport] = getattr(importlib.import_module(module), name)
     codec = Codec(
@@ -446,8 +464,31 @@ def _arrive(
         settings.accept,
         private=private,
         max_message=spec.max_message,
-        key=_read_key(settings.key_file, url),
+        key=read_key(settings.key_file, url),
         checksum=settings.checksum,
     )
-    end = endpoint.Endpoint(handle, spec, settings, codec, url, transport)
-    return Channel(endpoint.adopt(end, home=False), role)
+    codec.unanswered = _refuse
+    return endpoint.adopt(endpoint.Endpoint(handle, spec, settings, codec, url, transport), home=False)
+
+
+def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
+    """Rebuild a channel that came in a message."""
+    from ipcbus.directory import client as directory
+
+    end = endpoint.find(channel_id)
+    if end is not None:
+        return Channel(end, role)
+    try:
+        found = directory.get(address, bytes.fromhex(channel_id))
+    except ChannelBroken as error:
+        raise ChannelBroken(f"a channel ({url}) came in this message and cannot be had: {error}") from error
+    with unpacking(found.fds):
+        end = rebuild(*pickle.loads(found.content))
+    end.shared.setdefault(address, directory.current(address))
+    return Channel(end, role)
+
+
+def _refuse(message: Message) -> None:
+    from ipcbus.requests import serving
+
+    serving.refuse(message)

@@ -28,11 +28,25 @@ DEFAULT_FILE = "ipcbus.toml"
 
 
 @dataclass(frozen=True, slots=True)
+class BusConfig:
+    """The table ``[bus]``."""
+
+    address: str | None = None
+    """The directory by which other processes find it; None is a new one."""
+    strict: bool = False
+    """Whether only the channels that the configuration names can be opened by name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What ``ipcbus.toml`` may say for every program. Tables of the web server are read by :mod:`ipcbus.web`."""
 
     transport: str | None = None
     """The URL that ``auto:`` stands for."""
+    bus: BusConfig = BusConfig()
+    """How processes find each other."""
+    channels: dict[str, Any] = field(default_factory=dict)
+    """By name: the URL of a channel, or a table of ``url`` and what :func:`ipcbus.open` takes; ``"*"`` is every other name."""
     front: dict[str, Any] = field(default_factory=dict)
     services: dict[str, Any] = field(default_factory=dict)
 

@@ -6,17 +6,19 @@ touching the parent's.
 
 from __future__ import annotations
 
-import os
+import pickle
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ipcbus.errors import ChannelClosed
+from ipcbus.plumbing import forks
+from ipcbus.plumbing.fds import packing
 from ipcbus.transport import Handle
 
 if TYPE_CHECKING:
-    from ipcbus.channel import ChannelOptions
     from ipcbus.codec import Codec
+    from ipcbus.settings import ChannelOptions
     from ipcbus.transport import ChannelSpec, RecvLink, SendLink, Transport
 
 __all__ = ["Endpoint", "Watcher", "adopt", "destroy", "destroy_closed", "find"]
@@ -54,6 +56,8 @@ class Endpoint:
         self.watchers: set[Watcher] = set()
         self.postponed: list[Exception] = []
         """What ``recv_many`` met behind messages that it returned."""
+        self.shared: dict[str, int] = {}
+        """Directories that this channel was left at or had from, and which of the homes that followed each other there."""
         self._closed_tx = self._closed_rx = False
         self._lock = threading.Lock()
 
@@ -113,6 +117,7 @@ class Endpoint:
         if done:
             self.handle.release()
             forget(self)
+            self._leave()
 
     def state(self) -> tuple[Any, ...]:
         """Return what another process needs to open the same channel."""
@@ -121,6 +126,36 @@ class Endpoint:
         path = f"{self.transport.__module__}:{self.transport.__qualname__}"
         return self.handle, self.spec, self.options, self.url, path, self.codec.private
 
+    def share(self) -> str | None:
+        """Leave the channel where any process of this user can have it, and return where; None if it is but an address.
+
+        Raises:
+            ChannelClosed: it is closed here.
+            ChannelBroken: the system refused.
+        """
+        from ipcbus.directory import client as directory
+
+        with self._lock:
+            for address, generation in self.shared.items():
+                if directory.current(address) == generation:
+                    return address
+            with packing() as fds:
+                content = pickle.dumps(self.state())
+            named = type(self.handle).destroy is not Handle.destroy
+            if not fds and not named:
+                return None
+            address = directory.where()
+            if named and (home := directory.keeper(address)) is not None:
+                self.handle.entrust(home)
+                _homes.pop(self.spec.id, None)
+            self.shared[address] = directory.put(address, self.key, content, fds)
+            return address
+
+    @property
+    def key(self) -> bytes:
+        """What the channel is kept under in directories."""
+        return bytes.fromhex(self.spec.id)
+
     def after_fork(self) -> None:
         """Start afresh in a forked child."""
         self._lock = threading.Lock()
@@ -128,6 +163,7 @@ class Endpoint:
             if link is not None:
                 link.abandon()
         self.tx = self.rx = None
+        self.shared = {}
         self.watchers.clear()
         self.postponed.clear()
         self.sent = self.received = self.dropped = self.undecodable = 0
@@ -139,6 +175,16 @@ class Endpoint:
             if link is not None:
                 link.close()
         self.handle.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self.shared:
+            return
+        from ipcbus.directory import client as directory
+
+        shared, self.shared = self.shared, {}
+        for address in shared:
+            directory.drop(address, self.key)
 
 
 _ends: weakref.WeakValueDictionary[str, Endpoint] = weakref.WeakValueDictionary()
@@ -193,21 +239,10 @@ def _hook() -> None:
         if _hooked:
             return
         _hooked = True
-    from multiprocessing.util import register_after_fork
-
-    os.register_at_fork(after_in_child=_after_fork)
-    # multiprocessing's children forget the finalizers they inherited right after the fork; these are set up after that.
-    register_after_fork(_ends, lambda _: _arm())
-    _arm()
-
-
-def _arm() -> None:
-    # multiprocessing's children skip atexit, but run these; so does the main process. Closing comes first, before
-    # children are joined; what has a name goes last, when no child can want it any more.
-    from multiprocessing.util import Finalize
-
-    Finalize(None, _close_all, exitpriority=10)
-    Finalize(None, destroy_closed, exitpriority=-100)
+    forks.in_child(_after_fork)
+    # Closing comes first, before children are joined; what has a name goes last, when no child can want it any more.
+    forks.at_exit(_close_all, 10)
+    forks.at_exit(destroy_closed, -100)
 
 
 def _close_all() -> None:
@@ -221,4 +256,3 @@ def _after_fork() -> None:
     _homes.clear()
     for end in list(_ends.values()):
         end.after_fork()
-    _arm()

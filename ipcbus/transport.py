@@ -200,6 +200,13 @@ class Handle(ABC):
     def release(self) -> None:
         """Free the descriptors this process's copy of the handle holds. Idempotent. Its open links are closed already."""
 
+    def entrust(self, pid: int) -> None:  # noqa: B027  most handles name nothing, and then there is nothing to write
+        """Have what has a name outlive this process, because the channel was sent on: another process answers for it.
+
+        Args:
+            pid: the process with whose end the names may go. ``destroy`` is not called here any more.
+        """
+
     def destroy(self) -> None:  # noqa: B027  most handles name nothing, and then there is nothing to write
         """Remove what has a name, for everybody. Called once, in the process that made the channel (its home).
 
@@ -267,6 +274,10 @@ class SendLink(_Link):
             PeerDied: there is no room and the receiver that should make some has died. Nothing was sent.
             ChannelBroken: the channel cannot be used any more.
         """
+
+    def receiver(self) -> int | None:
+        """Return the pid of the process that is the one receiver; None if there is none or it cannot be told."""
+        return None
 
     def discard_oldest(self) -> bool:
         """Take the oldest waiting message out of the channel, for ``overflow="drop_old"``; say whether there was one.

@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["TravellingFd"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["TravellingFd", "packing", "unpacking"]
+
+
+class _Basket(threading.local):
+    """The descriptors beside the pickle that this thread is just writing or reading."""
+
+    packed: list[int] | None = None
+    arrived: list[int] | None = None
+
+
+_basket = _Basket()
+
+
+@contextlib.contextmanager
+def packing() -> Iterator[list[int]]:
+    """Pickle inside: descriptors are left in the list this yields, in the order in which the pickle names them.
+
+    They stay their owners'. Whoever reads the pickle must have them beside it.
+    """
+    fds: list[int] = []
+    before, _basket.packed = _basket.packed, fds
+    try:
+        yield fds
+    finally:
+        _basket.packed = before
+
+
+@contextlib.contextmanager
+def unpacking(fds: Sequence[int]) -> Iterator[None]:
+    """Unpickle inside what was pickled in ``packing``: its descriptors are these. Those that it does not take are closed."""
+    before, arrived = _basket.arrived, list(fds)
+    _basket.arrived = arrived
+    try:
+        yield
+    finally:
+        _basket.arrived = before
+        for fd in arrived:
+            if fd >= 0:
+                os.close(fd)
 
 
 class TravellingFd:
     """A descriptor that pickles: into a child being started by any start method, else through the sending process.
 
-    While ``multiprocessing`` starts a child the descriptor is passed with it. At any other time the process that
-    pickled it serves it once to the process that unpickles it, and must live until then.
+    While ``multiprocessing`` starts a child the descriptor is passed with it. Inside ``packing`` it stays beside the
+    pickle. At any other time the process that pickled it serves it once to the process that unpickles it, and must live
+    until then.
 
     Args:
         fd: the descriptor; owned from here on.
@@ -39,11 +83,23 @@ class TravellingFd:
             os.close(fd)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from multiprocessing.reduction import DupFd
-
         if self._fd < 0:
             raise ValueError("a closed descriptor cannot travel")
+        packed = _basket.packed
+        if packed is not None:
+            packed.append(self._fd)
+            return _unpack, (len(packed) - 1,)
+        from multiprocessing.reduction import DupFd
+
         return _arrive, (DupFd(self._fd),)
+
+
+def _unpack(index: int) -> TravellingFd:
+    arrived = _basket.arrived
+    if arrived is None or not 0 <= index < len(arrived) or arrived[index] < 0:
+        raise ValueError("this pickle names descriptors that did not come with it")
+    fd, arrived[index] = arrived[index], -1
+    return TravellingFd(fd)
 
 
 def _arrive(ticket: Any) -> TravellingFd:

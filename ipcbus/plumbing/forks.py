@@ -1,13 +1,24 @@
-"""Forks: how often this process has forked, for those who need to know whether a child may have inherited something."""
+"""Forks and exits: how often this process has forked, what a forked child does first, and what every process does last."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-__all__ = ["count"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["at_exit", "count", "in_child"]
 
 _forks = 0
 _hooked = False
+
+
+class _Last(list["tuple[Callable[[], None], int]"]):
+    """What is called at exits: a list that can be referred to weakly, as ``multiprocessing`` wants it."""
+
+
+_last = _Last()
 
 
 def count() -> int:
@@ -26,3 +37,37 @@ def count() -> int:
 def _forked() -> None:
     global _forks  # noqa: PLW0603  as above
     _forks += 1
+
+
+def in_child(function: Callable[[], None]) -> None:
+    """Have a function called first in every child that this process forks: it must not lock, wait or flush."""
+    os.register_at_fork(after_in_child=function)
+
+
+def at_exit(function: Callable[[], None], priority: int) -> None:
+    """Have a function called at the exit of this process and of every child that it forks.
+
+    Args:
+        function: called with nothing.
+        priority: the highest comes first; those from 0 on before ``multiprocessing`` joins this process's children.
+    """
+    # multiprocessing's children skip atexit, but run these; so does the main process. They forget what they inherited
+    # right after the fork, and then call what is registered with the second.
+    from multiprocessing.util import register_after_fork
+
+    if not _last:
+        register_after_fork(_last, lambda _: _arm())
+        in_child(_arm)
+    _last.append((function, priority))
+    _finalize(function, priority)
+
+
+def _arm() -> None:
+    for function, priority in _last:
+        _finalize(function, priority)
+
+
+def _finalize(function: Callable[[], None], priority: int) -> None:
+    from multiprocessing.util import Finalize
+
+    Finalize(None, function, exitpriority=priority)

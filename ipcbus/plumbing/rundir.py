@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ipcbus.errors import ChannelBroken, InsecureConfiguration
 
-__all__ = ["MAX_SOCKET_PATH", "PREFIX", "base", "check", "create", "hold", "reap", "remove", "socket_path"]
+__all__ = ["MAX_SOCKET_PATH", "PREFIX", "base", "check", "create", "entrust", "hold", "reap", "remove", "socket_path"]
 
 PREFIX = "ipcbus-"
 """How the names of these directories begin."""
@@ -116,6 +116,20 @@ def hold(directory: Path) -> int:
     return fd
 
 
+def entrust(directory: Path, pid: int) -> None:
+    """Make another process the home of a directory: it is no leftover before that one has ended.
+
+    Raises:
+        ChannelBroken: the directory is gone.
+    """
+    check(directory)
+    try:
+        # Not another file in its place: those who hold the directory have locked this one.
+        (directory / _HOME).write_text(f"{pid} {_start_time(pid)}")
+    except OSError as error:
+        raise ChannelBroken(f"{directory} cannot be handed to process {pid}: {error.strerror}") from error
+
+
 def remove(directory: Path) -> None:
     """Remove a directory and what is in it. Idempotent; who has something open in it keeps that."""
     shutil.rmtree(directory, ignore_errors=True)
@@ -134,8 +148,10 @@ def reap(parent: Path) -> list[Path]:
         except (OSError, InsecureConfiguration):
             continue  # not ours, just being made, or just being removed
         try:
+            if not _home_ended(os.pread(fd, 100, 0)):
+                continue  # not locked even for a moment: somebody who wants to hold it would take it for gone
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _home_ended(os.read(fd, 100)):
+            if _home_ended(os.pread(fd, 100, 0)):
                 remove(directory)
                 removed.append(directory)
         except BlockingIOError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import secrets
 import stat
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -27,7 +28,7 @@ __all__ = ["Fd", "OpenFile"]
 class Fd:
     """A descriptor that can be sent. The receiver gets one of its own, for the same open file, socket or pipe.
 
-    The process that sends it must live until it has been received, and keeps its own descriptor.
+    The process that sends it keeps its own. Without a :class:`ipcbus.Bus` it must live until the message was received.
 
     Args:
         fd: the descriptor; owned from here on, so closing this object closes it.
@@ -70,6 +71,37 @@ class Fd:
 
 def _make_fd(arrived: TravellingFd) -> Fd:
     return Fd(arrived.detach())
+
+
+def reduce_fd(fd: TravellingFd) -> tuple[Any, ...]:
+    """Reduce a descriptor: it is left with a directory, and who receives the message takes it from there."""
+    from ipcbus.directory import client as directory
+
+    address, ticket = directory.where(), secrets.token_bytes(16)
+    directory.put(address, ticket, b"", [fd.fileno()], held=False)
+    return _take_fd, (address, ticket)
+
+
+def _take_fd(address: str, ticket: bytes) -> TravellingFd:
+    from ipcbus.directory import client as directory
+
+    (fd,) = directory.take(address, ticket).fds
+    return TravellingFd(fd)
+
+
+def reduce_channel(channel: Any) -> Any:
+    """Reduce a channel; raises ``ChannelClosed``."""
+    return channel._reduce_shared()  # noqa: SLF001  this package's
+
+
+def reduce_public_channel(channel: Any) -> Any:
+    """Reduce a channel for a message that may leave this machine: only what other machines can open can go there."""
+    if not channel.capabilities.addressable:
+        raise TypeError(
+            f"{channel!r} exists on this machine only, and other machines or users can reach the channel that it is to be "
+            "sent through; send it through a private one, such as pipe:, or open it with an address, such as zmq+tcp:"
+        )
+    return channel.__reduce__()
 
 
 # ---------------------------------------------------------------------- connections and sockets
@@ -119,7 +151,7 @@ class OpenFile:
     is sent raises ``EncodeError``: more often than not it came along by mistake.
 
     Args:
-        file: what ``open()`` returned. The sender keeps it, and must live until the message has been received.
+        file: what ``open()`` returned. The sender keeps it, and without a bus must live until the message was received.
     """
 
     __slots__ = ("_file",)

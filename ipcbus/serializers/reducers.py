@@ -29,14 +29,20 @@ class _Rule(NamedTuple):
     """Its name; None where the type pickles by itself and only must not leave the machine."""
     local: str = ""
     """What it is, if it means something on this machine only."""
+    public: str | None = None
+    """The reducer that says so itself, because some of its kind may leave the machine."""
 
 
 _UPB = "google._upb._message"
 _PYTHON = "google.protobuf.internal.containers"
 _RULES: dict[tuple[str, str], _Rule] = {
-    ("ipcbus.plumbing.fds", "TravellingFd"): _Rule("", None, "descriptor"),
+    ("ipcbus.plumbing.fds", "TravellingFd"): _Rule("local", "reduce_fd", "descriptor"),
+    ("ipcbus.channel", "Channel"): _Rule("local", "reduce_channel", "channel", "reduce_public_channel"),
     ("ipcbus.serializers.local", "Fd"): _Rule("", None, "descriptor"),
     ("ipcbus.serializers.local", "OpenFile"): _Rule("", None, "open file"),
+    ("ipcbus.requests.future", "Future"): _Rule("", None, "future"),
+    ("ipcbus.requests.callback", "Callback"): _Rule("", None, "callback"),
+    ("ipcbus.requests.reply", "ReplyTo"): _Rule("", None, "reply handle"),
     ("multiprocessing.connection", "Connection"): _Rule("local", "reduce_connection", "connection"),
     ("ssl", "SSLSocket"): _Rule("local", "refuse_tls"),
     ("socket", "socket"): _Rule("local", "reduce_socket", "socket"),
@@ -106,11 +112,10 @@ class DispatchTable(dict[type, "Callable[[Any], Any]"]):
         return found
 
     def _apply(self, rule: _Rule) -> Callable[[Any], Any] | None:
-        if rule.local and not self.private:
-            return _Stays(rule.local)
-        if rule.reducer is None:
-            return None
-        reducer: Callable[[Any], Any] = getattr(importlib.import_module(f"ipcbus.serializers.{rule.module}"), rule.reducer)
+        name = rule.reducer if self.private or not rule.local else rule.public
+        if name is None:
+            return None if self.private or not rule.local else _Stays(rule.local)
+        reducer: Callable[[Any], Any] = getattr(importlib.import_module(f"ipcbus.serializers.{rule.module}"), name)
         return reducer
 
 

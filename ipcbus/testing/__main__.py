@@ -8,9 +8,9 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import IpcbusError
+from ipcbus.plumbing.ports import free_port
 from ipcbus.testing.contract import Subject, checks_for, methods_for
 from ipcbus.testing.runner import run_apart
-from ipcbus.testing.subject import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import ipcbus
 from ipcbus.options import parse_url
+from ipcbus.plumbing import rundir
 from ipcbus.testing import children
 from ipcbus.testing.children import PATIENCE, pattern
 
@@ -35,7 +35,6 @@ __all__ = [
     "StartMethod",
     "Subject",
     "Task",
-    "free_port",
     "pattern",
     "preload_forkserver",
     "raises",
@@ -119,8 +118,9 @@ class Subject:
         return task
 
     def close(self) -> None:
-        """Close and end everything, the last first."""
+        """Close and end everything, the last first, and remove what killed processes left behind."""
         self._held.close()
+        rundir.reap(rundir.base())
 
     def __enter__(self) -> Self:
         return self
@@ -269,13 +269,6 @@ def preload_forkserver() -> None:
         with contextlib.suppress(ipcbus.IpcbusError):  # not installed, and then no child needs it
             modules.append(ipcbus.transports.get(scheme).__module__)
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that is free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def _brief(value: object) -> str:

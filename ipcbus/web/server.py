@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipcbus.channel import Channel, open_channel
-from ipcbus.errors import ConfigError
+from ipcbus.errors import ConfigError, GaveUp
+from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.config import ServerConfig, load_server_config
 from ipcbus.web.processes import run_front_end, run_service
@@ -79,7 +80,10 @@ class Server:
         Returns:
             0 after ``stop``, 1 if it gave up because processes died too often, None when the timeout has passed.
         """
-        return self._running().wait(timeout)
+        try:
+            return 0 if self._running().wait(timeout) else None
+        except GaveUp:
+            return 1
 
     def request_stop(self) -> None:
         """Begin to stop and return at once. May be called from a signal handler."""
@@ -153,7 +157,7 @@ class Server:
             for index, (sock, inbox) in enumerate(zip(self._sockets, fronts, strict=True))
         ]
         # Front ends are stopped first, so that services hear of every connection that closes.
-        return Supervisor([services, ends], method=config.start_method, at_end=self._hang_up)
+        return Supervisor([services, ends], start_method=config.start_method, at_end=self._hang_up)
 
     def _listen(self, count: int) -> None:
         """Make one listening socket per front end, all on the same port; the kernel spreads connections over them.
@@ -185,7 +189,7 @@ class Server:
         url = self._config.transport if url is None else url
         url = url.replace("{name}", name)
         if "{port}" in url:
-            url = url.replace("{port}", str(_free_port()))
+            url = url.replace("{port}", str(free_port()))
         channel = self._resources.enter_context(open_channel(url, serializer=_SERIALIZER, accept=(_SERIALIZER,)))
         if not channel.capabilities.crosses_processes:
             raise ConfigError(f"{name}: {channel.url} works between threads only; a server needs one between processes: pipe:")
@@ -275,11 +279,6 @@ def _cannot_bind(host: str, port: int, error: OSError) -> ConfigError:
         errno.EADDRNOTAVAIL: "that address is not one of this machine's",
     }.get(error.errno or 0, error.strerror)
     return ConfigError(f"front: bind: cannot listen at {host or '*'}:{port}: {remedy}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _read(page: str | None) -> bytes | None:

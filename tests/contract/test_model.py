@@ -5,9 +5,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from ipcbus.errors import IpcbusError
+from ipcbus.plumbing.ports import free_port
 from ipcbus.testing import mutants
 from ipcbus.testing.model import model_of
-from ipcbus.testing.subject import free_port
 
 URLS = {
     "inproc": "inproc:",

@@ -1,7 +1,7 @@
 """The contract, kept by zmq+tcp, each channel at a port of its own."""
 
+from ipcbus.plumbing.ports import free_port
 from ipcbus.testing.cases import ChannelContract
-from ipcbus.testing.subject import free_port
 
 
 class TestZmqTcp(ChannelContract):

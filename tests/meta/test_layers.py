@@ -7,14 +7,16 @@ import sys
 
 LAYERS = (
     {"ipcbus.errors", "ipcbus.plumbing"},
+    {"ipcbus.directory"},
     {"ipcbus.transport", "ipcbus.options", "ipcbus.remedies"},
     {"ipcbus.registry", "ipcbus.config", "ipcbus.frame", "ipcbus.paths"},
     {"ipcbus.explain"},
     {"ipcbus.message", "ipcbus.serializers", "ipcbus.selection", "ipcbus.check"},
-    {"ipcbus.codec", "ipcbus.aio"},
+    {"ipcbus.codec", "ipcbus.aio", "ipcbus.settings"},
     {"ipcbus.endpoint"},
-    {"ipcbus.channel"},
+    {"ipcbus.channel", "ipcbus.requests"},
     {"ipcbus.pair", "ipcbus.wait"},
+    {"ipcbus.bus"},
     {"ipcbus.supervisor"},
     {"ipcbus"},
     {"ipcbus.testing"},

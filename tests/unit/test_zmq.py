@@ -25,7 +25,7 @@ from ipcbus.errors import (
     InsecureConfiguration,
     PeerDied,
 )
-from ipcbus.testing.subject import free_port
+from ipcbus.plumbing.ports import free_port
 from ipcbus.transport import ChannelSpec, NoOptions
 from ipcbus_zmq import Zmq, ZmqTcp
 from ipcbus_zmq._protocol import MARK, Kind, encode

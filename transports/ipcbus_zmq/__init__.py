@@ -82,6 +82,10 @@ class ZmqHandle(Handle):
         if self._forks is not None and self._forks == forks.count():
             self.destroy()
 
+    def entrust(self, pid: int) -> None:
+        """Keep the directory until another process has ended."""
+        rundir.entrust(Path(self._directory), pid)
+
     def destroy(self) -> None:
         """Remove the directory; ends that are connected go on."""
         rundir.remove(Path(self._directory))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ipcbus.testing.contract import life, limits, messages, processes, waiting
+from ipcbus.testing.contract import bus, life, limits, messages, processes, requests, waiting
 from ipcbus.testing.contract.registry import CHECKS, Check
 from ipcbus.testing.subject import Subject
 
@@ -22,7 +22,20 @@ if TYPE_CHECKING:
     from ipcbus.testing.subject import StartMethod
     from ipcbus.transport import Capabilities
 
-__all__ = ["CHECKS", "Check", "Subject", "checks_for", "life", "limits", "messages", "methods_for", "processes", "waiting"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Subject",
+    "bus",
+    "checks_for",
+    "life",
+    "limits",
+    "messages",
+    "methods_for",
+    "processes",
+    "requests",
+    "waiting",
+]
 
 
 def checks_for(capabilities: Capabilities) -> list[Check]:

@@ -1,0 +1,149 @@
+"""Bus: channels by name, for every process of this user on this machine, at any time."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from typing import TYPE_CHECKING, Any, final
+
+from ipcbus import endpoint
+from ipcbus.channel import Channel, rebuild
+from ipcbus.errors import ChannelClosed, ConfigError
+from ipcbus.plumbing.fds import unpacking
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from ipcbus.bus.home import Home
+    from ipcbus.config import Config
+
+__all__ = ["Bus"]
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
+
+
+@final
+class Bus:
+    """Channels by name. The process that makes one is its *home*; any other of the same user and machine can ``connect``.
+
+    ::
+
+        with ipcbus.Bus("ipcbus.toml") as bus:          # in one process
+            orders = bus.channel("orders")
+
+        bus = ipcbus.Bus.connect()                      # in any other, whenever it starts
+        bus.channel("orders").send(order)
+
+    The home only introduces processes to each other: no message goes through it. When it ends, channels that are open go
+    on, and opening another raises ``ChannelBroken`` until a new home takes over its address. Picklable: what arrives in
+    another process is connected.
+
+    Args:
+        config: the path of a TOML file, a mapping with the same keys, or None for no configuration. ``[channels]`` says how
+            each name is carried: a URL, or a table of ``url`` and what :func:`ipcbus.open` takes. A name that it does not
+            mention is opened as ``transport`` says, unless ``strict`` in ``[bus]`` forbids.
+        address: a directory for the bus, made if it is not there; None is ``address`` in ``[bus]``, or a new one.
+
+    Raises:
+        ConfigError: the configuration is wrong, or another process is the home at the address.
+        InsecureConfiguration: the directory is not private to this user.
+        ChannelBroken: the system refused.
+    """
+
+    def __init__(
+        self, config: str | os.PathLike[str] | Mapping[str, Any] | Config | None = None, *, address: str | None = None
+    ) -> None:
+        from ipcbus.bus.home import Home
+
+        home = Home(config, address)
+        self._enter(home, home.address)
+
+    @classmethod
+    def connect(cls, address: str | None = None) -> Self:
+        """Return the bus whose home is another process (or this one).
+
+        Args:
+            address: its directory; None is what ``IPCBUS_ADDRESS`` says, which a home sets for the processes it starts.
+
+        Raises:
+            ConfigError: there is no address.
+            ChannelBroken: nobody answers there.
+            InsecureConfiguration: the directory is not private to this user.
+        """
+        from ipcbus.directory import client
+
+        found = address or client.attached()
+        if found is None:
+            raise ConfigError(f"no bus is known here: pass its address, or set {client.ADDRESS} to it (the home's bus.address)")
+        if not client.keeps(found):
+            client.place(found).greet()
+            client.attach(found)
+        bus = cls.__new__(cls)
+        bus._enter(None, found)  # noqa: SLF001  its own class
+        return bus
+
+    def _enter(self, home: Home | None, address: str) -> None:
+        self._home = home
+        self._address = address
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        """The directory by which other processes find the home."""
+        return self._address
+
+    def channel(self, name: str) -> Channel:
+        """Return the channel of a name, made as the configuration says if no process asked for it before.
+
+        Raises:
+            ConfigError: the name cannot be one, or the configuration has no such channel and is strict.
+            ChannelBroken: the home has ended, or the system refused.
+            ChannelClosed: the bus is closed here.
+        """
+        check_name(name)
+        if self._closed:
+            raise ChannelClosed("this bus is closed in this process")
+        if self._home is not None and self._home.here:
+            return self._home.channel(name)
+        from ipcbus.directory import client
+
+        found = client.call(self._address, "channel", name.encode())
+        channel_id, content = found.content[:16].hex(), found.content[16:]
+        with unpacking(found.fds):
+            known = endpoint.find(channel_id)
+            end = rebuild(*pickle.loads(content)) if known is None else known
+        end.shared.setdefault(self._address, client.current(self._address))
+        return Channel(end)
+
+    def close(self) -> None:
+        """Leave the bus; in its home, close it for all: nobody can open a channel by name any more. Idempotent.
+
+        Channels that other processes have open go on. The home closes its ends of those that were opened by name.
+        """
+        self._closed = True
+        if self._home is not None and self._home.here:
+            self._home.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<ipcbus.Bus {self._address}{' (home)' if self._home is not None and self._home.here else ''}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Bus.connect, (self._address,)
+
+
+def check_name(name: str) -> None:
+    """Make sure that a name can be one; raises ``ConfigError``."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot name a channel: a name has 1 to 200 letters, digits, '_', '.', ':' and '-', and starts with none "
+            "of the last three"
+        )
