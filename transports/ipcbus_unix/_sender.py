@@ -354,6 +354,10 @@ class UnixSender(SendLink):
             self._intake.close()
         self._wakeup = None
 
+    def receiver(self) -> int | None:
+        """Return the pid of the one receiver; None where there may be several."""
+        return self._state.receiver()
+
     def depth(self) -> int | None:
         """Return how many of this process's messages wait."""
         try:
