@@ -389,8 +389,7 @@ class TestRoom:
         sender = ends.sender()
         sender.send([b"1"], 0)
         result = in_thread(sender.send, [b"2"], PATIENCE)
-        while sender._epoll is None:
-            threading.Event().wait(0.001)
+        threading.Event().wait(0.05)  # so that the send is likely to sleep; it must be woken either way
         ends.steal()
         assert result() is None
 
@@ -559,6 +558,20 @@ class TestEnd:
             assert drain(receiver) == [b"1"]
         finally:
             socket.setdefaulttimeout(None)
+
+
+def test_forked_child_leaves_what_its_parent_waits_for():
+    with ExitStack() as stack:
+        sender = Ends(stack).sender()
+        waits = Path(f"/proc/self/fdinfo/{sender.fileno()}")
+        sender._watch._open(os.getppid())
+        before = waits.read_text()
+        assert before.count("tfd") == 4
+        if not (pid := os.fork()):
+            sender.abandon()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert waits.read_text() == before
 
 
 def test_closed_ends_keep_no_descriptor():

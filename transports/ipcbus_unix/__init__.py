@@ -27,7 +27,7 @@ class UnixOptions:
     """What may follow ``unix:?``."""
 
     socket_bytes: int = 4 * 1024 * 1024
-    """Bytes of kernel memory that waiting messages may take up, with its own bookkeeping of some 700 bytes for each; Linux
+    """Bytes of kernel memory that waiting messages may take up, with some 700 bytes of bookkeeping for each; Linux
     grants up to twice what /proc/sys/net/core/wmem_max says."""
     large: int = 128 * 1024
     """Bytes above which a message travels in a memory file that the receiver maps, instead of through the socket."""

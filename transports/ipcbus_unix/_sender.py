@@ -346,10 +346,11 @@ class UnixSender(SendLink):
     def _free(self) -> None:
         self._limit = -1
         self._claim.close()
-        if self._watch is not None:
-            self._watch.close()
+        # The set before what is in it: taken out of it, in a forked child, that would be gone for the parent too.
         if self._epoll is not None:
             self._epoll.close()
+        if self._watch is not None:
+            self._watch.close()
         if self._intake is not None:
             self._intake.close()
         self._wakeup = None
