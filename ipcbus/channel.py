@@ -422,6 +422,7 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         capacity=settings.capacity,
         receivers=settings.receivers,
         max_message=limit,
+        drops_old=settings.overflow == "drop_old",
     )
     codec.answer = _answer
     handle = transport.create(spec, build(transport.options, own, where))
