@@ -58,6 +58,10 @@ class Endpoint:
         """What ``recv_many`` met behind messages that it returned."""
         self.shared: dict[str, int] = {}
         """Directories that this channel was left at or had from, and which of the homes that followed each other there."""
+        self.inbox: Any = None
+        """Where replies to requests through this channel come; kept here for who asks."""
+        self.addressee: tuple[int | None, float] = (None, 0.0)
+        """Which other process receives, as the link said when it was asked last, and when that was."""
         self._closed_tx = self._closed_rx = False
         self._lock = threading.Lock()
 
@@ -168,6 +172,8 @@ class Endpoint:
                 link.abandon()
         self.tx = self.rx = None
         self.shared = {}
+        self.inbox = None
+        self.addressee = (None, 0.0)
         self.watchers.clear()
         self.postponed.clear()
         self.sent = self.received = self.dropped = self.undecodable = 0

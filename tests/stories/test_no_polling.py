@@ -38,7 +38,6 @@ def test_two_hundred_channels_wait_in_one_call(programs):
             assert server.stdout.readline() == "waiting\n"
             before = used(server.pid)
             assert server.stdout.readline() == "idle\n"
-            print(used(server.pid) - before)
             assert used(server.pid) - before <= SHARE * IDLE
             assert server.stdout.readline().split() == sorted(command[4:])
             assert server.wait(20) == 0
