@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import pickle
 import secrets
@@ -494,6 +495,11 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
 
 
 def _answer(number: int, address: bytes) -> ReplyTo:
-    from ipcbus.requests.reply import ReplyTo
+    return _reply_class()(number, address)
 
-    return ReplyTo(number, address)
+
+@functools.cache
+def _reply_class() -> type[ReplyTo]:
+    from ipcbus.requests.reply import ReplyTo  # which imports this, and is not needed before somebody asks
+
+    return ReplyTo
