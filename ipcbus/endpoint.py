@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import threading
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ipcbus.errors import ChannelClosed
@@ -21,7 +22,22 @@ if TYPE_CHECKING:
     from ipcbus.settings import ChannelOptions
     from ipcbus.transport import ChannelSpec, RecvLink, SendLink, Transport
 
-__all__ = ["Endpoint", "Watcher", "adopt", "destroy", "destroy_closed", "find"]
+__all__ = ["Endpoint", "Stats", "Watcher", "adopt", "destroy", "destroy_closed", "find"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of what this process did with a channel."""
+
+    sent: int
+    received: int
+    dropped: int
+    """Messages this process dropped because the channel was full (overflow ``drop_new`` and ``drop_old``)."""
+    undecodable: int
+    """Messages this process consumed and could not or would not decode."""
+    depth: int | None
+    """Messages waiting in the channel; None where the transport cannot tell."""
+    capacity: int
 
 
 class Watcher(Protocol):
