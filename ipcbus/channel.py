@@ -276,6 +276,7 @@ class Channel:
             received=end.received,
             dropped=end.dropped,
             undecodable=end.undecodable,
+            late=0 if end.inbox is None else end.inbox.late,
             depth=link.depth() if link is not None else None,
             capacity=end.spec.capacity,
         )

@@ -35,6 +35,8 @@ class Stats:
     """Messages this process dropped because the channel was full (overflow ``drop_new`` and ``drop_old``)."""
     undecodable: int
     """Messages this process consumed and could not or would not decode."""
+    late: int
+    """Replies that came when nobody waited for them any more and were dropped, by the inbox that this channel uses."""
     depth: int | None
     """Messages waiting in the channel; None where the transport cannot tell."""
     capacity: int
@@ -76,7 +78,7 @@ class Endpoint:
         """Directories that this channel was left at or had from, and which of the homes that followed each other there."""
         self.inbox: Any = None
         """Where replies to requests through this channel come; kept here for who asks."""
-        self.addressee: tuple[int | None, float] = (None, 0.0)
+        self.addressee: tuple[int | str | None, float] = (None, 0.0)
         """Which other process receives, as the link said when it was asked last, and when that was."""
         self._closed_tx = self._closed_rx = False
         self._lock = threading.Lock()

@@ -69,12 +69,14 @@ class Place:
     Attributes:
         pid: the process that keeps it, once there was a connection.
         generation: grows with every connection: what was put before may be gone with the home that it was put at.
+        session: the generation of the connection that there is; 0 without one.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.pid = 0
         self.generation = 0
+        self.session = 0
         self._sock: socket.socket | None = None
         self._token = 0
         self._lock = threading.Lock()
@@ -227,10 +229,12 @@ class Place:
                 raise
             self._sock = sock
             self.generation += 1
+            self.session = self.generation
         return self._sock
 
     def _disconnect(self) -> None:
         sock, self._sock = self._sock, None
+        self.session = 0
         self._untold.clear()
         if sock is not None:
             sock.close()

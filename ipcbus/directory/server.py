@@ -75,6 +75,7 @@ class Directory:
 
     Attributes:
         gone: functions that are told, in the directory's thread, of every guest that has disconnected or died.
+        came: functions that are told, in the directory's thread, of a guest that was just given something.
         left: functions that a forked child calls when it lets go of what it inherited.
 
     Raises:
@@ -84,6 +85,7 @@ class Directory:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.gone: list[Callable[[Guest], None]] = []
+        self.came: list[Callable[[Guest], None]] = []
         self.left: list[Callable[[], None]] = []
         self._handlers: dict[str, Handler] = {}
         self._shelf: Shelf[Guest] = Shelf()
@@ -397,7 +399,11 @@ class Directory:
             finally:
                 answer.close()
         with self._lock:
-            return self._operate(guest, Operation(request.kind), request)
+            content = self._operate(guest, Operation(request.kind), request)
+        if request.kind == Operation.GET:
+            for told in list(self.came):
+                self._tell(told, guest)
+        return content
 
     def _operate(self, guest: Guest, operation: Operation, request: Datagram) -> bool:
         token, found = request.token, self._shelf.get(request.key)

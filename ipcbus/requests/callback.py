@@ -6,16 +6,18 @@ import asyncio
 import inspect
 import logging
 import threading
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 
-from ipcbus.errors import ChannelClosed, ChannelError, ConfigError, EncodeError, Unsupported
+from ipcbus.errors import ChannelClosed, ChannelError, ConfigError, EncodeError
 from ipcbus.plumbing import forks
 from ipcbus.requests import inbox
 from ipcbus.requests.future import Future
+from ipcbus.requests.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
+    from concurrent.futures import Future as Run
     from types import TracebackType
     from typing import Self
 
@@ -25,6 +27,8 @@ __all__ = ["Callback", "callback", "perform", "settle"]
 
 logger = logging.getLogger("ipcbus.requests")
 
+PATIENCE = 5.0
+"""Seconds that a callback has to end when its process does."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -33,19 +37,25 @@ T = TypeVar("T")
 class Callback(Generic[P, T]):
     """A function that can be sent to another process and called there; it runs here. Made by :func:`ipcbus.callback`."""
 
-    __slots__ = ("__weakref__", "_function", "_on", "_origin", "timeout")
+    __slots__ = ("__weakref__", "_function", "_home", "_on", "_origin", "timeout")
 
     def __init__(
         self,
         function: Callable[..., Any] | None,
         on: Executor | asyncio.AbstractEventLoop | None,
         timeout: float | None,
-        origin: tuple[bytes, int] | None,
+        origin: tuple[bytes, int],
     ) -> None:
         self._function = function
+        self._home = None if function is None else _here
+        """What the process has that the function is to run in: a forked child has another one."""
         self._on = on
         self._origin = origin
         self.timeout = timeout
+
+    @property
+    def _local(self) -> bool:
+        return self._home is _here
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call it and return what it returns; in its own process, that is an ordinary call.
@@ -56,17 +66,33 @@ class Callback(Generic[P, T]):
             ChannelEmpty: it took longer than ``timeout`` (a ``TimeoutError`` too).
             EncodeError: an argument cannot travel.
         """
-        if self._function is not None and not isinstance(self._on, asyncio.AbstractEventLoop):
+        if self._local and not isinstance(self._on, asyncio.AbstractEventLoop):
+            assert self._function is not None
             return self._function(*args, **kwargs)  # type: ignore[no-any-return]  # a function as the caller knows it
-        return self.submit(*args, **kwargs).result(self.timeout)
+        future = self._begin(args, kwargs)
+        try:
+            return future.result(self.timeout)
+        finally:
+            if not future.is_done:
+                future.cancel()
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call it without waiting, and return a future of what it returns: wait for that, or ``await`` it."""
+        future = self._begin(args, kwargs)
+        future.done()  # has it come in while nobody waits
+        return future
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[T]:
         future: Future[T] = Future()
-        if self._function is not None:
-            _run(self, args, kwargs, _Local(future))
+        if self._local:
+            box = inbox.inbox()
+            future.enter(box, None)
+            try:
+                _run(self, args, kwargs, _Local(box, future))
+            except BaseException:
+                future.cancel()
+                raise
         else:
-            assert self._origin is not None
             address, number = self._origin
             inbox.ask(address, ("call", number, args, kwargs), future)
         return future
@@ -78,18 +104,17 @@ class Callback(Generic[P, T]):
             PeerDied: its process is gone.
             EncodeError: an argument cannot travel.
         """
-        if self._function is not None:
+        if self._local:
             _run(self, args, kwargs, None)
         else:
-            assert self._origin is not None
             address, number = self._origin
             inbox.tell(address, ("call", number, args, kwargs))
 
     def close(self) -> None:
         """Let it be called from other processes no more; those that try get an error. Idempotent."""
-        with _here.lock:
-            for number in [number for number, known in _here.known.items() if known is self]:
-                del _here.known[number]
+        if self._local:
+            with _here.lock:
+                _here.known.pop(self._origin[1], None)
 
     def __enter__(self) -> Self:
         return self
@@ -98,19 +123,11 @@ class Callback(Generic[P, T]):
         self.close()
 
     def __repr__(self) -> str:
-        what = "of another process" if self._function is None else getattr(self._function, "__qualname__", repr(self._function))
+        what = "of another process" if not self._local else getattr(self._function, "__qualname__", repr(self._function))
         return f"<ipcbus.Callback {what}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._function is not None and self._origin is None:
-            _hook()
-            box = inbox.inbox()
-            box.attend()
-            with _here.lock:
-                _here.last += 1
-                _here.known[_here.last] = self
-                self._origin = (box.address, _here.last)
-        return _arrive, (*(self._origin or (b"", 0)), self.timeout)
+        return _arrive, (*self._origin, self.timeout)
 
 
 def callback(
@@ -118,7 +135,8 @@ def callback(
 ) -> Callback[P, T]:
     """Make a function callable from other processes: send what this returns, inside any message.
 
-    It can be called until it is closed, or its process ends.
+    It can be called until it is closed, or its process ends. A child that was forked, and inherited it, calls it in this
+    process, too. While a function on the thread for all callbacks waits for a reply, others run there.
 
     Args:
         function: a function, a bound method, anything callable; a coroutine function runs on an event loop.
@@ -138,7 +156,15 @@ def callback(
             raise ConfigError(
                 f"{function!r} is a coroutine function, and no event loop runs here; say on which: callback(f, on=loop)"
             ) from None
-    return Callback(function, on, timeout, None)
+    _hook()
+    box = inbox.inbox()
+    box.attend()
+    with _here.lock:
+        _here.last += 1
+        # Known before it is sent: a forked child may call what it inherited.
+        made: Callback[P, T] = Callback(function, on, timeout, (box.address, _here.last))
+        _here.known[_here.last] = made
+    return made
 
 
 def perform(number: int, args: tuple[Any, ...], kwargs: dict[str, Any], answer: ReplyTo | None) -> None:
@@ -153,14 +179,18 @@ def perform(number: int, args: tuple[Any, ...], kwargs: dict[str, Any], answer: 
 class _Local:
     """Answers a call from the callback's own process."""
 
-    def __init__(self, future: Future[Any]) -> None:
+    def __init__(self, box: inbox.Inbox, future: Future[Any]) -> None:
+        self._box = box
         self._future = future
 
     def send(self, value: Any) -> None:
-        self._future.finish(value, None)
+        self._box.fulfil(self._future, value, None)
 
     def fail(self, error: BaseException) -> None:
-        self._future.finish(None, error)
+        self._box.fulfil(self._future, None, error)
+
+    def waits(self) -> bool:
+        return not self._future.is_done
 
 
 def _run(known: Callback[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], answer: ReplyTo | _Local | None) -> None:
@@ -174,14 +204,24 @@ def _run(known: Callback[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
             running.close()
             raise ChannelClosed("the event loop that this callback runs on is closed") from error
         return
-    (on or _here.executor()).submit(_call, function, args, kwargs, answer)
+    if on is None:
+        _here.work(_call, function, args, kwargs, answer)
+        return
+
+    def look(run: Run[None]) -> None:
+        if run.cancelled():
+            _tell(function, answer, None, ChannelClosed("the executor that this callback runs on was shut down before it ran"))
+
+    on.submit(_call, function, args, kwargs, answer).add_done_callback(look)
 
 
 def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answer: ReplyTo | _Local | None) -> None:
     try:
         value = function(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001  whoever called it is told
+    except BaseException as error:
         _tell(function, answer, None, error)
+        if not isinstance(error, Exception):
+            raise  # whose thread this is may know what to do with an exit or an interrupt
     else:
         _tell(function, answer, value, None)
 
@@ -191,15 +231,17 @@ async def _call_async(function: Any, args: tuple[Any, ...], kwargs: dict[str, An
         value = function(*args, **kwargs)
         if inspect.isawaitable(value):
             value = await value
-    except Exception as error:  # noqa: BLE001  whoever called it is told
-        _tell(function, answer, None, error)
+    except BaseException as error:
+        _tell(function, answer, None, error)  # a cancelled one, too: its loop ends, and its process may not
+        if not isinstance(error, Exception):
+            raise
     else:
         _tell(function, answer, value, None)
 
 
-def _tell(function: Any, answer: ReplyTo | _Local | None, value: Any, error: Exception | None) -> None:
+def _tell(function: Any, answer: ReplyTo | _Local | None, value: Any, error: BaseException | None) -> None:
     name = getattr(function, "__qualname__", repr(function))
-    if error is not None and (answer is None or not getattr(answer, "waits", lambda: True)()):
+    if error is not None and (answer is None or not answer.waits()):
         logger.error("the callback %s failed, and nobody waits for what it does", name, exc_info=error)
     if answer is None:
         return
@@ -208,7 +250,7 @@ def _tell(function: Any, answer: ReplyTo | _Local | None, value: Any, error: Exc
             answer.fail(error)
         else:
             answer.send(value)
-    except (ChannelError, EncodeError, Unsupported) as failed:
+    except (ChannelError, EncodeError) as failed:
         logger.warning("what the callback %s returned could not be told to who called it: %s", name, failed)
 
 
@@ -222,20 +264,22 @@ class _Here:
         self.lock = threading.Lock()
         self.known: dict[int, Callback[..., Any]] = {}
         self.last = 0
-        self._executor: ThreadPoolExecutor | None = None
+        self._worker: Worker | None = None
 
-    def executor(self) -> ThreadPoolExecutor:
+    def work(self, *task: Any) -> None:
         with self.lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="ipcbus-callbacks")
-            return self._executor
+            if self._worker is None:
+                self._worker = Worker()
+            worker = self._worker
+        worker.submit(*task)
 
     def close(self) -> None:
         with self.lock:
-            executor, self._executor = self._executor, None
+            worker, self._worker = self._worker, None
             self.known.clear()
-        if executor is not None:
-            executor.shutdown(wait=True, cancel_futures=True)
+        if worker is not None:
+            for _, (function, _, _, answer) in worker.close(PATIENCE):
+                _tell(function, answer, None, ChannelClosed("the process that this callback belongs to ends"))
 
 
 _here = _Here()
@@ -243,7 +287,7 @@ _hooked = False
 
 
 def settle() -> None:
-    """Let no callback of this process be called any more, and wait for the one that runs."""
+    """Let no callback of this process be called any more, and wait for the one that runs, but not for long."""
     _here.close()
 
 

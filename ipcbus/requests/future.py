@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
@@ -11,17 +12,16 @@ from ipcbus.plumbing.wakeup import Wakeup
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
     from typing import Self
 
     from ipcbus.requests.inbox import Inbox
 
-__all__ = ["Future"]
+__all__ = ["Future", "call_all"]
+
+logger = logging.getLogger("ipcbus.requests")
 
 T = TypeVar("T")
-
-_asking = threading.RLock()
-"""Held while a future's value is asked for, which happens once."""
 
 
 @final
@@ -48,7 +48,7 @@ class Future(Generic[T]):
 
     def __init__(self, inbox: Inbox | None = None) -> None:
         self.number = 0
-        self.addressee: int | None = None
+        self.addressee: int | str | None = None
         self._inbox = inbox
         self._lock = threading.Lock()
         self._done = False
@@ -60,8 +60,11 @@ class Future(Generic[T]):
         """Where to ask for the value: the inbox of the process that has it, and what it calls this future."""
 
     def done(self) -> bool:
-        """Tell whether the reply, or the error in its place, is here. Never waits."""
-        self._seek()
+        """Tell whether the reply, or the error in its place, is here. Does not wait for it."""
+        if not self._done:
+            self._seek()
+            if self._inbox is not None:
+                self._inbox.attend()
         return self._done
 
     def result(self, timeout: float | None = None) -> T:
@@ -94,7 +97,8 @@ class Future(Generic[T]):
     def add_done_callback(self, function: Callable[[Self], object]) -> None:
         """Have a function called with this future when it is done, by a thread of ipcbus's; at once if it is done.
 
-        It must not wait for other replies. What it raises is logged.
+        It may make requests and wait for their replies; but what comes meanwhile for others is received by it alone, so it
+        should be short. What it raises is logged.
         """
         with self._lock:
             done = self._done
@@ -157,27 +161,25 @@ class Future(Generic[T]):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._done:
             return _arrive_done, (self._value, self._error)
-        if self._origin is None:
-            assert self._inbox is not None
-            return _arrive, self._inbox.export(self)
-        return _arrive, self._origin
+        if self._origin is not None:
+            return _arrive, self._origin
+        if self._inbox is None:
+            raise ValueError("this future was made by nobody who could finish it")
+        return _arrive, self._inbox.export(self)
 
     # ------------------------------------------------------------------ inside
 
     def _seek(self) -> None:
         """Ask the process that has the value for it, if this future came from there and nobody has asked yet."""
-        origin = self._unasked
-        if origin is None:
-            return
-        from ipcbus.requests import inbox
+        if self._origin is not None and not self.asked:
+            from ipcbus.requests import inbox
 
-        with _asking:
-            if self._unasked is not None:
-                inbox.ask_for(self, *origin)
+            inbox.ask_for(self, *self._origin)
 
     @property
-    def _unasked(self) -> tuple[bytes, int] | None:
-        return None if self._done or self._inbox is not None else self._origin
+    def asked(self) -> bool:
+        """Whether nobody need ask for its value any more."""
+        return self._done or self._inbox is not None
 
     # What the inbox, which brings the reply, does with it:
 
@@ -201,7 +203,7 @@ class Future(Generic[T]):
         """Whether its value comes from another future, as a pair of value and error."""
         return self._origin is not None
 
-    def enter(self, inbox: Inbox, addressee: int | None) -> None:
+    def enter(self, inbox: Inbox, addressee: int | str | None) -> None:
         """Become a request of an inbox."""
         self._inbox = inbox
         inbox.adopt(self, addressee)
@@ -213,23 +215,52 @@ class Future(Generic[T]):
         self.finish(None, error)
 
     def finish(self, value: Any, error: BaseException | None) -> bool:
-        """Be done, once; false if it was."""
+        """Be done, once, and call who wants to know; false if it was done."""
+        if not self.settle(value, error):
+            return False
+        self.call()
+        return True
+
+    def settle(self, value: Any, error: BaseException | None) -> bool:
+        """Be done, once; ``call`` is to follow. False if it was done."""
         with self._lock:
             if self._done:
                 return False
             self._value, self._error = value, error
             self._done = True
-            callbacks, self._callbacks = self._callbacks, []
             if self._bell is not None:
                 self._bell.set()
-        for function in callbacks:
+        return True
+
+    @property
+    def calls(self) -> bool:
+        """Whether somebody is to be called."""
+        return bool(self._callbacks)
+
+    def call(self) -> None:
+        """Call who wants to know that it is done."""
+        while self._callbacks:
+            function = self._callbacks.pop(0)
             try:
                 function(self)
             except Exception:
-                import logging
+                logger.exception("a function that was called with a future failed")
+            except BaseException:
+                self.call()  # an interrupt is one thread's, the others wait for this
+                raise
 
-                logging.getLogger("ipcbus.requests").exception("a function that was called with a future failed")
-        return True
+    def orphan(self, error: BaseException) -> None:
+        """Fail in a forked child, where nothing comes; calls nobody, and lets go of what the parent's threads may hold."""
+        self._lock = threading.Lock()
+        self._bell = None
+        self._callbacks = []
+        self._error, self._done = error, True
+
+
+def call_all(futures: Iterable[Future[Any]]) -> None:
+    """Call who wants to know of each of these futures that it is done."""
+    for future in futures:
+        future.call()
 
 
 def _arrive(address: bytes, export: int) -> Future[Any]:

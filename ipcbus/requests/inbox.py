@@ -1,8 +1,7 @@
 """The inbox: the channel a process keeps for replies to its requests, and for what other processes ask of it.
 
-No thread is needed to wait for one reply: of the threads that wait, one receives for all (the *leader*), and hands its part
-to another when it has what it came for. A thread of the inbox's own (the *steward*) exists from when somebody is to be
-called, or something may be asked, while nobody waits.
+No thread is needed to wait for one reply: the threads that wait receive by turns. A thread of the inbox's own (the
+*steward*) exists from when somebody is to be called, or something may be asked, while nobody waits.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import OrderedDict
 from time import monotonic, time  # the wall clock is for other processes
 from typing import TYPE_CHECKING, Any
 
+from ipcbus import endpoint
 from ipcbus import frame as wire
 from ipcbus.directory import client as directory
 from ipcbus.errors import (
@@ -27,10 +26,13 @@ from ipcbus.errors import (
     Unsupported,
 )
 from ipcbus.plumbing import forks
+from ipcbus.plumbing.clock import Deadline
 from ipcbus.requests import reply
-from ipcbus.requests.future import Future
+from ipcbus.requests.exports import Exports
+from ipcbus.requests.future import Future, call_all
 from ipcbus.requests.spin import Spin
 from ipcbus.requests.table import Requests
+from ipcbus.requests.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from ipcbus.directory.server import Guest
     from ipcbus.endpoint import Endpoint
     from ipcbus.frame import Parsed
-    from ipcbus.plumbing.clock import Deadline
     from ipcbus.transport import Frame
 
 __all__ = ["Inbox", "ask_for", "inbox", "settle"]
@@ -49,8 +50,6 @@ _CAPACITY = 4096
 """Replies that may wait in the inbox (of each process that answers, as the transport counts)."""
 _FRESH = 0.02
 """Seconds for which what a link says of its receiver is taken to be so: asking the kernel costs as much as sending."""
-_EXPORTED = 4096
-"""Futures that are done and that other processes may still ask for."""
 
 
 class Inbox:
@@ -75,19 +74,27 @@ class Inbox:
         self._lock = threading.Lock()
         """Guards what follows; held for moments only."""
         self._waiting: dict[int, Future[Any]] = {}
-        self._addressed: dict[int, set[int]] = {}
-        """By pid: the requests that went to a channel of which that process is the one receiver."""
-        self._followers: dict[Future[Any], list[threading.Lock]] = {}
-        self._exports: OrderedDict[int, Future[Any]] = OrderedDict()
-        self._last_export = 0
-        self._role = threading.Lock()
-        """Held by the leader: whoever receives from the inbox."""
+        self._addressed: dict[int | str, set[int]] = {}
+        """By pid: the requests that went to a channel of which that process is the one receiver. By channel: those that
+        went to one that had no receiver yet."""
+        self._exports = Exports()
+        self._turns = Turns(self._lead)
+        self.wait_for = self._turns.wait_for
+        """Returns when a future is done or the deadline has come."""
+        self._endless: Future[Any] = Future()
+        """What the steward waits for: the inbox's end."""
         self._spin = Spin()
         self._steward: threading.Thread | None = None
         self.closed = False
-        self._directory = directory.own()
-        self.address = reply.publish(self._end, self._table.fd)
+        try:
+            self._directory = directory.own()
+            self.address = reply.publish(self._end, self._table.fd)
+        except BaseException:
+            self._channel.destroy()
+            self._table.free()
+            raise
         self._directory.gone.append(self._gone)
+        self._directory.came.append(self._came)
 
     # ------------------------------------------------------------------ asking
 
@@ -121,12 +128,17 @@ class Inbox:
             self.give_up(future)
             raise
 
-    def adopt(self, future: Future[Any], addressee: int | None) -> None:
+    def adopt(self, future: Future[Any], addressee: int | str | None) -> None:
         """Give a future the number by which its reply is known.
 
         Args:
             future: it.
-            addressee: the process that is to answer, if it is known and another one.
+            addressee: the process that is to answer, if it is known and another one; or the id of the channel that it is
+                yet to open.
+
+        Raises:
+            ChannelFull: too many requests wait already.
+            ChannelClosed: the inbox is closed.
         """
         with self._lock:
             number = future.number = self._table.open()
@@ -139,12 +151,15 @@ class Inbox:
                 others.add(number)
                 return
             self._addressed[addressee] = {number}
-        self._watch(addressee)
+        if isinstance(addressee, int):
+            self._watch(addressee)
 
-    def _find_addressee(self, end: Endpoint) -> int | None:
+    def _find_addressee(self, end: Endpoint) -> int | str | None:
         pid = (end.tx or end.open_sender()).receiver()
+        if pid is None:
+            return end.spec.id if end.spec.receivers == "one" else None
         found = None if pid == self._pid else pid
-        end.addressee = found, 0.0 if pid is None else monotonic()
+        end.addressee = found, monotonic()
         return found
 
     def give_up(self, future: Future[Any], error: BaseException | None = None) -> bool:
@@ -157,21 +172,6 @@ class Inbox:
 
     # ------------------------------------------------------------------ waiting
 
-    def wait_for(self, future: Future[Any], deadline: Deadline) -> None:
-        """Return when a future is done or the deadline has come, receiving for all meanwhile if nobody else does."""
-        role = self._role
-        while not future.is_done:
-            if role.acquire(False):  # noqa: FBT003  by position: this runs for every request
-                try:
-                    self._lead(future, deadline)
-                finally:
-                    role.release()
-                    if self._followers:
-                        self._promote()
-                return
-            if not self._follow(future, deadline):
-                return
-
     def attend(self) -> None:
         """Have a thread receive from now on whenever nobody waits."""
         with self._lock:
@@ -181,58 +181,26 @@ class Inbox:
 
     def _serve(self) -> None:
         while not self.closed:
-            with self._role:
-                try:
-                    self._lead(None, None)
-                except ChannelClosed:
-                    return
-
-    def _lead(self, future: Future[Any] | None, deadline: Deadline | None) -> None:
-        link = self._end.rx or self._end.open_receiver()
-        while future is None or not future.is_done:
             try:
-                frame = self._spin.recv(link, None if deadline is None else deadline.remaining())
+                self._turns.wait_for(self._endless, Deadline(None))
+            except ChannelClosed:
+                return
+            except ChannelError as error:  # nothing comes any more
+                logger.exception("the inbox of this process is broken")
+                self._fail(list(self._waiting), error)
+                return
+
+    def _lead(self, future: Future[Any], deadline: Deadline) -> None:
+        link = self._end.rx or self._end.open_receiver()
+        while not future.is_done:
+            try:
+                frame = self._spin.recv(link, deadline.remaining())
             except ChannelEmpty:
                 return
-            self._dispatch(frame)
-
-    def _follow(self, future: Future[Any], deadline: Deadline) -> bool:
-        """Sleep until the future is done or this thread is to lead; false when the deadline has come."""
-        woken = threading.Lock()
-        woken.acquire()
-        with self._lock:
-            self._followers.setdefault(future, []).append(woken)
-        # Who finishes a future, and who stops leading, looks for followers after that; so here it is the other way round.
-        if future.is_done or not self._role.locked():
-            self._wake(future)
-        left = deadline.remaining()
-        if woken.acquire(timeout=-1 if left is None else left):
-            return True
-        with self._lock:
-            followers = self._followers.get(future, [])
-            if woken in followers:
-                followers.remove(woken)
-                if not followers:
-                    del self._followers[future]
-                return False
-        self._promote()  # it was this one's turn just when its time was up
-        return False
-
-    def _wake(self, future: Future[Any]) -> None:
-        with self._lock:
-            followers = self._followers.pop(future, ())
-        for woken in followers:
-            woken.release()
-
-    def _promote(self) -> None:
-        """Wake one follower, which then leads."""
-        with self._lock:
-            for future, followers in self._followers.items():
-                woken = followers.pop()
-                if not followers:
-                    del self._followers[future]
-                woken.release()
-                return
+            try:
+                self._dispatch(frame)
+            except Exception:  # else the others who wait would learn nothing more
+                logger.exception("what came to the inbox could not be taken in")
 
     # ------------------------------------------------------------------ what comes
 
@@ -274,6 +242,9 @@ class Inbox:
                 value, failure = value
         except Exception as error:  # noqa: BLE001  whatever the reply's parts do when they are rebuilt is this future's
             failure = error
+        except BaseException:
+            self._finish(future, None, ChannelBroken("the reply was lost: the thread that received it was interrupted"))
+            raise
         self._finish(future, value, failure)
 
     def _answer(self, parsed: Parsed) -> None:
@@ -283,50 +254,60 @@ class Inbox:
         try:
             body = self._end.codec.load(parsed)
             if body[0] == "future":
-                self._pass_on(body[1], answer)
+                self._exports.pass_on(body[1], answer)
             else:
                 from ipcbus.requests import callback
 
                 _, which, args, kwargs = body
                 callback.perform(which, args, kwargs, answer)
-        except Exception as error:  # noqa: BLE001  whoever asked is told
-            _fail(answer, error)
-
-    def _pass_on(self, export: int, answer: reply.ReplyTo) -> None:
-        with self._lock:
-            future = self._exports.get(export)
-        if future is None:
-            raise ChannelBroken("this future was done long ago, and is not kept any more")
-
-        def bring(done: Future[Any]) -> None:
-            try:
-                answer.send((done.value_now, done.error_now))
-            except ChannelError as error:
-                logger.warning("a future could not be passed on: %s", error)
-
-        future.add_done_callback(bring)
+        except Exception as error:
+            if not parsed.route[0]:
+                logger.exception("a callback was not called, and nobody waits for what it does")
+            answer.fail_quietly(error)
 
     def export(self, future: Future[Any]) -> tuple[bytes, int]:
         """Make a future known to other processes, and return where and by what number they can ask for its value."""
-        with self._lock:
-            self._last_export += 1
-            number = self._last_export
-            self._exports[number] = future
-            spare = len(self._exports) - _EXPORTED
-            for known in [known for known, old in self._exports.items() if old.is_done][: max(spare, 0)]:
-                del self._exports[known]
+        self._exports.add(future)
         self.attend()
-        return self.address, number
+        return self.address, future.number
+
+    def fulfil(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
+        """Finish a future that is this process's own to finish."""
+        with self._lock:
+            self._take_out(future.number)
+        self._finish(future, value, error)
+        self._nudge()
 
     # ------------------------------------------------------------------ deaths
 
     def _watch(self, pid: int) -> None:
         try:
-            fd = os.pidfd_open(pid)
-        except OSError:
+            self._directory.watch(os.pidfd_open(pid), lambda: self._died(pid))
+        except ProcessLookupError:
             self._died(pid)
-            return
-        self._directory.watch(fd, lambda: self._died(pid))
+        except OSError as error:  # ChannelBroken is one
+            logger.warning("the death of process %d would not be known: %s", pid, error)
+
+    def _came(self, _guest: Guest) -> None:
+        """Watch who has opened channels since requests were sent there: it may have received more than it has taken."""
+        with self._lock:
+            channels = [key for key in self._addressed if isinstance(key, str)]
+        for channel in channels:
+            pid = _receiver(channel)
+            addressee = None if pid == self._pid else pid
+            with self._lock:
+                numbers = self._addressed.get(channel)
+                if numbers is None or (pid is None and numbers):
+                    continue
+                del self._addressed[channel]
+                for number in numbers:
+                    self._waiting[number].addressee = addressee
+                if addressee is None:
+                    continue
+                known = addressee in self._addressed
+                self._addressed.setdefault(addressee, set()).update(numbers)
+            if not known:
+                self._watch(addressee)
 
     def _died(self, pid: int) -> None:
         """Fail what a process was to receive, unless another one has it."""
@@ -334,23 +315,34 @@ class Inbox:
         with self._lock:
             numbers = self._addressed.pop(pid, set())
             lost = [number for number in numbers if living.get(self._table.holder(number), pid) == pid]
-        self._fail(lost, pid)
+        self._fail(lost, _death(pid))
 
     def _gone(self, guest: Guest) -> None:
         """Fail what a process had taken."""
         with self._lock:
             lost = [number for number in self._waiting if self._table.holder(number) == guest.number]
-        self._fail(lost, guest.pid)
+        self._fail(lost, _death(guest.pid))
 
-    def _fail(self, numbers: list[int], pid: int) -> None:
+    def _fail(self, numbers: list[int], error: ChannelError) -> None:
+        called: list[Future[Any]] = []
         for number in numbers:
             with self._lock:
                 future = self._take_out(number)
             if future is not None:
-                self._finish(future, None, PeerDied(f"process {pid} died; whether it did what it was asked is not known", pid))
-        if numbers and self._role.locked():
+                if future.settle(None, error):
+                    called.append(future)
+                self._turns.wake(future)
+        if any(future.calls for future in called):
+            # Not in this thread, which is the directory's: what is called may wait for processes that wait for that.
+            threading.Thread(target=call_all, args=(called,), name="ipcbus-deaths", daemon=True).start()
+        if numbers:
+            self._nudge()
+
+    def _nudge(self) -> None:
+        """Have the leader, if there is one, look whether what it waits for is done."""
+        if self._turns.led:
             try:
-                self._channel.send(None, 0)  # the leader may have waited for one of these
+                self._channel.send(None, 0)
             except ChannelFull:
                 pass  # it has something to read, and looks then
             except ChannelError as error:
@@ -368,27 +360,53 @@ class Inbox:
         return future
 
     def _finish(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
-        future.finish(value, error)
-        if self._followers:
-            self._wake(future)
+        if future.settle(value, error):
+            if self._turns.followers:
+                self._turns.wake(future)
+            if future.calls:
+                future.call()
 
     def close(self) -> None:
         """Stop receiving; whoever waits for a reply gets ``ChannelClosed``. Called once."""
         self.closed = True
         self._directory.gone.remove(self._gone)
+        self._directory.came.remove(self._came)
         self._directory.forget(reply.key(self.address))
         self._channel.destroy()
+        self._finish(self._endless, None, None)
         if self._steward is not None and self._steward is not threading.current_thread():
             self._steward.join(reply.PATIENCE)
         with self._lock:
             waiting, self._waiting = self._waiting, {}
+            self._addressed.clear()
+            self._table.free()
         for future in waiting.values():
             self._finish(future, None, ChannelClosed("the inbox of this process was closed"))
-        self._table.free()
 
     def abandon(self) -> None:
-        """Free what a forked child inherited."""
+        """Free what a forked child inherited. Takes no lock: a thread of the parent may have it."""
+        self.closed = True
+        for future in self._waiting.values():
+            future.orphan(
+                ChannelClosed(
+                    f"process {self._pid}, from which this one was forked, made this request and gets the reply; a future "
+                    "that is sent through a channel brings it here, too"
+                )
+            )
         self._table.free()
+
+
+def _death(pid: int) -> PeerDied:
+    return PeerDied(f"process {pid} died; whether it did what it was asked is not known", pid)
+
+
+def _receiver(channel_id: str) -> int | None:
+    """Return the one receiver of a channel, if it is known."""
+    end = endpoint.find(channel_id)
+    try:
+        return None if end is None or end.tx is None else end.tx.receiver()
+    except OSError:
+        return None  # it was closed just now
 
 
 class _Here:
@@ -397,6 +415,7 @@ class _Here:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.inboxes: dict[str, Inbox] = {}
+        self.seeking = threading.RLock()
 
 
 _here = _Here()
@@ -404,14 +423,15 @@ _hooked = False
 
 
 def inbox(end: Endpoint | None = None) -> Inbox:
-    """Return this process's inbox for replies to what goes through a channel: on the same transport, if that is private."""
+    """Return this process's inbox for replies through a channel: on the same transport, if that is private and crash-proof."""
     from ipcbus.selection import best
 
     if end is not None and (known := end.inbox) is not None and not known.closed:
         return known  # type: ignore[no-any-return]  # an endpoint knows nothing of what it keeps here
     transport = best({}) if end is None else end.transport
-    if transport.capabilities.crosses_hosts or transport.capabilities.addressable:
-        transport = best({})
+    can = transport.capabilities
+    if can.crosses_hosts or can.addressable or (can.crosses_processes and not can.survives_kill):
+        transport = best({})  # a process that is killed while it answers must not keep others from answering
     _hook()
     with _here.lock:
         found = _here.inboxes.get(transport.scheme)
@@ -449,8 +469,10 @@ def tell(address: bytes, body: tuple[Any, ...]) -> None:
 
 
 def ask_for(future: Future[Any], address: bytes, export: int) -> None:
-    """Ask for the value of a future of another process."""
-    ask(address, ("future", export), future)
+    """Ask for the value of a future of another process, if nobody has asked."""
+    with _here.seeking:
+        if not future.asked:
+            ask(address, ("future", export), future)
 
 
 def settle() -> None:
@@ -461,13 +483,6 @@ def settle() -> None:
     for box in boxes:
         box.close()
     reply.settle()
-
-
-def _fail(answer: reply.ReplyTo, error: BaseException) -> None:
-    try:
-        answer.fail(error)
-    except (ChannelError, Unsupported) as failed:
-        logger.warning("an error could not be told to who asked: %s (the error: %r)", failed, error)
 
 
 def _hook() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import threading
 import traceback
 from collections import OrderedDict
+from time import monotonic
 from typing import Any
 
 from ipcbus import endpoint
 from ipcbus.directory import client as directory
-from ipcbus.errors import ChannelBroken, ChannelError, ChannelFull, EncodeError, PeerDied, RemoteError, Unsupported
+from ipcbus.errors import ChannelError, ChannelFull, EncodeError, MessageTooLarge, PeerDied, RemoteError, Unsupported
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
 from ipcbus.requests.table import View
@@ -27,6 +29,8 @@ ERROR = b"E"
 PATIENCE = 5.0
 """Seconds that a reply waits for room in the asker's inbox."""
 _ID = 16
+_BRIEF = 1000
+"""Characters of an error's text that travel where all of it is too much."""
 _MOST = 4096
 """Routes that are kept open."""
 
@@ -38,7 +42,7 @@ class Route:
         address: what requests of that process carry: the id of its inbox, and its directory.
 
     Raises:
-        PeerDied: it has ended.
+        Exception: it has ended, or this is no address; nothing else can be expected of what a message says.
     """
 
     def __init__(self, address: bytes) -> None:
@@ -55,20 +59,34 @@ class Route:
         if known is not None and directory.keeps(self.home):
             self.end = known
             return
-        try:
-            found = directory.get(self.home, key(address))
-            self.pid = directory.place(self.home).pid
-            with unpacking(found.fds):
-                state, table = pickle.loads(found.content)
-                self.end = rebuild(*state)
-                self._view = View(table.detach())
-        except (ChannelBroken, ValueError) as error:
-            raise PeerDied(f"the process that asked cannot be reached any more, it has probably ended: {error}") from error
+        found = directory.get(self.home, key(address))
+        self._place = directory.place(self.home)
+        self._session = self._place.session
+        self.pid = self._place.pid
+        with unpacking(found.fds):
+            state, table = pickle.loads(found.content)
+            self.end = rebuild(*state)
+            self._view = View(table.detach())
         self._guest = found.guest
 
     def take(self, number: int, *, by_nobody: bool = False) -> bool:
         """Say that this process has a request (or gave it away); false if nobody waits for its reply any more."""
-        return self._view is None or self._view.take(number, 0 if by_nobody else self._guest)
+        if self._view is None:
+            return True
+        if self._place.session != self._session:
+            self._meet_again()
+        return self._view.take(number, 0 if by_nobody else self._guest)
+
+    def _meet_again(self) -> None:
+        """Become a guest of who asks again: the connection by which it would know of this process's death was lost."""
+        try:
+            found = directory.get(self.home, key(self.address))
+        except ChannelError as error:
+            logger.warning("process %s, which asked, cannot be reached: %s", self.pid, error)
+            return
+        for fd in found.fds:
+            os.close(fd)
+        self._guest, self._session = found.guest, self._place.session
 
     def waits(self, number: int) -> bool:
         """Tell whether somebody still waits for a request's reply."""
@@ -109,13 +127,14 @@ class ReplyTo:
         address: the inbox of who asked.
     """
 
-    __slots__ = ("__weakref__", "_address", "_answered", "_number", "_way")
+    __slots__ = ("__weakref__", "_address", "_answered", "_given", "_number", "_way")
 
     def __init__(self, number: int, address: bytes) -> None:
         self._number = number
         self._address = address
         self._answered = False
         self._way: Route | PeerDied
+        self._given = False
         try:
             self._way = route(address)
         except PeerDied as error:
@@ -126,44 +145,61 @@ class ReplyTo:
 
     def send(self, value: Any, timeout: float | None = None) -> None:
         """Answer with a value; raises what ``Message.reply`` raises."""
-        way = self._begin()
-        if way is None:
-            return
         try:
-            way.send(self._number, VALUE, value, timeout)
-        except EncodeError as error:
-            way.send(self._number, ERROR, _describe(error), timeout)
+            self._answer(VALUE, value, timeout)
+        except (EncodeError, MessageTooLarge) as error:
+            self._answered = False
+            self.fail(error, timeout)
             raise
 
     def fail(self, error: BaseException, timeout: float | None = None) -> None:
         """Answer with an error, which is raised as ``RemoteError`` where it arrives; raises what ``Message.reply`` raises."""
-        way = self._begin()
-        if way is not None:
-            way.send(self._number, ERROR, _describe(error), timeout)
+        said = describe(error)
+        try:
+            self._answer(ERROR, said, timeout)
+        except MessageTooLarge:
+            self._answered = False
+            self._answer(ERROR, (said[0], said[1][:_BRIEF], "", None), timeout)
 
     def refuse(self, why: str) -> None:
         """Answer that nobody will, so that nobody waits; what prevents that is logged."""
+        # At once or not at all: who receives did not say how long this may take.
+        self.fail_quietly(Unsupported(f"this request gets no answer: {why}"), 0)
+
+    def fail_quietly(self, error: BaseException, timeout: float | None = None) -> None:
+        """Answer with an error; what prevents that is logged."""
         try:
-            self.fail(Unsupported(f"this request gets no answer: {why}"))
-        except ChannelError as error:
-            logger.warning("a request could not even be refused: %s", error)
+            self.fail(error, timeout)
+        except (ChannelError, Unsupported) as failed:
+            logger.warning("an error could not be told to who asked: %s (the error: %r)", failed, error)
 
     @property
     def answered(self) -> bool:
-        """Whether it has answered, or was sent to another process that may."""
+        """Whether it has answered."""
         return self._answered
+
+    @property
+    def given(self) -> bool:
+        """Whether it was pickled, so that another process may answer. This one still may: the first answer counts."""
+        return self._given
 
     def waits(self) -> bool:
         """Tell whether somebody still waits for the reply: not after its deadline, nor when it was given up."""
         return bool(self._number) and isinstance(self._way, Route) and self._way.waits(self._number)
 
-    def _begin(self) -> Route | None:
+    def _answer(self, kind: bytes, value: Any, timeout: float | None) -> None:
         if self._answered:
-            raise Unsupported("this request was answered before, or its reply handle was sent to another process")
-        self._answered = True
+            raise Unsupported("this request was answered before")
         if isinstance(self._way, PeerDied):
             raise self._way
-        return self._way if self._number else None  # 0: nobody wants to know
+        self._answered = True
+        if not self._number:
+            return  # nobody wants to know
+        try:
+            self._way.send(self._number, kind, value, timeout)
+        except ChannelFull:
+            self._answered = False  # nothing was sent; it may be tried again
+            raise
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._answered:
@@ -171,7 +207,7 @@ class ReplyTo:
         if isinstance(self._way, Route) and self._number:
             # Who sends it on may end before it arrives, and that is then nobody's death.
             self._way.take(self._number, by_nobody=True)
-        self._answered = True
+        self._given = True
         return ReplyTo, (self._number, self._address)
 
     def __repr__(self) -> str:
@@ -187,6 +223,8 @@ class _Here:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.routes: OrderedDict[bytes, Route] = OrderedDict()
+        self.missed: dict[str, tuple[float, str]] = {}
+        """By directory: until when nobody tries again to reach a process that did not answer, and why."""
 
 
 _here = _Here()
@@ -222,7 +260,18 @@ def route(address: bytes) -> Route:
             if not old.alive or len(_here.routes) >= _MOST:
                 del _here.routes[other]
                 old.close()
-        found = _here.routes[address] = Route(address)
+        home = address[_ID:].decode(errors="replace")
+        now = monotonic()
+        _here.missed = {place: missed for place, missed in _here.missed.items() if missed[0] > now}
+        if home in _here.missed:
+            raise PeerDied(_here.missed[home][1])
+        try:
+            found = _here.routes[address] = Route(address)
+        except Exception as error:  # a message said where to connect to, and who received it must not fail by that
+            why = f"the process that asked cannot be reached, it has probably ended: {error}"
+            if monotonic() - now > 1:
+                _here.missed[home] = monotonic() + PATIENCE, why  # one that is stopped delays who answers once, not each time
+            raise PeerDied(why) from error
         return found
 
 
@@ -255,19 +304,23 @@ def _after_fork() -> None:
 # ---------------------------------------------------------------------- errors as replies
 
 
-def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
+def describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
     """Return what an error is when it travels: type, text, traceback, and itself if it pickles."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     try:
+        text = str(error)
+    except Exception as failed:  # noqa: BLE001  an error may do anything; who asked is to be told in any case
+        text = f"(its text cannot be had: {type(failed).__name__})"
+    try:
         itself = pickle.dumps(error)
-    except Exception:  # noqa: BLE001  an error may hold anything; its text travels in any case
+    except Exception:  # noqa: BLE001  as above; its text travels
         itself = None
-    return name, str(error), "".join(traceback.format_exception(error)), itself
+    return name, text, "".join(traceback.format_exception(error)), itself
 
 
 def remote_error(said: Any) -> Exception:
-    """Make the error that a reply brings; ipcbus's own arrive as themselves where they say something about the request."""
+    """Make the error that a reply brings. Its ``__cause__`` is the one that was raised, if its class is known here."""
     name, text, trace, itself = said
     error = RemoteError(f"{name}: {text}" if text else name, name, trace)
     if itself is not None:

@@ -42,20 +42,20 @@ def handle(message: Message, handler: Callable[[Message], Any]) -> None:
     except Exception as error:
         if answer is None:
             logger.exception("handling a message failed, and nobody asked for an answer")
-            return
-        report = error
-    else:
-        if answer is None or answer.answered:
-            return  # the handler did it, or sent the handle on
-        try:
-            answer.send(value)
-        except EncodeError as error:
-            logger.warning("what a handler returned cannot travel, as who asked was told: %s", error)
-        except ChannelError as error:
-            logger.warning("a reply was not delivered: %s", error)
+        elif answer.answered:
+            logger.exception("handling a request failed after it was answered")
+        else:
+            answer.fail_quietly(error)  # also if the handle was sent on: perhaps it was that which failed
         return
-    if not answer.answered:
-        try:
-            answer.fail(report)
-        except ChannelError as error:
-            logger.warning("an error was not delivered: %s", error)
+    except BaseException as error:  # an exit or an interrupt; whether this process ends of it is not known here
+        if answer is not None and not answer.answered:
+            answer.fail_quietly(error)
+        raise
+    if answer is None or answer.answered or answer.given:
+        return  # the handler did it, or sent the handle on
+    try:
+        answer.send(value)
+    except EncodeError as error:
+        logger.warning("what a handler returned cannot travel, as who asked was told: %s", error)
+    except ChannelError as error:
+        logger.warning("a reply was not delivered: %s", error)

@@ -13,7 +13,7 @@ import os
 import struct
 from collections import deque
 
-from ipcbus.errors import ChannelFull
+from ipcbus.errors import ChannelClosed, ChannelFull
 
 __all__ = ["LIMIT", "Requests", "View"]
 
@@ -49,6 +49,7 @@ class Requests:
 
         Raises:
             ChannelFull: too many wait already.
+            ChannelClosed: the memory was freed.
         """
         if len(self._free) > _SPARE or (self._free and self._used == LIMIT):
             index = self._free.popleft()
@@ -58,7 +59,10 @@ class Requests:
         else:
             raise ChannelFull(f"{LIMIT} requests of this process wait for a reply already; wait for some of them first")
         generation = self._generations[index] = self._generations[index] % _GENERATIONS + 1
-        _entry.pack_into(self._memory, index * _entry.size, generation, 0)
+        try:
+            _entry.pack_into(self._memory, index * _entry.size, generation, 0)
+        except ValueError as error:
+            raise ChannelClosed("the inbox of this process is closed") from error
         return generation << 32 | index
 
     def close(self, number: int) -> None:
@@ -120,7 +124,10 @@ class View:
         if index >= LIMIT:
             return None
         at = index * _entry.size
-        return at if _word.unpack_from(self._memory, at)[0] == number >> 32 else None
+        try:
+            return at if _word.unpack_from(self._memory, at)[0] == number >> 32 else None
+        except ValueError:
+            return None  # freed
 
     def close(self) -> None:
         """Free the memory."""

@@ -1,0 +1,108 @@
+"""Turns: of the threads that wait for replies, one receives for all (the *leader*) and the others sleep (its *followers*).
+
+Whoever leaves while nobody leads wakes a follower, which then leads. An interrupt may come at any instant, so nothing here
+rests on a line that is certain to run, but those in ``finally``. A leader that waits again, in a function that it called
+with what it received, leads there too.
+"""
+
+from __future__ import annotations
+
+import threading
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.requests.worker import workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ipcbus.plumbing.clock import Deadline
+    from ipcbus.requests.future import Future
+
+__all__ = ["Turns"]
+
+
+class Turns:
+    """The threads that wait for one inbox.
+
+    Args:
+        lead: receives and hands out, until a future is done or a deadline has come.
+    """
+
+    __slots__ = ("_lead", "_leader", "_lock", "followers")
+
+    def __init__(self, lead: Callable[[Future[Any], Deadline], None]) -> None:
+        self._lead = lead
+        self._leader: dict[None, tuple[int]] = {}
+        """Holds the leader's token. Not a lock: an interrupt just behind its acquisition would leave it locked for ever."""
+        self._lock = threading.Lock()
+        self.followers: dict[Future[Any], list[threading.Lock]] = {}
+        """Who sleeps, by what each waits for."""
+
+    @property
+    def led(self) -> bool:
+        """Whether somebody leads."""
+        return bool(self._leader)
+
+    def wait_for(self, future: Future[Any], deadline: Deadline) -> None:
+        """Return when a future is done or the deadline has come, leading if nobody else does."""
+        mine = (get_ident(),)
+        if workers and (worker := workers.get(mine[0])) is not None and worker.begin_aside():
+            try:
+                self._wait_for(mine, future, deadline)
+            finally:
+                worker.end_aside()
+        else:
+            self._wait_for(mine, future, deadline)
+
+    def _wait_for(self, mine: tuple[int], future: Future[Any], deadline: Deadline) -> None:
+        leader = self._leader
+        try:
+            while not future.is_done:
+                if leader.setdefault(None, mine) == mine:  # equal and not the same: this thread leads further up its stack
+                    self._lead(future, deadline)
+                    return
+                if not self._follow(future, deadline):
+                    return
+        finally:
+            try:
+                if leader.get(None) is mine:
+                    leader.clear()
+            finally:
+                if self.followers and not leader:
+                    self._promote()
+
+    def _follow(self, future: Future[Any], deadline: Deadline) -> bool:
+        """Sleep until the future is done or this thread is to lead; false when the deadline has come."""
+        woken = threading.Lock()
+        woken.acquire()
+        with self._lock:
+            self.followers.setdefault(future, []).append(woken)
+        try:
+            # Who finishes a future, and who stops leading, looks for followers after that; so here it is the other way round.
+            if future.is_done or not self._leader:
+                return True
+            left = deadline.remaining()
+            return woken.acquire(timeout=-1 if left is None else left)
+        finally:
+            with self._lock:
+                others = self.followers.get(future)
+                if others is not None and woken in others:
+                    others.remove(woken)
+                    if not others:
+                        del self.followers[future]
+
+    def wake(self, future: Future[Any]) -> None:
+        """Wake who follows for the sake of a future, which is done."""
+        with self._lock:
+            for woken in self.followers.pop(future, ()):
+                woken.release()
+
+    def _promote(self) -> None:
+        """Wake one follower, which then leads."""
+        with self._lock:
+            for future, others in self.followers.items():
+                others.pop().release()
+                if not others:
+                    del self.followers[future]
+                return
