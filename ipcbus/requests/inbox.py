@@ -464,6 +464,7 @@ def ask(address: bytes, body: tuple[Any, ...], future: Future[Any]) -> None:
 def tell(address: bytes, body: tuple[Any, ...]) -> None:
     """Ask the process behind an address for something, and want no answer; raises what ``Route.send`` raises."""
     way = reply.route(address)
+    way.check()  # what is sent to a process that has ended may seem to have arrived
     frame = way.end.codec.encode_routed(body, (0, address))
     (way.end.tx or way.end.open_sender()).send(frame, reply.PATIENCE)
 

@@ -110,6 +110,14 @@ class Route:
         """Whether the process is there, as far as its directory's socket tells."""
         return self.pid is None or directory.current(self.home) >= 0
 
+    def check(self) -> None:
+        """Make sure that the process is there; raises ``PeerDied``."""
+        if not self.alive:
+            try:
+                directory.place(self.home).greet()
+            except ChannelError as error:
+                raise PeerDied(f"process {self.pid} has ended", self.pid) from error
+
     def close(self) -> None:
         """Let go of another process's inbox."""
         if self.pid is not None:

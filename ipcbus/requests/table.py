@@ -61,7 +61,7 @@ class Requests:
         generation = self._generations[index] = self._generations[index] % _GENERATIONS + 1
         try:
             _entry.pack_into(self._memory, index * _entry.size, generation, 0)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # a closed mmap is no buffer
             raise ChannelClosed("the inbox of this process is closed") from error
         return generation << 32 | index
 
@@ -120,14 +120,14 @@ class View:
         return self._find(number) is not None
 
     def _find(self, number: int) -> int | None:
-        index = number & 0xFFFFFFFF
-        if index >= LIMIT:
+        index, generation = number & 0xFFFFFFFF, number >> 32
+        if index >= LIMIT or not generation:  # 0 is what entries have that nobody uses
             return None
         at = index * _entry.size
         try:
-            return at if _word.unpack_from(self._memory, at)[0] == number >> 32 else None
-        except ValueError:
-            return None  # freed
+            return at if _word.unpack_from(self._memory, at)[0] == generation else None
+        except (TypeError, ValueError):
+            return None  # freed; a closed mmap is no buffer
 
     def close(self) -> None:
         """Free the memory."""

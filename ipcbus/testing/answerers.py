@@ -23,6 +23,8 @@ def handle(message: ipcbus.Message) -> Any:
         raise ValueError(rest[0])
     if what == "die":
         os._exit(7)
+    if what == "hang":
+        threading.Event().wait(6 * PATIENCE)
     if what == "cannot travel":
         return threading.Lock()
     if what == "pid":
