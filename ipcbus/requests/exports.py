@@ -8,9 +8,9 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelBroken, ChannelError, EncodeError
+from ipcbus.requests.future import Future
 
 if TYPE_CHECKING:
-    from ipcbus.requests.future import Future
     from ipcbus.requests.reply import ReplyTo
 
 __all__ = ["Exports"]
@@ -31,11 +31,27 @@ class Exports:
     def add(self, future: Future[Any]) -> None:
         """Keep a future that is sent away."""
         with self._lock:
+            if future.number in self._futures:
+                return
             self._futures[future.number] = future
             spare = len(self._futures) - _MOST
             if spare > 0:
                 for known in [known for known, old in self._futures.items() if old.is_done][:spare]:
                     del self._futures[known]
+        future.add_done_callback(self._settle)
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._futures.clear()
+
+    def _settle(self, future: Future[Any]) -> None:
+        """Keep but the value of a future that is done: it may have a descriptor."""
+        value: Future[Any] = Future()
+        value.finish(future.value_now, future.error_now)
+        with self._lock:
+            if future.number in self._futures:
+                self._futures[future.number] = value
 
     def pass_on(self, number: int, answer: ReplyTo) -> None:
         """Answer with a future's value when it is done; raises ``ChannelBroken`` if it is not known."""

@@ -81,7 +81,10 @@ class Future(Generic[T]):
         """
         error = self._error if self._done else self.exception(timeout)
         if error is not None:
-            raise error
+            try:
+                raise error.with_traceback(None)  # one future may fail many times, and each traceback would be added
+            finally:
+                del self, error  # the traceback holds this frame, and the error must not hold its future by that
         return self._value  # type: ignore[no-any-return]  # what the other side sent is known to nobody here
 
     def exception(self, timeout: float | None = None) -> BaseException | None:

@@ -133,8 +133,7 @@ class Inbox:
 
         Args:
             future: it.
-            addressee: the process that is to answer, if it is known and another one; or the id of the channel that it is
-                yet to open.
+            addressee: the process that is to answer, if it is known and another one; or the channel that it is to open yet.
 
         Raises:
             ChannelFull: too many requests wait already.
@@ -380,6 +379,7 @@ class Inbox:
             waiting, self._waiting = self._waiting, {}
             self._addressed.clear()
             self._table.free()
+        self._exports.clear()
         for future in waiting.values():
             self._finish(future, None, ChannelClosed("the inbox of this process was closed"))
 

@@ -1,0 +1,112 @@
+"""What the processes of the tests of requests run."""
+
+import os
+import threading
+
+import ipcbus
+
+PATIENCE = 10
+
+
+class Strange(Exception):
+    """Pickles, and cannot be rebuilt."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+class Mute(Exception):
+    """Has no text."""
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def handle(message):
+    what, *rest = message.body
+    if what == "echo":
+        return rest[0]
+    if what == "lock in it":
+        raise ValueError("no", threading.Lock())
+    if what == "strange":
+        raise Strange(1, 2)
+    if what == "unknown class":
+        raise type("Nowhere", (Exception,), {"__module__": "no.such.module"})("lost")
+    if what == "mute":
+        raise Mute
+    if what == "huge":
+        return bytes(rest[0])
+    if what == "huge error":
+        raise ValueError("x" * rest[0])
+    if what == "exit":
+        raise SystemExit(5)
+    if what == "twice":
+        message.reply(1)
+        try:
+            message.reply(2)
+        except ipcbus.Unsupported as error:
+            rest[0].append(str(error))
+        return None
+    if what == "forward badly":
+        rest[0].send((message.reply_to, threading.Lock()))
+    if what == "keep":
+        rest[0].append(message)
+        message.reply_to.__reduce__()  # as if sent on: serve() leaves it alone
+        return None
+    if what == "pid":
+        return os.getpid()
+    return rest[0](*rest[1:])
+
+
+def serve(line, questions):
+    line.say(os.getpid())
+    questions.serve(handle)
+
+
+def serve_and_survive(line, questions):
+    line.say(os.getpid())
+    try:
+        questions.serve(handle)
+    except SystemExit:
+        line.hear()
+
+
+def ask_inherited(line, questions, pending, callback):
+    """In a forked child: what the parent had goes on there."""
+    try:
+        pending.result(PATIENCE)
+    except ipcbus.ChannelClosed as error:
+        line.say(str(error))
+    line.say(questions.request(("pid",), PATIENCE))
+    line.say(callback())
+
+
+class Ping:
+    """Calls back as deep as it is told."""
+
+    def __init__(self):
+        self.other = None
+
+    def call(self, depth, other):
+        return [os.getpid()] + (other(depth - 1, self.own) if depth else [])
+
+
+def lend_ping(line, lent):
+    ping = Ping()
+    ping.own = ipcbus.callback(ping.call)
+    lent.send(ping.own)
+    line.say(os.getpid())
+    line.hear()
+
+
+def ask_without_reading(line, questions):
+    """Ask often, and read nothing."""
+    futures = []
+    box = None
+    for number in range(3):
+        from ipcbus.requests import asking, inbox
+
+        box = inbox.inbox(questions._end)
+        futures.append(asking._send(box, questions._end, ("echo", bytes(300_000)), None, None))
+    line.say(os.getpid())
+    line.hear(30)

@@ -1,0 +1,240 @@
+"""Callbacks: where they run, how they end, and that two processes that call each other do not wait for ever."""
+
+import asyncio
+import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import ipcbus
+from ipcbus.requests import inbox
+from ipcbus.requests.worker import Worker
+from ipcbus.testing.subject import Subject
+
+PATIENCE = 10
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "programs"))
+    import askers
+
+    return askers
+
+
+@pytest.fixture
+def subject(programs):
+    assert programs
+    with Subject("pipe:", "fork") as made:
+        yield made
+
+
+@pytest.fixture
+def server(subject, programs):
+    """A channel to a process that calls what it is sent."""
+    channel = subject.open()
+    child = subject.start(programs.serve, channel)
+    child.hear()
+    yield channel
+    channel.shutdown()
+    child.result()
+
+
+def _call(server, callback, *args):
+    return server.request(("call", callback, *args), PATIENCE)
+
+
+class Owner:
+    def thread(self):
+        return threading.current_thread().name
+
+
+def test_it_runs_on_one_thread_that_is_none_of_the_callers(server):
+    with ipcbus.callback(Owner().thread) as callback:
+        assert {_call(server, callback) for _ in range(5)} == {"ipcbus-callbacks"}
+        assert callback() == threading.current_thread().name, "at home it is an ordinary call"
+        assert callback.submit().result(PATIENCE) == "ipcbus-callbacks"
+
+
+def test_it_runs_on_the_executor_of_its_owners_choice(server):
+    with ThreadPoolExecutor(1, thread_name_prefix="mine") as executor, ipcbus.callback(Owner().thread, on=executor) as callback:
+        assert _call(server, callback).startswith("mine")
+
+
+def test_an_executor_that_is_shut_down_tells_who_called(server, subject):
+    executor, go = ThreadPoolExecutor(1), threading.Event()
+    with ipcbus.callback(go.wait, on=executor) as callback:
+        calls = [subject.thread(_call, server, callback, PATIENCE)]
+        waiting = callback.submit(PATIENCE), callback.submit(PATIENCE)
+        executor.shutdown(wait=False, cancel_futures=True)
+        go.set()
+        ends = [future.exception(PATIENCE) for future in waiting]
+        assert any(isinstance(end, ipcbus.ChannelClosed) for end in ends), ends
+        with pytest.raises(ipcbus.RemoteError, match="shutdown"):
+            _call(server, callback, 0)
+        try:
+            calls[0].result()
+        except ipcbus.RemoteError as error:
+            assert "shut" in str(error)
+
+
+async def _name_of_loop(value):
+    await asyncio.sleep(0)
+    return value, threading.current_thread().name
+
+
+def test_a_coroutine_function_runs_on_the_loop(server):
+    async def main():
+        with ipcbus.callback(_name_of_loop) as callback:
+            far = await asyncio.to_thread(_call, server, callback, 1)
+            near = await callback.submit(2)
+            return far, near
+
+    name = threading.current_thread().name
+    assert asyncio.run(main()) == ((1, name), (2, name))
+    with pytest.raises(ipcbus.ConfigError, match="on which"):
+        ipcbus.callback(_name_of_loop)
+    with pytest.raises(ipcbus.ConfigError, match="event loop"):
+        ipcbus.callback(_name_of_loop, on=ThreadPoolExecutor(1))
+
+
+def test_at_home_it_waits_for_the_loop(subject):
+    ready, loops = threading.Event(), []
+
+    async def main():
+        loops.append(asyncio.get_running_loop())
+        stop = asyncio.Event()
+        loops.append(stop)
+        ready.set()
+        await stop.wait()
+
+    running = subject.thread(asyncio.run, main())
+    assert ready.wait(PATIENCE)
+    loop, stop = loops
+    with ipcbus.callback(_name_of_loop, on=loop) as callback:
+        assert callback(3)[0] == 3
+    loop.call_soon_threadsafe(stop.set)
+    running.result()
+    with pytest.raises(ipcbus.ChannelClosed, match="closed"):
+        callback(4)
+
+
+def test_a_loop_that_ends_tells_who_called():
+    started = []
+
+    async def hang():
+        started.append(1)
+        await asyncio.Event().wait()
+
+    async def main():
+        future = ipcbus.callback(hang).submit()
+        while not started:  # the loop turns meanwhile, and the call comes with it
+            await asyncio.sleep(0)
+        return future
+
+    future = asyncio.run(main())
+    error = future.exception(PATIENCE)
+    assert isinstance(error, asyncio.CancelledError), error
+
+
+def test_a_function_that_exits_tells_who_called(server):
+    with ipcbus.callback(functools.partial(exit, 3)) as callback, pytest.raises(ipcbus.RemoteError, match="SystemExit"):
+        _call(server, callback)
+    with ipcbus.callback(len) as callback:
+        assert _call(server, callback, "four") == 4, "the thread of the callbacks ended with it"
+
+
+def test_one_that_is_closed_is_called_no_more(server, caplog):
+    callback = ipcbus.callback(len)
+    callback.close()
+    callback.close()
+    with pytest.raises(ipcbus.RemoteError, match="was closed"):
+        _call(server, callback, "x")
+    server.request(("call", callback.post, "x"), PATIENCE)
+    assert _logged(caplog, "nobody waits")
+
+
+def _logged(caplog, text):
+    done = threading.Event()
+    for _ in range(200):
+        if text in caplog.text:
+            return True
+        done.wait(0.01)  # until the thread that receives has written it
+    return False
+
+
+def test_what_comes_home_is_the_same_object(server):
+    with ipcbus.callback(len) as callback:
+        assert server.request(("echo", callback), PATIENCE) is callback
+
+
+def test_processes_that_call_each_others_callbacks_do_not_wait_for_each_other(subject, programs):
+    """Deeper than each has threads for callbacks at first."""
+    import os
+
+    lent = subject.open()
+    child = subject.start(programs.lend_ping, lent)
+    other = lent.recv(timeout=PATIENCE)
+    pid = child.hear()
+    ping = programs.Ping()
+    ping.own = ipcbus.callback(ping.call)
+    assert other(7, ping.own) == [pid, os.getpid()] * 4
+    started = ping.own.submit(6, other)
+    assert started.result(PATIENCE) == [os.getpid(), pid] * 3 + [os.getpid()]
+    child.say()
+    child.result()
+
+
+def test_while_one_waits_others_run_and_two_never_run_at_once(subject):
+    worker, unanswered = Worker(), subject.open()
+    running, most, order = [], [], []
+
+    def step(name, future=None):
+        running.append(name)
+        most.append(len(running))
+        if future is not None:
+            running.remove(name)
+            future.result(PATIENCE)
+            running.append(name)
+            most.append(len(running))
+        order.append(name)
+        running.remove(name)
+
+    future = unanswered.submit("later")
+    worker.submit(step, "waits", future)
+    for number in range(20):
+        worker.submit(step, number)
+    unanswered.recv_message(PATIENCE).reply("now")
+    done = threading.Event()
+    worker.submit(done.set)
+    assert done.wait(PATIENCE)
+    assert worker.close(PATIENCE) == []
+    assert [name for name in order if name != "waits"] == list(range(20))
+    assert "waits" in order
+    assert max(most) == 1
+
+
+def test_a_worker_that_is_closed_gives_back_what_it_did_not_do():
+    worker, go, begun = Worker(), threading.Event(), threading.Event()
+    worker.submit(lambda: (begun.set(), go.wait(PATIENCE)))
+    assert begun.wait(PATIENCE)
+    worker.submit(len, "left")
+    assert worker.close(0.05) == [(len, ("left",))]
+    with pytest.raises(ipcbus.ChannelClosed):
+        worker.submit(len, "late")
+    go.set()
+    assert worker.close(PATIENCE) == []
+
+
+def test_a_request_in_a_handler_and_in_a_callback(server, subject):
+    """Both may ask, of whomever, and wait."""
+    here = subject.open()
+    serving = subject.thread(here.serve, lambda message: 3 if message.body == 2 else server.request(("echo", 1), PATIENCE) + 1)
+    assert here.request(1, PATIENCE) == 2
+    with ipcbus.callback(lambda: here.request(2, PATIENCE)) as callback:
+        assert _call(server, callback) == 3
+    here.shutdown()
+    serving.result()
+    assert inbox.inbox().closed is False

@@ -1,0 +1,430 @@
+"""Requests and futures: what goes wrong is told to who asked, and nobody waits for what cannot come."""
+
+import asyncio
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+import ipcbus
+from ipcbus.plumbing.clock import Deadline
+from ipcbus.requests import reply
+from ipcbus.requests.future import Future
+from ipcbus.requests.turns import Turns
+from ipcbus.testing.children import Interrupter
+from ipcbus.testing.subject import Subject
+
+PATIENCE = 10
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "programs"))
+    import askers
+
+    return askers
+
+
+@pytest.fixture
+def subject(programs):
+    assert programs
+    with Subject("pipe:", "fork") as made:
+        yield made
+
+
+@pytest.fixture
+def questions(subject, programs):
+    channel = subject.open()
+    child = subject.start(programs.serve, channel)
+    child.hear()
+    yield channel
+    channel.shutdown()
+    child.result()
+
+
+@pytest.fixture
+def unanswered(subject):
+    """A channel of this process that nobody serves."""
+    return subject.open()
+
+
+# --------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "text"),
+    [
+        ("lock in it", "ValueError", "no"),
+        ("strange", "askers.Strange", "1 2"),
+        ("unknown class", "no.such.module.Nowhere", "lost"),
+        ("mute", "askers.Mute", "its text cannot be had"),
+    ],
+)
+def test_an_exception_that_cannot_travel_is_told_in_words(questions, what, name, text):
+    with pytest.raises(ipcbus.RemoteError) as caught:
+        questions.request((what,), PATIENCE)
+    assert caught.value.type_name == name
+    assert text in str(caught.value)
+    assert "in handle" in caught.value.remote_traceback
+    assert what == "mute" or caught.value.__cause__ is None  # that one can be rebuilt here
+
+
+def test_a_reply_that_is_too_large_is_told(subject, programs, monkeypatch):
+    channel = subject.open()
+    serving = subject.thread(channel.serve, programs.handle)
+    box = _box(channel)
+    monkeypatch.setattr(box._end.codec, "max_message", 20_000)
+    monkeypatch.setattr(box._end.codec, "_short", 16_000)
+    with pytest.raises(ipcbus.RemoteError, match="MessageTooLarge"):
+        channel.request(("huge", 100_000), PATIENCE)
+    with pytest.raises(ipcbus.RemoteError, match="ValueError: xxx") as caught:
+        channel.request(("huge error", 100_000), PATIENCE)
+    assert len(str(caught.value)) < 2000
+    channel.shutdown()
+    serving.result()
+
+
+def test_a_handler_that_exits_tells_who_asked(subject, programs):
+    channel = subject.open()
+    child = subject.start(programs.serve_and_survive, channel)
+    child.hear()
+    with pytest.raises(ipcbus.RemoteError, match="SystemExit: 5"):
+        channel.request(("exit",), PATIENCE)
+    child.say()
+    child.result()
+
+
+def test_a_request_whose_forwarding_failed_is_told(subject, programs):
+    channel, other = subject.open(), subject.open()
+    serving = subject.thread(channel.serve, programs.handle)
+    with pytest.raises(ipcbus.RemoteError, match="EncodeError"):
+        channel.request(("forward badly", other), PATIENCE)
+    channel.shutdown()
+    serving.result()
+
+
+def test_only_the_first_answer_counts(subject, programs):
+    channel, said = subject.open(), []
+    answered = subject.thread(channel.request, ("twice", "by reference"), PATIENCE)
+    message = channel.recv_message(PATIENCE)
+    message.reply(1)
+    with pytest.raises(ipcbus.Unsupported, match="answered before"):
+        message.reply(2)
+    with pytest.raises(ValueError, match="was answered"):
+        pickle.dumps(message.reply_to)
+    assert answered.result() == 1
+    assert not said
+    assert programs
+
+
+def test_recv_refuses_at_once_and_so_does_what_cannot_be_rebuilt(unanswered, subject):
+    from ipcbus.testing.children import Poison
+
+    asked = subject.thread(unanswered.request, "anybody?")
+    assert unanswered.recv(PATIENCE) == "anybody?"
+    with pytest.raises(ipcbus.RemoteError, match="serve"):
+        asked.result()
+    asked = subject.thread(unanswered.request, Poison(3))
+    with pytest.raises(ipcbus.DecodeError):
+        unanswered.recv_message(PATIENCE)
+    with pytest.raises(ipcbus.RemoteError, match="number 3 cannot be rebuilt"):
+        asked.result()
+
+
+@pytest.mark.parametrize(
+    "address", [b"", b"x", bytes(16), bytes(16) + b"\xff\xfe", bytes(16) + b"/nowhere", bytes(16) + b"a\0b"]
+)
+def test_an_address_that_leads_nowhere_fails_the_reply_and_not_the_receiving(unanswered, address):
+    codec = unanswered._end.codec
+    unanswered._end.open_sender().send(codec.encode_routed("hello", (1 << 32, address or b"y")), 1)
+    message = unanswered.recv_message(PATIENCE)
+    assert message.body == "hello"
+    with pytest.raises(ipcbus.PeerDied, match="cannot be reached"):
+        message.reply(1)
+
+
+def test_replies_that_come_late_are_counted(unanswered):
+    with pytest.raises(ipcbus.ChannelEmpty):
+        unanswered.request("late", 0)
+    unanswered.recv_message(PATIENCE).reply("too late")
+    future = unanswered.submit("in time")
+    unanswered.recv_message(PATIENCE).reply("here")
+    assert future.result(PATIENCE) == "here"
+    assert unanswered.stats().late == 1
+
+
+def test_who_does_not_read_delays_an_answerer_once(subject, programs, monkeypatch):
+    monkeypatch.setattr(reply, "PATIENCE", 0.3)
+    channel = subject.open()
+    asker = subject.start(programs.ask_without_reading, channel)
+    messages = [channel.recv_message(PATIENCE) for _ in range(3)]
+    asker.hear()
+    os.kill(asker.pid, signal.SIGSTOP)
+    try:
+        took = []
+        for message in messages:
+            started = time.monotonic()
+            with contextlib.suppress(ipcbus.ChannelFull):
+                message.reply(bytes(8_000_000))
+            took.append(time.monotonic() - started)
+    finally:
+        os.kill(asker.pid, signal.SIGCONT)
+    assert sum(took) < 2, took
+    assert sum(1 for seconds in took if seconds > 0.25) <= 1, took
+    asker.kill()
+
+
+# --------------------------------------------------------------------------- many
+
+
+def test_ten_thousand_outstanding_cost_memory_in_proportion_and_no_threads(subject):
+    channel = subject.open(capacity=20_000)
+    draining = threading.Event()
+    channel.submit("warm up").cancel()
+    tracemalloc.start()
+    try:
+        sizes = []
+        for count in (2_000, 8_000):
+            before, threads = tracemalloc.get_traced_memory()[0], threading.active_count()
+            futures = [_begin(channel, n) for n in range(count)]
+            sizes.append((tracemalloc.get_traced_memory()[0] - before) / count)
+            assert threading.active_count() == threads
+            if count == 2_000:
+                kept = futures
+    finally:
+        tracemalloc.stop()
+    assert all(size < 1500 for size in sizes), f"bytes for each request: {sizes}"
+    assert sizes[1] < 1.5 * sizes[0]
+    for future in (*kept, *futures):
+        assert future.cancel()
+    assert not _box(channel)._waiting
+    draining.set()
+
+
+def _begin(channel, n):
+    future, _ = _box(channel).begin(channel._end, n, None, None)
+    return future
+
+
+def test_many_threads_take_turns(questions, subject):
+    """Hundreds of rounds in which leaders leave, are late, and give up."""
+
+    def ask(seed):
+        for n in range(150):
+            timeout = (PATIENCE, PATIENCE, 0.0005)[(n + seed) % 3]
+            try:
+                assert questions.request(("echo", (seed, n)), timeout) == (seed, n)
+            except (ipcbus.ChannelEmpty, ipcbus.ChannelFull):
+                assert timeout < 1, "a reply was lost, or nobody received it"
+
+    for task in [subject.thread(ask, seed) for seed in range(8)]:
+        task.result(4 * PATIENCE)
+
+
+def test_turns_lose_no_wake_up(subject):
+    """Without any transport: whoever leads may leave at any time, and the others still get what is theirs."""
+    inbox, bell = [], threading.Condition()
+
+    def lead(future, deadline):
+        while not future.is_done:
+            with bell:
+                if not inbox and not bell.wait_for(lambda: inbox or future.is_done, deadline.remaining()):
+                    return
+                if not inbox:
+                    return
+                done = inbox.pop()
+            done.settle(1, None)
+            turns.wake(done)
+
+    turns = Turns(lead)
+
+    def wait(seed):
+        for n in range(300):
+            future = Future()
+            if (n + seed) % 3 == 0:
+                turns.wait_for(future, Deadline(0.0002))  # gives up, perhaps just when it is promoted
+            with bell:
+                inbox.append(future)
+                bell.notify()
+            turns.wait_for(future, Deadline(PATIENCE))
+            assert future.is_done, "a wake-up was lost"
+
+    for task in [subject.thread(wait, seed) for seed in range(6)]:
+        task.result(3 * PATIENCE)
+    assert not turns.followers
+    assert not turns.led
+
+
+def test_an_interrupt_at_any_instant_leaves_the_inbox_usable(questions, subject):
+    stop = threading.Event()
+
+    def ask():
+        lost = count = 0
+        while not stop.is_set():
+            count += 1
+            try:
+                assert questions.request(("echo", count), 0.5) == count
+            except (ipcbus.ChannelEmpty, ipcbus.ChannelBroken):
+                lost += 1
+        return lost
+
+    before = signal.getsignal(signal.SIGALRM)
+    others = [subject.thread(ask) for _ in range(2)]
+    interrupter = Interrupter()
+    try:
+        until = time.monotonic() + 2
+        n = 0
+        while time.monotonic() < until:
+            n += 1
+            done, value = interrupter.call(questions.request, ("echo", n), PATIENCE)
+            assert not done or value == n
+        assert questions.request(("echo", "after"), PATIENCE) == "after"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        stop.set()
+    assert interrupter.count > 20
+    # What the interrupted call had in its hand was perhaps theirs; no more than that.
+    assert sum(task.result(PATIENCE) for task in others) <= interrupter.count / 4
+
+
+# --------------------------------------------------------------------------- futures
+
+
+def test_what_a_future_calls_may_raise_and_ask_and_wait(questions):
+    seen, ended = [], threading.Event()
+    future = questions.submit(("echo", 1))
+
+    def fail(_):
+        raise ValueError("this one fails")
+
+    def ask(done):
+        seen.append((done.result(0), questions.request(("echo", 2), PATIENCE)))
+        ended.set()
+
+    future.add_done_callback(fail)
+    future.add_done_callback(ask)
+    assert future.result(PATIENCE) == 1
+    assert ended.wait(PATIENCE), "a request in what a future calls was not answered"
+    assert seen == [(1, 2)]
+    future.add_done_callback(seen.append)
+    assert seen[-1] is future
+
+
+def test_it_is_cancelled_once(unanswered):
+    future = unanswered.submit("nobody answers")
+    assert future.cancel()
+    assert not future.cancel()
+    with pytest.raises(ipcbus.ChannelClosed, match="cancelled"):
+        future.result(PATIENCE)
+
+
+def test_done_becomes_true_while_nobody_waits(questions):
+    future = questions.submit(("echo", 3))
+    until = time.monotonic() + PATIENCE
+    assert ipcbus.wait([future], PATIENCE) == [future]
+    assert future.done()
+    assert time.monotonic() < until
+
+
+def test_it_is_awaited_in_two_loops(questions, unanswered, subject):
+    future = unanswered.submit("for both")
+
+    async def wait():
+        return await future
+
+    tasks = [subject.thread(asyncio.run, wait()) for _ in range(2)]
+    unanswered.recv_message(PATIENCE).reply("to both")
+    assert [task.result() for task in tasks] == ["to both"] * 2
+    assert questions.request(("echo", 1), PATIENCE) == 1
+
+
+def test_futures_travel_pending_twice_done_and_failed(questions, unanswered):
+    pending = unanswered.submit("x")
+    copies = [pickle.loads(pickle.dumps(pending)) for _ in range(2)]
+    assert not any(copy.done() for copy in copies)
+    assert ipcbus.wait([*copies, pending], 0) == []
+    unanswered.recv_message(PATIENCE).reply("value")
+    assert [copy.result(PATIENCE) for copy in copies] == ["value"] * 2
+    assert pickle.loads(pickle.dumps(pending)).result(0) == "value"
+
+
+def test_a_failed_future_travels(questions):
+    failed = questions.submit(("strange",))
+    before = pickle.loads(pickle.dumps(failed))
+    for future in (failed, before, pickle.loads(pickle.dumps(failed))):
+        assert isinstance(future.exception(PATIENCE), ipcbus.RemoteError)
+        with pytest.raises(ipcbus.RemoteError):
+            future.result(PATIENCE)
+
+
+# --------------------------------------------------------------------------- forks, closing, exits
+
+
+def test_a_forked_child_asks_for_itself_and_is_told_what_is_not_its_own(questions, unanswered, subject, programs):
+    pending = unanswered.submit("goes on in the parent")
+    with ipcbus.callback(os.getpid) as callback:
+        child = subject.start(programs.ask_inherited, questions, pending, callback)
+        assert "from which this one was forked" in child.hear()
+        assert isinstance(child.hear(), int)
+        assert child.hear() == os.getpid(), "a callback that a forked child inherited ran in the child"
+        child.result()
+    unanswered.recv_message(PATIENCE).reply("here")
+    assert pending.result(PATIENCE) == "here"
+
+
+def test_closing_while_threads_ask_ends_them_all(subject):
+    from ipcbus.requests import inbox
+
+    channel = subject.open(capacity=10_000)
+    started = threading.Barrier(9)
+
+    def ask():
+        started.wait(PATIENCE)
+        with pytest.raises((ipcbus.ChannelClosed, ipcbus.ChannelEmpty)):
+            channel.request("nobody answers", 3)
+
+    tasks = [subject.thread(ask) for _ in range(8)]
+    started.wait(PATIENCE)
+    until = time.monotonic() + PATIENCE
+    while len(_box(channel)._waiting) < 8:
+        assert time.monotonic() < until
+        threading.Event().wait(0.001)
+    inbox.settle()
+    for task in tasks:
+        task.result(PATIENCE)
+
+
+_EXIT = """
+import threading, ipcbus
+channel = ipcbus.open("pipe:")
+running = threading.Event()
+def hang():
+    running.set()
+    threading.Event().wait()
+callback = ipcbus.callback(hang)
+futures = [channel.submit(n) for n in range(10)] + [callback.submit() for _ in range(3)]
+threading.Thread(target=channel.request, args=("never",), daemon=True).start()
+futures[0].add_done_callback(print)
+running.wait(10)
+import ipcbus.requests.callback as module
+module.PATIENCE = 0.2
+"""
+
+
+def test_a_process_with_pending_futures_and_a_hanging_callback_exits():
+    done = subprocess.run([sys.executable, "-c", _EXIT], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert "failed: ChannelClosed" in done.stdout
+
+
+def _box(channel):
+    from ipcbus.requests import inbox
+
+    return inbox.inbox(channel._end)
