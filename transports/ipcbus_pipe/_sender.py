@@ -64,7 +64,7 @@ class _Pipe:
     """A lane as its sender sees it: the pipe, the credits, and what is still owed to the stream."""
 
     def __init__(self, capacity: int, pipe_bytes: int, large: int) -> None:
-        from multiprocessing import Pipe
+        from multiprocessing.connection import Pipe
 
         reading, writing = Pipe(duplex=False)
         self.reading: Connection = reading

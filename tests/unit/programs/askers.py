@@ -4,6 +4,7 @@ import os
 import threading
 
 import ipcbus
+from ipcbus.requests import asking, inbox
 
 PATIENCE = 10
 
@@ -101,12 +102,7 @@ def lend_ping(line, lent):
 
 def ask_without_reading(line, questions):
     """Ask often, and read nothing."""
-    futures = []
-    box = None
-    for number in range(3):
-        from ipcbus.requests import asking, inbox
-
-        box = inbox.inbox(questions._end)
-        futures.append(asking._send(box, questions._end, ("echo", bytes(300_000)), None, None))
-    line.say(os.getpid())
+    box = inbox.inbox(questions._end)
+    futures = [asking._send(box, questions._end, ("echo", number), None, None) for number in range(3)]
+    line.say(len(futures))
     line.hear(30)
