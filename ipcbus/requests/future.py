@@ -35,7 +35,6 @@ class Future(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_bell",
-        "_callbacks",
         "_done",
         "_error",
         "_inbox",
@@ -43,6 +42,7 @@ class Future(Generic[T]):
         "_origin",
         "_value",
         "addressee",
+        "callbacks",
         "number",
     )
 
@@ -54,7 +54,8 @@ class Future(Generic[T]):
         self._done = False
         self._value: Any = None
         self._error: BaseException | None = None
-        self._callbacks: list[Callable[[Self], object]] = []
+        self.callbacks: list[Callable[[Self], object]] = []
+        """Who is to be called when it is done."""
         self._bell: Wakeup | None = None
         self._origin: tuple[bytes, int] | None = None
         """Where to ask for the value: the inbox of the process that has it, and what it calls this future."""
@@ -106,7 +107,7 @@ class Future(Generic[T]):
         with self._lock:
             done = self._done
             if not done:
-                self._callbacks.append(function)
+                self.callbacks.append(function)
         if done:
             function(self)
             return
@@ -235,15 +236,10 @@ class Future(Generic[T]):
                 self._bell.set()
         return True
 
-    @property
-    def calls(self) -> bool:
-        """Whether somebody is to be called."""
-        return bool(self._callbacks)
-
     def call(self) -> None:
         """Call who wants to know that it is done."""
-        while self._callbacks:
-            function = self._callbacks.pop(0)
+        while self.callbacks:
+            function = self.callbacks.pop(0)
             try:
                 function(self)
             except Exception:
@@ -256,7 +252,7 @@ class Future(Generic[T]):
         """Fail in a forked child, where nothing comes; calls nobody, and lets go of what the parent's threads may hold."""
         self._lock = threading.Lock()
         self._bell = None
-        self._callbacks = []
+        self.callbacks = []
         self._error, self._done = error, True
 
 

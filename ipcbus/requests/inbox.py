@@ -82,7 +82,6 @@ class Inbox:
         self.wait_for = self._turns.wait_for
         """Returns when a future is done or the deadline has come."""
         self._endless: Future[Any] = Future()
-        """What the steward waits for: the inbox's end."""
         self._spin = Spin()
         self._steward: threading.Thread | None = None
         self.closed = False
@@ -331,7 +330,7 @@ class Inbox:
                 if future.settle(None, error):
                     called.append(future)
                 self._turns.wake(future)
-        if any(future.calls for future in called):
+        if any(future.callbacks for future in called):
             # Not in this thread, which is the directory's: what is called may wait for processes that wait for that.
             threading.Thread(target=call_all, args=(called,), name="ipcbus-deaths", daemon=True).start()
         if numbers:
@@ -362,7 +361,7 @@ class Inbox:
         if future.settle(value, error):
             if self._turns.followers:
                 self._turns.wake(future)
-            if future.calls:
+            if future.callbacks:
                 future.call()
 
     def close(self) -> None:

@@ -49,13 +49,10 @@ class Turns:
         mine = (get_ident(),)
         if workers and (worker := workers.get(mine[0])) is not None and worker.begin_aside():
             try:
-                self._wait_for(mine, future, deadline)
+                self.wait_for(future, deadline)
             finally:
                 worker.end_aside()
-        else:
-            self._wait_for(mine, future, deadline)
-
-    def _wait_for(self, mine: tuple[int], future: Future[Any], deadline: Deadline) -> None:
+            return
         leader = self._leader
         try:
             while not future.is_done:
