@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from ipcbus.bus.bus import Bus
+from ipcbus.bus.topic import Subscription, Topic
 from ipcbus.channel import Channel, Stats
 from ipcbus.channel import open_channel as open  # noqa: A004  ipcbus.open reads like the built-in it resembles
 from ipcbus.errors import (
@@ -74,6 +75,8 @@ __all__ = [
     "SerializationError",
     "SerializerUnavailable",
     "Stats",
+    "Subscription",
+    "Topic",
     "TransportUnavailable",
     "UnknownSerializer",
     "UnknownTransport",

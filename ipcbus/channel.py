@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import pickle
 import secrets
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import endpoint
-from ipcbus.codec import AUTO, Codec
-from ipcbus.errors import ChannelBroken, ChannelError, ChannelFull, ConfigError, Unsupported
-from ipcbus.options import URL, build, nearest, parse_url
+from ipcbus.errors import ChannelBroken, ChannelError, ChannelFull, Unsupported
+from ipcbus.options import URL, build
+from ipcbus.plan import make_codec, resolve
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import unpacking
-from ipcbus.transport import ChannelSpec, Transport
+from ipcbus.transport import ChannelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -25,34 +23,10 @@ if TYPE_CHECKING:
 
     from ipcbus.aio import AsyncChannel
     from ipcbus.message import Message
-    from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink
+    from ipcbus.plan import ChannelOptions
+    from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink, Transport
 
-__all__ = ["Channel", "ChannelOptions", "Stats", "open_channel", "rebuild"]
-
-PRIVATE_MAX_MESSAGE = 1 << 30
-PUBLIC_MAX_MESSAGE = 64 << 20
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ChannelOptions:
-    """What every channel can be told, as arguments of ``open``, after ``?`` in the URL, or in a TOML table."""
-
-    capacity: int = 1024
-    """Messages accepted and not yet received."""
-    serializer: str = AUTO
-    """How objects become bytes; ``auto`` picks by the type of each and by who can reach the channel."""
-    accept: tuple[str, ...] | None = None
-    """Serializers that may decode here; None: every installed one on a private channel, else every safe one."""
-    receivers: Literal["one", "many"] = "one"
-    """Whether one process receives, or several compete for the messages."""
-    overflow: Literal["block", "fail", "drop_new", "drop_old"] = "block"
-    """What a send does when the channel is full: wait, raise ``ChannelFull``, or drop the newest or oldest message."""
-    max_message: int | None = None
-    """Bytes of the largest frame; None: 1 GiB on private channels, else 64 MiB."""
-    checksum: bool = False
-    """Whether frames carry a CRC-32."""
-    key_file: str | None = None
-    """A file of mode 0600 with a secret that both ends have; frames then carry a MAC."""
+__all__ = ["Channel", "Stats", "open_channel", "rebuild"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -366,69 +340,21 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         Unsupported: the transport cannot do what an option asks.
         InsecureConfiguration: strangers could use it to run code here.
     """
-    from ipcbus.selection import select
-
-    parsed = parse_url(url)
-    transport, parsed = select(parsed, options)
-    where = str(parsed)
-    common, own = _split({**parsed.options, **options}, transport, where)
-    settings = build(ChannelOptions, common, where)
-    _check(settings, transport, where)
-    private = not (transport.capabilities.crosses_hosts or transport.capabilities.addressable)
-    limit = settings.max_message or (PRIVATE_MAX_MESSAGE if private else PUBLIC_MAX_MESSAGE)
-    key = _read_key(settings.key_file, where)
-    # Made before the channel, so that a wrong serializer or an insecure wish leaves nothing behind.
-    codec = Codec(settings.serializer, settings.accept, private=private, max_message=limit, key=key, checksum=settings.checksum)
+    plan = resolve(url, **options)
     spec = ChannelSpec(
         id=secrets.token_hex(16),
-        address=parsed.address,
-        capacity=settings.capacity,
-        receivers=settings.receivers,
-        max_message=limit,
+        address=plan.url.address,
+        capacity=plan.settings.capacity,
+        receivers=plan.settings.receivers,
+        max_message=plan.max_message,
     )
-    handle = transport.create(spec, build(transport.options, own, where))
-    end = endpoint.Endpoint(handle, spec, settings, codec, str(URL(transport.scheme, parsed.address, {})), transport)
+    # Made before the channel, so that a wrong serializer or an insecure wish leaves nothing behind.
+    codec = make_codec(plan.settings, private=plan.private, max_message=plan.max_message, where=str(plan.url))
+    handle = plan.transport.create(spec, build(plan.transport.options, plan.own, str(plan.url)))
+    url = str(URL(plan.transport.scheme, plan.url.address, {}))
+    end = endpoint.Endpoint(handle, spec, plan.settings, codec, url, plan.transport)
     endpoint.adopt(end, home=True)
     return Channel(end)
-
-
-def _split(values: Mapping[str, Any], transport: type[Transport], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    common_names = {field.name for field in dataclasses.fields(ChannelOptions)}
-    own_names = {field.name for field in dataclasses.fields(transport.options)}
-    for key in values:
-        if key not in common_names | own_names:
-            raise ConfigError(f"{where}: unknown option {key!r}; {nearest(key, common_names | own_names)}")
-    return (
-        {key: value for key, value in values.items() if key in common_names},
-        {key: value for key, value in values.items() if key in own_names},
-    )
-
-
-def _check(settings: ChannelOptions, transport: type[Transport], where: str) -> None:
-    if settings.capacity < 1:
-        raise ConfigError(f"{where}: capacity must be at least 1 message, not {settings.capacity}")
-    if settings.max_message is not None and settings.max_message < 64:
-        raise ConfigError(f"{where}: max_message must be at least 64 bytes, not {settings.max_message}")
-    if settings.receivers == "many" and not transport.capabilities.many_receivers:
-        raise Unsupported(f"{where!r} has one receiver; receivers='many' needs another transport, such as queue:")
-    if settings.overflow == "drop_old" and not transport.capabilities.drops_old:
-        raise Unsupported(f"{where!r} cannot drop old messages; use overflow='drop_new' or another transport")
-
-
-def _read_key(path: str | None, where: str) -> bytes | None:
-    if path is None:
-        return None
-    file = Path(path)
-    try:
-        state = file.stat()
-        key = file.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"{where}: key_file {path!r} cannot be read: {error.strerror}") from error
-    if state.st_mode & 0o077 or state.st_uid != os.geteuid():
-        raise ConfigError(f"{where}: key_file {path!r} must belong to you alone; run: chmod 600 {path}")
-    if len(key) < 16:
-        raise ConfigError(f"{where}: key_file {path!r} holds {len(key)} bytes; a key has at least 16")
-    return key
 
 
 def _arrive(
@@ -459,14 +385,7 @@ def rebuild(
         return end
     module, _, name = transport_path.partition(":")
     transport: type[Transport] = getattr(importlib.import_module(module), name)
-    codec = Codec(
-        settings.serializer,
-        settings.accept,
-        private=private,
-        max_message=spec.max_message,
-        key=_read_key(settings.key_file, url),
-        checksum=settings.checksum,
-    )
+    codec = make_codec(settings, private=private, max_message=spec.max_message, where=url)
     return endpoint.adopt(endpoint.Endpoint(handle, spec, settings, codec, url, transport), home=False)
 
 

@@ -47,6 +47,8 @@ class Config:
     """How processes find each other."""
     channels: dict[str, Any] = field(default_factory=dict)
     """By name: the URL of a channel, or a table of ``url`` and what :func:`ipcbus.open` takes; ``"*"`` is every other name."""
+    topics: dict[str, Any] = field(default_factory=dict)
+    """By name or pattern: how the channels of subscribers are made, as for ``channels``; ``"*"`` is every other topic."""
     front: dict[str, Any] = field(default_factory=dict)
     services: dict[str, Any] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Bus: channels by name, for every process of this user on this machine, at any time."""
+"""Bus: channels and topics by name, for every process of this user on this machine, at any time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import endpoint
+from ipcbus.bus.topic import Topic
 from ipcbus.channel import Channel, rebuild
 from ipcbus.errors import ChannelClosed, ConfigError
 from ipcbus.plumbing.fds import unpacking
@@ -27,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 
 @final
 class Bus:
-    """Channels by name. The process that makes one is its *home*; any other of the same user and machine can ``connect``.
+    """Channels and topics by name. The process that makes one is its *home*; any other of this user and machine can ``connect``.
 
     ::
 
@@ -36,6 +37,7 @@ class Bus:
 
         bus = ipcbus.Bus.connect()                      # in any other, whenever it starts
         bus.channel("orders").send(order)
+        bus.topic("prices.eu.dax").publish(18_700)
 
     The home only introduces processes to each other: no message goes through it. When it ends, channels that are open go
     on, and opening another raises ``ChannelBroken`` until a new home takes over its address. Picklable: what arrives in
@@ -44,7 +46,8 @@ class Bus:
     Args:
         config: the path of a TOML file, a mapping with the same keys, or None for no configuration. ``[channels]`` says how
             each name is carried: a URL, or a table of ``url`` and what :func:`ipcbus.open` takes. A name that it does not
-            mention is opened as ``transport`` says, unless ``strict`` in ``[bus]`` forbids.
+            mention is opened as ``transport`` says, unless ``strict`` in ``[bus]`` forbids. ``[topics]`` says the same of the
+            channels of those who subscribe, by name or pattern.
         address: a directory for the bus, made if it is not there; None is ``address`` in ``[bus]``, or a new one.
 
     Raises:
@@ -117,6 +120,20 @@ class Bus:
             end = rebuild(*pickle.loads(content)) if known is None else known
         end.shared.setdefault(self._address, client.current(self._address))
         return Channel(end)
+
+    def topic(self, name: str) -> Topic:
+        """Return a topic, to publish to, or a pattern of topics, to subscribe to.
+
+        Args:
+            name: words with dots between them; in a pattern ``*`` stands for any one word, and ``>`` at the end for the rest.
+
+        Raises:
+            ConfigError: it cannot be one.
+            ChannelClosed: the bus is closed here.
+        """
+        if self._closed:
+            raise ChannelClosed("this bus is closed in this process")
+        return Topic(self._address, name)
 
     def close(self) -> None:
         """Leave the bus; in its home, close it for all: nobody can open a channel by name any more. Idempotent.

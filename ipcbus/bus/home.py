@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ipcbus import config as configuration
 from ipcbus import endpoint
+from ipcbus.bus.topics_home import TopicsHome
 from ipcbus.channel import open_channel
 from ipcbus.directory import client
 from ipcbus.directory.server import SOCKET, Directory
@@ -61,6 +62,12 @@ class Home:
             self._give_up()
             raise
         self.directory.handle("channel", self._answer_channel)
+        try:
+            self._topics = TopicsHome(self._config, self.directory)
+        except BaseException:
+            self.directory.close()
+            self._give_up()
+            raise
         self.directory.forgotten = _destroy
         client.keep(self.directory)
         client.attach(self.address)
@@ -101,6 +108,7 @@ class Home:
             else:
                 os.environ[client.ADDRESS] = self._variable_before
         self.directory.close()
+        self._topics.close()
         for channel in channels.values():
             channel.destroy()
         self._give_up()

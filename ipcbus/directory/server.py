@@ -102,6 +102,7 @@ class Directory:
         self.gone: list[Callable[[Guest], None]] = []
         self.forgotten: Callable[[bytes], None] = _forget
         self._handlers: dict[str, Handler] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._guests: dict[int, Guest] = {}
         self._last = 0
@@ -130,6 +131,16 @@ class Directory:
     def handle(self, name: str, handler: Handler) -> None:
         """Answer calls of a name with a function. It runs in the directory's thread and must not wait for other processes."""
         self._handlers[name] = handler
+
+    def watch(self, fd: int, told: Callable[[], None]) -> None:
+        """Have a function called, in the directory's thread, whenever a descriptor polls readable, until ``unwatch``."""
+        self._watched[fd] = told
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Watch a descriptor no longer. Idempotent. It stays the caller's, who closes it after this."""
+        if self._watched.pop(fd, None) is not None and not self._epoll.closed:
+            self._epoll.unregister(fd)
 
     def put(self, key: bytes, content: bytes, fds: Sequence[int] = (), *, held: bool = False) -> None:
         """Keep something.
@@ -256,6 +267,8 @@ class Directory:
                     self._accept()
                 elif (guest := self._guests.get(fd)) is not None:
                     self._serve(guest)
+                elif (told := self._watched.get(fd)) is not None:
+                    told()
             self._expel_silent()
         self._free()
 

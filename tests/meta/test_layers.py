@@ -13,6 +13,7 @@ LAYERS = (
     {"ipcbus.explain"},
     {"ipcbus.message", "ipcbus.serializers", "ipcbus.selection", "ipcbus.check"},
     {"ipcbus.codec", "ipcbus.aio"},
+    {"ipcbus.plan"},
     {"ipcbus.endpoint"},
     {"ipcbus.channel"},
     {"ipcbus.pair", "ipcbus.wait"},
