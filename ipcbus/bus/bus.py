@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 
 @final
 class Bus:
-    """Channels and topics by name. The process that makes one is its *home*; any other of this user and machine can ``connect``.
+    """Channels and topics by name. Who makes one is its *home*; any other process of this user and machine can ``connect``.
 
     ::
 

@@ -19,6 +19,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ChannelFul
 from ipcbus.plan import ChannelOptions, make_codec, resolve
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import unpacking
+from ipcbus.plumbing.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ipcbus.bus.topics_home import Answer, Newcomer
     from ipcbus.codec import Codec
     from ipcbus.endpoint import Endpoint
-    from ipcbus.plumbing.fds import TravellingFd
     from ipcbus.transport import Frame
 
     _Encode: TypeAlias = Callable[[Any, Mapping[str, str] | None], Frame]
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Route", "find", "partings"]
 
 logger = logging.getLogger("ipcbus.topic")
+# Errors are logged as text: who keeps records would otherwise keep everything that an error's traceback refers to.
 
 _RETRY = 1.0
 """Seconds after which a home that did not answer is asked again."""
@@ -64,25 +65,15 @@ class _Target:
 
     def __init__(self, one: Newcomer, fds: list[int], home: bytes) -> None:
         with unpacking(fds):
-            state, self.drops = self._load(one.content)
+            state, drops = pickle.loads(one.content)
+            self.drops = Wakeup(drops.detach())
+            """Counts what this subscriber does not get, for all publishers."""
             self.end: Endpoint = rebuild(*state)
         self.key = one.key
         self.pid = one.pid
         self.home = home
         end = self.end
         self.way = _Way.of(end.options, private=end.codec.private, max_message=end.spec.max_message)
-
-    @staticmethod
-    def _load(content: bytes) -> tuple[tuple[Any, ...], TravellingFd]:
-        state, drops = pickle.loads(content)
-        return state, drops
-
-    def count(self) -> None:
-        """Count a message that this subscriber does not get."""
-        try:
-            os.eventfd_write(self.drops.fileno(), 1)
-        except BlockingIOError:
-            pass  # the count is at its end, 2**64 - 2
 
     def is_gone(self) -> bool:
         """Tell whether its process has ended, as far as that is known without its parent."""
@@ -96,12 +87,8 @@ class _Target:
 
     def part(self) -> None:
         """Let go of a subscriber that has gone."""
-        self.drops.close()
-        if self.end.transport.capabilities.detects_dead_receiver:
-            self.end.close(sender=True, receiver=False)
-            return
-        # Such a transport keeps what it has accepted until somebody receives it, and closing waits for that.
-        thread = threading.Thread(target=_drain, args=(self.end,), name="ipcbus-topic-parting", daemon=True)
+        # Closing may wait for what the transport has accepted, and no publisher waits for a subscriber.
+        thread = threading.Thread(target=_part, args=(self.end,), name="ipcbus-topic-parting", daemon=True)
         _parting.add(thread)
         thread.start()
 
@@ -175,7 +162,7 @@ class Route:
                 if not known:
                     raise
                 # Whoever is known gets what is published, and a home that takes over is found.
-                logger.warning("no news of who subscribes to %s: %s", self._name, error)
+                logger.warning("no news of who subscribes to %s: %s", self._name, str(error))
                 self._ask_at = monotonic() + _RETRY
 
     def _ask(self) -> None:
@@ -218,7 +205,7 @@ class Route:
                 self._targets[one.key] = _Target(one, mine, answer.home)
             except ChannelError as error:
                 self._lost.add(one.key)
-                logger.warning("the subscriber of %s in process %d cannot be reached: %s", self._name, one.pid, error)
+                logger.warning("the subscriber of %s in process %d cannot be reached: %s", self._name, one.pid, str(error))
         # What another home said stands: who subscribed there knows nothing of this one.
         for target in [known for known in self._targets.values() if known.home == answer.home and known.key not in present]:
             self._forget(target)
@@ -258,7 +245,7 @@ class Route:
             self._overflow(target, frame)
         elif isinstance(error, PeerDied) and not target.is_gone():
             # Its process lives, or its parent has not noticed yet: the home will say.
-            target.count()
+            target.drops.set()
         elif isinstance(error, (ChannelClosed, PeerDied)):
             self._remove(target)
         else:
@@ -268,13 +255,13 @@ class Route:
 
     def _overflow(self, target: _Target, frame: Frame) -> None:
         if target.end.options.overflow != "drop_old":
-            target.count()
+            target.drops.set()
             return
         try:
             link = target.end.open_sender()
             while True:
                 if link.discard_oldest():
-                    target.count()
+                    target.drops.set()
                 try:
                     link.send(frame, 0)
                 except ChannelFull:
@@ -285,7 +272,7 @@ class Route:
 
     def _give_up(self, target: _Target, error: ChannelError) -> None:
         self._lost.add(target.key)
-        logger.warning("the subscriber of %s in process %d gets nothing more: %s", self._name, target.pid, error)
+        logger.warning("the subscriber of %s in process %d gets nothing more: %s", self._name, target.pid, str(error))
         self._forget(target)
 
     def _remove(self, target: _Target) -> None:
@@ -300,26 +287,33 @@ class Route:
         self._lock = threading.RLock()
         self._forked = True
         self._seen = NEVER
+        for codec in self._codecs.values():
+            codec.after_fork()
+
+
+def _part(end: Endpoint) -> None:
+    try:
+        if not end.transport.capabilities.detects_dead_receiver:
+            _drain(end)
+        end.close(sender=True, receiver=False)
+    finally:
+        _parting.discard(threading.current_thread())
 
 
 def _drain(end: Endpoint) -> None:
-    """Receive what nobody else will, so that the sending end can close."""
+    """Receive what nobody else will: such a transport keeps what it has accepted until somebody does."""
     try:
         end.shutdown(may_send=True, may_receive=False)
         link = end.handle.open_receiver()
     except ChannelError:
-        pass  # another publisher does it, or nothing can be done
-    else:
-        try:
-            while True:
-                link.recv(_PARTING)
-        except ChannelError:
-            pass  # its end, or nothing comes any more
-        finally:
-            link.close()
+        return  # another publisher does it, or nothing can be done
+    try:
+        while True:
+            link.recv(_PARTING)
+    except ChannelError:
+        pass  # its end, or nothing comes any more
     finally:
-        end.close(sender=True, receiver=False)
-        _parting.discard(threading.current_thread())
+        link.close()
 
 
 def _close(fds: list[int]) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, final
 
 from ipcbus.bus import pattern as patterns
 from ipcbus.channel import Channel, open_channel
-from ipcbus.errors import ChannelBroken, ChannelClosed, ConfigError, Unsupported
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError, Unsupported
 from ipcbus.options import parse_url
+from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import TravellingFd, packing
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Subscription", "Topic"]
 
+_FAREWELL = 0.25
+"""Seconds for receiving what nobody wants any more, so that publishers need not wait until they can close."""
+_SILENCE = 0.02
+"""Seconds without a message after which no more of them is waited for."""
 _OVERFLOWS = ("drop_new", "drop_old")
 
 
@@ -224,18 +229,28 @@ class Subscription:
             return
         from ipcbus.bus import topics_home
 
-        end = self._channel._end  # noqa: SLF001  of this package
+        key = self._channel._end.key  # noqa: SLF001  of this package
         try:
-            end.shutdown(may_send=False, may_receive=True)  # publishers learn it from this when the home is gone
-        except (ChannelClosed, ChannelBroken):
-            pass  # it has been closed by other means, or cannot be used
-        try:
-            topics_home.leave(self._address, end.key)
+            # Its end comes before publishers are told: they part at once from what nobody receives any more.
+            self._discard()
+            self._channel.destroy()
+            topics_home.leave(self._address, key)
         except ChannelBroken:
             pass  # the home has ended, and with it the list to be taken off
         finally:
-            self._channel.destroy()
             self._drops.close()
+
+    def _discard(self) -> None:
+        """Tell publishers that this ends, without the home if need be, and take off their hands what they have sent."""
+        end = self._channel._end  # noqa: SLF001  of this package
+        deadline = Deadline(_FAREWELL)
+        try:
+            end.shutdown(may_send=False, may_receive=True)
+            link = end.open_receiver()
+            while left := deadline.remaining():
+                link.recv(min(left, _SILENCE))
+        except ChannelError:
+            pass  # nothing is left, or it has been closed by other means, or cannot be used
 
     def __enter__(self) -> Self:
         return self
@@ -246,6 +261,7 @@ class Subscription:
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._pid == os.getpid():
             warnings.warn(f"{self!r} was never closed, and is still published to", ResourceWarning, source=self, stacklevel=2)
+            self._drops.close()
 
     def __repr__(self) -> str:
         return f"<ipcbus.Subscription {self._name}{' (closed)' if self._closed else ''}>"
