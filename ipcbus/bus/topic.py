@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from ipcbus.bus import pattern as patterns
 from ipcbus.channel import Channel, open_channel
-from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError, Unsupported
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelError, ConfigError, Unsupported
 from ipcbus.options import parse_url
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import TravellingFd, packing
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Subscription", "Topic"]
 
-_FAREWELL = 0.25
+_FAREWELL = 1.0
 """Seconds for receiving what nobody wants any more, so that publishers need not wait until they can close."""
 _SILENCE = 0.02
 """Seconds without a message after which no more of them is waited for."""
@@ -229,28 +229,31 @@ class Subscription:
             return
         from ipcbus.bus import topics_home
 
-        key = self._channel._end.key  # noqa: SLF001  of this package
         try:
-            # Its end comes before publishers are told: they part at once from what nobody receives any more.
-            self._discard()
-            self._channel.destroy()
-            topics_home.leave(self._address, key)
+            topics_home.leave(self._address, self._channel._end.key)  # noqa: SLF001  of this package
         except ChannelBroken:
             pass  # the home has ended, and with it the list to be taken off
         finally:
+            self._discard()
+            self._channel.destroy()
             self._drops.close()
 
     def _discard(self) -> None:
-        """Tell publishers that this ends, without the home if need be, and take off their hands what they have sent."""
+        """Take off the publishers' hands what they have sent, and tell those that the home does not reach that this ends."""
         end = self._channel._end  # noqa: SLF001  of this package
         deadline = Deadline(_FAREWELL)
         try:
-            end.shutdown(may_send=False, may_receive=True)
             link = end.open_receiver()
             while left := deadline.remaining():
                 link.recv(min(left, _SILENCE))
+        except ChannelEmpty:
+            pass
         except ChannelError:
-            pass  # nothing is left, or it has been closed by other means, or cannot be used
+            return  # it has been closed by other means, or cannot be used
+        try:
+            end.shutdown(may_send=False, may_receive=True)
+        except ChannelError:
+            pass  # as above
 
     def __enter__(self) -> Self:
         return self
