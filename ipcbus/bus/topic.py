@@ -229,17 +229,18 @@ class Subscription:
             return
         from ipcbus.bus import topics_home
 
+        told = False
         try:
-            topics_home.leave(self._address, self._channel._end.key)  # noqa: SLF001  of this package
+            told = topics_home.leave(self._address, self._channel._end.key)  # noqa: SLF001  of this package
         except ChannelBroken:
             pass  # the home has ended, and with it the list to be taken off
         finally:
-            self._discard()
+            self._discard(told=told)
             self._channel.destroy()
             self._drops.close()
 
-    def _discard(self) -> None:
-        """Take off the publishers' hands what they have sent, and tell those that the home does not reach that this ends."""
+    def _discard(self, *, told: bool) -> None:
+        """Take off the publishers' hands what they have sent, and say that this ends if the home did not tell them."""
         end = self._channel._end  # noqa: SLF001  of this package
         deadline = Deadline(_FAREWELL)
         try:
@@ -250,10 +251,11 @@ class Subscription:
             pass
         except ChannelError:
             return  # it has been closed by other means, or cannot be used
-        try:
-            end.shutdown(may_send=False, may_receive=True)
-        except ChannelError:
-            pass  # as above
+        if not told:
+            try:
+                end.shutdown(may_send=False, may_receive=True)
+            except ChannelError:
+                pass  # as above
 
     def __enter__(self) -> Self:
         return self

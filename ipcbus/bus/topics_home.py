@@ -188,15 +188,16 @@ class TopicsHome:
         if one.pidfd >= 0:
             self._directory.watch(one.pidfd, lambda: self._died(key))
 
-    def leave(self, key: bytes) -> None:
-        """Forget a subscription, if it is known."""
+    def leave(self, key: bytes) -> bool:
+        """Forget a subscription; say whether it was known."""
         with self._lock:
             one = self._subscriptions.pop(key, None)
             if one is None:
-                return
+                return False
             self._changed()
         self._directory.unwatch(one.pidfd)
         one.close()
+        return True
 
     def close(self) -> None:
         """Forget everything; publishers go on to the subscribers that they know. Idempotent. The directory is closed before."""
@@ -241,8 +242,7 @@ class TopicsHome:
         return b"", ()
 
     def _leave(self, key: bytes) -> tuple[bytes, Sequence[int]]:
-        self.leave(key)
-        return b"", ()
+        return (b"known" if self.leave(key) else b""), ()
 
 
 _kept: dict[str, TopicsHome] = {}
@@ -306,12 +306,11 @@ def enter(address: str, key: bytes, wanted: str, content: bytes, fds: Sequence[i
         client.call(address, "subscribe", key + wanted.encode())
 
 
-def leave(address: str, key: bytes) -> None:
-    """End a subscription at an address; raises ``ChannelBroken`` if nobody answers there."""
+def leave(address: str, key: bytes) -> bool:
+    """End a subscription at an address and say whether it was known there; raises ``ChannelBroken`` if nobody answers."""
     if (here := _kept.get(address)) is not None:
-        here.leave(key)
-    else:
-        client.call(address, "unsubscribe", key)
+        return here.leave(key)
+    return bool(client.call(address, "unsubscribe", key).content)
 
 
 def _hook() -> None:
