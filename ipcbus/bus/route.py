@@ -295,7 +295,11 @@ def _part(end: Endpoint) -> None:
     try:
         if not end.transport.capabilities.detects_dead_receiver:
             _drain(end)
-        end.close(sender=True, receiver=False)
+        if end.rx is not None:
+            end.close(sender=True, receiver=False)  # the subscriber is in this process, and closes the rest
+            return
+        end.close(sender=True, receiver=True)
+        end.handle.destroy()  # the subscriber may have been killed, or have done so before this end was closed
     finally:
         _parting.discard(threading.current_thread())
 
