@@ -9,7 +9,12 @@ import secrets
 from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import endpoint
-from ipcbus.errors import ChannelBroken, ChannelError, ChannelFull, Unsupported
+from ipcbus.errors import (
+    ChannelBroken,
+    ChannelError,
+    ChannelFull,
+    Unsupported,
+)
 from ipcbus.options import URL, build
 from ipcbus.plan import make_codec, resolve
 from ipcbus.plumbing.clock import Deadline
@@ -17,14 +22,16 @@ from ipcbus.plumbing.fds import unpacking
 from ipcbus.transport import ChannelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
     from ipcbus.aio import AsyncChannel
     from ipcbus.message import Message
-    from ipcbus.plan import ChannelOptions
-    from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink, Transport
+    from ipcbus.requests.future import Future
+    from ipcbus.requests.reply import ReplyTo
+    from ipcbus.settings import ChannelOptions
+    from ipcbus.transport import Capabilities, Frame, Guarantees, Handle, RecvLink, SendLink, Transport
 
 __all__ = ["Channel", "Stats", "open_channel", "rebuild"]
 
@@ -138,17 +145,7 @@ class Channel:
 
     def recv_message(self, timeout: float | None = None) -> Message:
         """Receive the next message with its envelope; raises what ``recv`` raises."""
-        end = self._end
-        if self._role == "sender":
-            raise self._wrong_side()
-        link = end.rx or end.open_receiver()
-        frame = link.recv(timeout)
-        end.received += 1
-        try:
-            return end.codec.decode_message(frame)
-        except Exception:
-            end.undecodable += 1
-            raise
+        return self._message(self._for_receiving().recv(timeout))
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
         """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises.
@@ -178,6 +175,53 @@ class Channel:
             except EOFError:
                 return
             yield obj
+
+    # ------------------------------------------------------------------ requests
+
+    def request(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> Any:
+        """Send a request and return the reply, which comes to this process alone, whoever else asks through this channel.
+
+        Args:
+            obj: what is asked.
+            timeout: seconds for all of it, sending included; None waits without limit. It travels with the request.
+            headers: texts that travel beside it.
+
+        Raises:
+            RemoteError: what answered raised an exception.
+            ChannelEmpty: no reply came within the timeout (a ``TimeoutError`` too). One that comes later is dropped.
+            PeerDied: the process that had the request died.
+            Unsupported: strangers can send through this channel.
+            ChannelError: what ``send`` raises.
+        """
+        from ipcbus.requests import asking
+
+        return asking.request(self._for_sending(), obj, timeout, headers)
+
+    def submit(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> Future[Any]:
+        """Send a request and return a future of the reply, which comes in even while nobody waits for it.
+
+        Args:
+            obj: what is asked.
+            timeout: seconds for sending it; it also tells who answers until when somebody waits.
+            headers: texts that travel beside it.
+
+        Raises:
+            What ``send`` raises, and Unsupported: strangers can send through this channel.
+        """
+        from ipcbus.requests import asking
+
+        return asking.submit(self._for_sending(), obj, timeout, headers)
+
+    def serve(self, handler: Callable[[Message], Any]) -> None:
+        """Receive until the end of the channel and answer each request with what a function returns for it.
+
+        Args:
+            handler: called with each message. What it returns is the reply, and what it raises is raised as
+                ``RemoteError`` where the request came from. For a message that is no request it is called, too.
+        """
+        from ipcbus.requests import serving
+
+        serving.serve(self, handler)
 
     # ------------------------------------------------------------------ life
 
@@ -293,6 +337,25 @@ class Channel:
         """Return who is told when this object's end is closed."""
         return self._end.watchers
 
+    def _message(self, frame: Frame) -> Message:
+        end = self._end
+        end.received += 1
+        try:
+            return end.codec.decode_message(frame)
+        except Exception:
+            end.undecodable += 1
+            raise
+
+    def _for_receiving(self) -> RecvLink:
+        if self._role == "sender":
+            raise self._wrong_side()
+        return self._end.rx or self._end.open_receiver()
+
+    def _for_sending(self) -> endpoint.Endpoint:
+        if self._role == "receiver":
+            raise self._wrong_side()
+        return self._end
+
     def _wrong_side(self) -> Unsupported:
         use = (
             "receive through the channel or its .receiver"
@@ -347,12 +410,14 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         capacity=plan.settings.capacity,
         receivers=plan.settings.receivers,
         max_message=plan.max_message,
+        drops_old=plan.settings.overflow == "drop_old",
     )
     # Made before the channel, so that a wrong serializer or an insecure wish leaves nothing behind.
     codec = make_codec(plan.settings, private=plan.private, max_message=plan.max_message, where=str(plan.url))
+    codec.answer = _answer
     handle = plan.transport.create(spec, build(plan.transport.options, plan.own, str(plan.url)))
-    url = str(URL(plan.transport.scheme, plan.url.address, {}))
-    end = endpoint.Endpoint(handle, spec, plan.settings, codec, url, plan.transport)
+    where = str(URL(plan.transport.scheme, plan.url.address, {}))
+    end = endpoint.Endpoint(handle, spec, plan.settings, codec, where, plan.transport)
     endpoint.adopt(end, home=True)
     return Channel(end)
 
@@ -383,9 +448,14 @@ def rebuild(
     if end is not None:
         handle.release()
         return end
-    module, _, name = transport_path.partition(":")
-    transport: type[Transport] = getattr(importlib.import_module(module), name)
-    codec = make_codec(settings, private=private, max_message=spec.max_message, where=url)
+    try:
+        module, _, name = transport_path.partition(":")
+        transport: type[Transport] = getattr(importlib.import_module(module), name)
+        codec = make_codec(settings, private=private, max_message=spec.max_message, where=url)
+    except BaseException:
+        handle.release()
+        raise
+    codec.answer = _answer
     return endpoint.adopt(endpoint.Endpoint(handle, spec, settings, codec, url, transport), home=False)
 
 
@@ -404,3 +474,9 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
         end = rebuild(*pickle.loads(found.content))
     end.shared.setdefault(address, directory.current(address))
     return Channel(end, role)
+
+
+def _answer(number: int, address: bytes) -> ReplyTo:
+    from ipcbus.requests.reply import ReplyTo
+
+    return ReplyTo(number, address)

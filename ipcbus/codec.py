@@ -25,6 +25,7 @@ from ipcbus.serializers.base import Serializer, serializers
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ipcbus.requests.reply import ReplyTo
     from ipcbus.transport import Buffer, Frame
 
     _Choice = tuple[Callable[[Any], tuple[Buffer, Sequence[Buffer]]], bytes, Serializer]
@@ -41,6 +42,8 @@ _MAX_TYPES = 4096
 """Types remembered; programs that make classes without end must not fill memory with them."""
 _COPIED = 1024
 """A payload of fewer bytes is copied out of its frame, which is cheaper than to look into it."""
+_ROUTE = 32
+"""Bytes of a frame's route and deadline, besides the address."""
 _WINDOW = 1 << 16
 """Messages by which one of a sender with a key may be late without being taken for a replay: a thread that loses the
 processor between counting and sending is overtaken by thousands."""
@@ -96,7 +99,14 @@ class Codec:
         self._permit(self._default)
         if self._auto and self._accepts("raw"):
             self._by_type[bytes] = self._choice(self._make("raw"))
+        self.answer: Callable[[int, bytes], ReplyTo] | None = None
+        """Makes what answers a request, from its number and the address of who asked."""
         self.after_fork()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether what arrives can only come from this user, or from who has the key."""
+        return self._trusted
 
     def after_fork(self) -> None:
         """Become another sender: two processes with one identity would each look like a replay of the other."""
@@ -125,8 +135,40 @@ class Codec:
             raise self._explain(obj, serializer, error) from error
         if not buffers and headers is None and short and len(payload) <= self._short:
             return (short + payload,)
+        return self._frame(serializer, payload, buffers, wire.Sections(headers=headers))
+
+    def encode_routed(
+        self, obj: Any, route: tuple[int, bytes], deadline: float | None = None, headers: Mapping[str, str] | None = None
+    ) -> Frame:
+        """Make a frame of a request or a reply; raises what ``encode`` raises.
+
+        Args:
+            obj: what it says.
+            route: correlation id and address.
+            deadline: when it is of no use any more, in seconds since 1970.
+            headers: texts.
+        """
+        kind = type(obj)
+        dumps, _, serializer = self._by_type.get(kind) or self._choose(kind)
+        try:
+            payload, buffers = dumps(obj)
+        except Exception as error:
+            raise self._explain(obj, serializer, error) from error
+        if (
+            not buffers
+            and headers is None
+            and self._plain
+            and serializer.id
+            and len(payload) <= self._short - 2 * len(route[1])
+        ):
+            return wire.routed(serializer.id, route, deadline, payload)
+        return self._frame(serializer, payload, buffers, wire.Sections(headers=headers, route=route, deadline=deadline))
+
+    def _frame(self, serializer: Serializer, payload: Buffer, buffers: Sequence[Buffer], wanted: wire.Sections) -> Frame:
         sections = wire.Sections(
-            headers=headers,
+            headers=wanted.headers,
+            route=wanted.route,
+            deadline=wanted.deadline,
             checksum=self._checksum,
             key=self._key,
             stamp=(self._sender_id, next(self._counter)) if self._key is not None else (0, 0),
@@ -155,21 +197,43 @@ class Codec:
                 return quick[0](payload)
             except Exception as error:
                 raise self._undecodable(quick[1], payload, error) from error
-        return self.decode_message(frame).body
+        message = self.decode_message(frame)
+        if message.reply_to is not None:
+            message.reply_to.refuse("it was received with recv(), which cannot answer; receive with recv_message() or serve()")
+        return message.body
 
     def decode_message(self, frame: Frame) -> Message:
         """Rebuild the object of a frame with its envelope; raises what ``decode`` raises."""
+        parsed = self.open(frame)
+        # A stranger does not make this process connect to anything, so its requests are messages like others.
+        reply_to = (
+            self.answer(*parsed.route) if parsed.route is not None and self._trusted and self.answer is not None else None
+        )
+        try:
+            body = self.load(parsed)
+        except Exception as error:
+            if reply_to is not None:
+                reply_to.refuse(f"it cannot be rebuilt by the process that received it: {error}")
+            raise
+        size = len(frame[0]) if len(frame) == 1 else sum(memoryview(part).nbytes for part in frame)
+        kind = self._decoders[parsed.serializer or parsed.content_type].content_type
+        return Message(body, parsed.headers, kind, size, parsed.deadline, reply_to)
+
+    def open(self, frame: Frame) -> wire.Parsed:
+        """Take a frame apart, and check that it is no forgery, without decoding its payload; raises ``DecodeError``."""
         parsed = wire.parse(frame, self.max_message, self._key)
         if parsed.stamp is not None:
             self._refuse_replay(*parsed.stamp)
+        return parsed
+
+    def load(self, parsed: wire.Parsed) -> Any:
+        """Rebuild the object of a frame that was taken apart; raises what ``decode`` raises."""
         key = parsed.serializer or parsed.content_type
         serializer = self._decoders.get(key) or self._decoder(parsed.serializer, parsed.content_type)
         try:
-            body = serializer.loads(parsed.payload, parsed.buffers)
+            return serializer.loads(parsed.payload, parsed.buffers)
         except Exception as error:
             raise self._undecodable(serializer, parsed.payload, error) from error
-        size = sum(memoryview(part).nbytes for part in frame)
-        return Message(body, parsed.headers, serializer.content_type, size)
 
     def _choose(self, kind: type) -> _Choice:
         serializer = self._default

@@ -136,6 +136,8 @@ class ChannelSpec:
     receivers: Literal["one", "many"]
     max_message: int
     """Bytes of the largest frame."""
+    drops_old: bool = False
+    """Whether senders will take messages out, too. Only asked of transports that can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +275,10 @@ class SendLink(_Link):
             PeerDied: there is no room and the receiver that should make some has died. Nothing was sent.
             ChannelBroken: the channel cannot be used any more.
         """
+
+    def receiver(self) -> int | None:
+        """Return the pid of the process that is the one receiver; None if there is none or it cannot be told."""
+        return None
 
     def discard_oldest(self) -> bool:
         """Take the oldest waiting message out of the channel, for ``overflow="drop_old"``; say whether there was one.

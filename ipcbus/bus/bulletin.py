@@ -16,9 +16,10 @@ from ipcbus.errors import ChannelBroken
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["NEVER", "Bulletin"]
+__all__ = ["BULLETIN", "NEVER", "Bulletin"]
 
-_NAME = "topics"
+BULLETIN = "topics"
+"""The name of the file."""
 _SIZE = mmap.PAGESIZE
 _CLOSED = 2**64 - 1
 NEVER = 2**64 - 2
@@ -42,7 +43,7 @@ class Bulletin:
     __slots__ = ("_memory", "number")
 
     def __init__(self, directory: Path, *, home: bool = False) -> None:
-        path = directory / _NAME
+        path = directory / BULLETIN
         flags = os.O_RDWR | os.O_CREAT if home else os.O_RDONLY
         try:
             fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -16,10 +16,11 @@ from ipcbus.bus import topics_home
 from ipcbus.bus.bulletin import NEVER, Bulletin
 from ipcbus.channel import rebuild
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ChannelFull, PeerDied
-from ipcbus.plan import ChannelOptions, make_codec, resolve
+from ipcbus.plan import make_codec, resolve
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import unpacking
 from ipcbus.plumbing.wakeup import Wakeup
+from ipcbus.settings import ChannelOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -14,7 +14,6 @@ from ipcbus.directory import client
 from ipcbus.directory.wire import MAX_FDS
 from ipcbus.errors import ChannelBroken, ConfigError
 from ipcbus.options import nearest
-from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import unpacking
 
 if TYPE_CHECKING:
@@ -67,12 +66,10 @@ class _Subscription:
         self.content = content
         self.fds = fds
         self.pid = pid
-        self.pidfd = -1
 
     def close(self) -> None:
-        for fd in (*self.fds, *([self.pidfd] if self.pidfd >= 0 else [])):
-            os.close(fd)
-        self.fds, self.pidfd = [], -1
+        while self.fds:
+            os.close(self.fds.pop())
 
 
 class TopicsHome:
@@ -94,6 +91,8 @@ class TopicsHome:
         self._lock = threading.RLock()
         self._closed = False
         self._subscriptions: dict[bytes, _Subscription] = {}
+        self._watched: set[int] = set()
+        """Processes whose end is heard of."""
         self._matching: dict[str, list[bytes]] = {}
         """By topic, until the next change: the keys of the subscriptions that match."""
         for key in config.topics:
@@ -103,7 +102,7 @@ class TopicsHome:
             directory.handle(name, handler)
         # Only now: whoever sees the new number asks, and is answered.
         self._number = self._bulletin.count()
-        _hook()
+        directory.left.append(self._forked)
         _kept[str(directory.home)] = self
 
     def _handlers(self) -> dict[str, Any]:
@@ -171,12 +170,9 @@ class TopicsHome:
         one = _Subscription(0, wanted, content, fds, pid)
         try:
             patterns.check_pattern(wanted)
-            if pid != os.getpid():
-                one.pidfd = os.pidfd_open(pid)
-        except BaseException as error:
+            self._watch(pid)
+        except BaseException:
             one.close()
-            if isinstance(error, OSError):
-                raise ChannelBroken(f"process {pid} cannot subscribe: {error.strerror}") from error
             raise
         with self._lock:
             if self._closed:
@@ -185,8 +181,6 @@ class TopicsHome:
             one.number = self._number + 1
             self._subscriptions[key] = one
             self._changed()
-        if one.pidfd >= 0:
-            self._directory.watch(one.pidfd, lambda: self._died(key))
 
     def leave(self, key: bytes) -> bool:
         """Forget a subscription; say whether it was known."""
@@ -195,7 +189,6 @@ class TopicsHome:
             if one is None:
                 return False
             self._changed()
-        self._directory.unwatch(one.pidfd)
         one.close()
         return True
 
@@ -215,19 +208,40 @@ class TopicsHome:
             one.close()
         self._bulletin.close()
 
+    def _forked(self) -> None:
+        """Let go of what a forked child inherited."""
+        self._lock = threading.RLock()
+        _kept.pop(str(self._directory.home), None)
+        self.abandon()
+
     def _changed(self) -> None:
         self._matching.clear()
         self._number = self._bulletin.count()
 
-    def _died(self, key: bytes) -> None:
-        """Forget the subscription of a process that ended without a word, and remove what has a name of its channel."""
+    def _watch(self, pid: int) -> None:
+        """See to it that a process's subscriptions end with it, and not with its connection, which may be made again."""
         with self._lock:
-            one = self._subscriptions.get(key)
-            content, fds = (b"", []) if one is None else (one.content, [os.dup(fd) for fd in one.fds])
-        self.leave(key)
-        if content:
+            if pid in self._watched or pid == os.getpid():
+                return
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError as error:
+                raise ChannelBroken(f"process {pid} cannot subscribe: {error.strerror}") from error
+            self._directory.watch(pidfd, lambda: self._died(pid))
+            self._watched.add(pid)
+
+    def _died(self, pid: int) -> None:
+        """Forget the subscriptions of a process that has ended, and remove what has a name of its channels."""
+        with self._lock:
+            self._watched.discard(pid)
+            keys = [key for key, one in self._subscriptions.items() if one.pid == pid]
+            left = [self._subscriptions.pop(key) for key in keys]
+            if left:
+                self._changed()
+        for one in left:
+            fds, one.fds = one.fds, []
             with unpacking(fds):
-                (handle, *_), drops = pickle.loads(content)
+                (handle, *_), drops = pickle.loads(one.content)
             drops.close()
             handle.release()
             handle.destroy()
@@ -247,7 +261,6 @@ class TopicsHome:
 
 _kept: dict[str, TopicsHome] = {}
 """What this process keeps itself, by the bus's address."""
-_hooked = False
 
 
 def ask(address: str, name: str, since: int, home: bytes) -> tuple[Answer, list[int]]:
@@ -311,16 +324,3 @@ def leave(address: str, key: bytes) -> bool:
     if (here := _kept.get(address)) is not None:
         return here.leave(key)
     return bool(client.call(address, "unsubscribe", key).content)
-
-
-def _hook() -> None:
-    global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
-    if not _hooked:
-        _hooked = True
-        forks.in_child(_after_fork)
-
-
-def _after_fork() -> None:
-    for here in list(_kept.values()):
-        here.abandon()
-    _kept.clear()

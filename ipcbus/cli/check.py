@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from ipcbus.codec import Codec
-from ipcbus.plan import PRIVATE_MAX_MESSAGE
+from ipcbus.settings import PRIVATE_MAX_MESSAGE
 
 __all__ = ["check", "decode"]
 

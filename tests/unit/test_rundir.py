@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,23 @@ def test_what_somebody_holds_stays(home, runtime):
     assert rundir.reap(runtime) == [home.directory]
 
 
+def test_what_a_living_home_made_can_be_held_while_others_reap(home, runtime):
+    over = threading.Event()
+
+    def reap():
+        while not over.is_set():
+            assert not rundir.reap(runtime)
+
+    reaping = threading.Thread(target=reap)
+    reaping.start()
+    try:
+        for _ in range(500):
+            os.close(rundir.hold(home.directory))
+    finally:
+        over.set()
+        reaping.join()
+
+
 def test_the_next_home_reaps(home, monkeypatch):
     end(home)
     monkeypatch.setattr(rundir, "_reaped_by", 0)
@@ -141,6 +159,17 @@ def test_what_is_just_being_made_stays(said, runtime):
     assert rundir.reap(runtime) == []
     (directory / "home").unlink()
     assert rundir.reap(runtime) == []
+
+
+@pytest.mark.parametrize("said", [None, b"", b"12"])
+def test_what_was_being_made_by_a_process_that_was_killed_goes(said, home, runtime):
+    if said is None:
+        (home.directory / "home").unlink()
+    else:
+        (home.directory / "home").write_bytes(said)
+    assert rundir.reap(runtime) == []
+    end(home)
+    assert rundir.reap(runtime) == [home.directory]
 
 
 def test_a_pid_that_was_given_again_is_not_the_home(runtime):

@@ -31,6 +31,7 @@ _head = _stream.record
 _IOV_MAX = 1024
 _NEVER = select.EPOLLERR  # reported whether asked for or not: a mask that wants nothing else
 _NOTHING, _UNKNOWN = -1, -2
+_ORPHANED = "the receiver, process {}, died; there is no room"
 
 _identity = (0, b"")
 _ordinals = count()
@@ -286,13 +287,8 @@ class PipeSender(SendLink):
             raise self._why_closed()
         pid = self._watched_pid
         if pid >= 0 and any(fd == self._watch for fd, _ in events) and self._state.receiver() == pid:
-            raise self._orphaned(pid)
+            raise PeerDied(_ORPHANED.format(pid), pid)
         return events
-
-    @staticmethod
-    def _orphaned(pid: int) -> PeerDied:
-        """Return the error for a receiver that ended while another process still holds what was its."""
-        return PeerDied(f"the receiver, process {pid}, died; there is no room", pid)
 
     def _leave(self, note: Note, deadline: Deadline) -> None:
         """Leave a note in the door; wait for room there, which a receiver makes by taking what was left before."""
@@ -336,7 +332,7 @@ class PipeSender(SendLink):
                 self._watch = os.pidfd_open(pid)
             except ProcessLookupError:
                 if self._state.receiver() == pid:
-                    raise self._orphaned(pid) from None
+                    raise PeerDied(_ORPHANED.format(pid), pid) from None
                 self._check_receiver()
                 return
             except OSError:
@@ -446,6 +442,10 @@ class PipeSender(SendLink):
             os.close(self._watch)
             self._watched_pid = -1
         self._wakeup = None
+
+    def receiver(self) -> int | None:
+        """Return its pid."""
+        return self._state.receiver()
 
     def depth(self) -> int | None:
         """Return how many of this process's messages wait."""

@@ -1,0 +1,81 @@
+"""Asking: requests through a channel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.plumbing.clock import Deadline
+from ipcbus.requests.inbox import inbox
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from ipcbus.endpoint import Endpoint
+    from ipcbus.requests.future import Future
+    from ipcbus.transport import Frame
+
+__all__ = ["request", "request_async", "submit"]
+
+
+def request(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Any:
+    """Send a request and return the reply; see ``Channel.request``."""
+    deadline = Deadline(timeout)
+    future = _send(end, obj, timeout, headers)
+    try:
+        return future.result(deadline.remaining())
+    finally:
+        if not future.is_done:
+            future.cancel()
+
+
+def submit(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
+    """Send a request and return a future of the reply; see ``Channel.submit``."""
+    future = _send(end, obj, timeout, headers)
+    inbox(end).attend()
+    return future
+
+
+async def request_async(
+    end: Endpoint,
+    send: Callable[[Frame, float | None], Awaitable[None]],
+    obj: Any,
+    timeout: float | None,  # noqa: ASYNC109  as Channel.request
+    headers: Mapping[str, str] | None,
+) -> Any:
+    """Send a request and return the reply.
+
+    Args:
+        end: the channel that it goes through.
+        send: sends a frame.
+        obj: what is asked.
+        timeout: seconds for all of it.
+        headers: texts.
+    """
+    import asyncio
+
+    deadline = Deadline(timeout)
+    future, frame = inbox(end).begin(end, obj, timeout, headers)
+    try:
+        await send(frame, timeout if end.patient else 0)
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                await future.arrival()
+        except TimeoutError:
+            pass  # the next line says it, in the same words as everywhere
+        return future.result(0)
+    finally:
+        if not future.is_done:
+            future.cancel()
+
+
+def _send(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
+    box = inbox(end)
+    future, frame = box.begin(end, obj, timeout, headers)
+    try:
+        link = end.tx or end.open_sender()
+        link.send(frame, timeout if end.patient else 0)  # a request that is dropped would never be answered
+    except BaseException:
+        box.give_up(future)
+        raise
+    end.sent += 1
+    return future

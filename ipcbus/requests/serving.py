@@ -1,0 +1,61 @@
+"""Serving: what becomes of a request on the side that receives it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.errors import ChannelError, ContentRefused, DecodeError, EncodeError
+from ipcbus.requests.spin import Spin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ipcbus.channel import Channel
+    from ipcbus.message import Message
+
+__all__ = ["handle", "serve"]
+
+logger = logging.getLogger("ipcbus.requests")
+
+
+def serve(channel: Channel, handler: Callable[[Message], Any]) -> None:
+    """Receive until the end of a channel, and answer each request with what a function returns for it."""
+    spin = Spin()
+    while True:
+        link = channel._for_receiving()  # noqa: SLF001  this package's
+        try:
+            message = channel._message(spin.recv(link, None))  # noqa: SLF001  as above
+        except EOFError:
+            return
+        except (DecodeError, ContentRefused) as error:
+            logger.warning("%s: %s", channel.url, error)
+            continue
+        handle(message, handler)
+
+
+def handle(message: Message, handler: Callable[[Message], Any]) -> None:
+    """Answer one message with what a function returns, or raises, for it."""
+    answer = message.reply_to
+    try:
+        value = handler(message)
+    except Exception as error:
+        if answer is None:
+            logger.exception("handling a message failed, and nobody asked for an answer")
+            return
+        report = error
+    else:
+        if answer is None or answer.answered:
+            return  # the handler did it, or sent the handle on
+        try:
+            answer.send(value)
+        except EncodeError as error:
+            logger.warning("what a handler returned cannot travel, as who asked was told: %s", error)
+        except ChannelError as error:
+            logger.warning("a reply was not delivered: %s", error)
+        return
+    if not answer.answered:
+        try:
+            answer.fail(report)
+        except ChannelError as error:
+            logger.warning("an error was not delivered: %s", error)
