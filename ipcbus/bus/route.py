@@ -163,7 +163,8 @@ class Route:
                 if not known:
                     raise
                 # Whoever is known gets what is published, and a home that takes over is found.
-                logger.warning("no news of who subscribes to %s: %s", self._name, str(error))
+                level = logging.DEBUG if self._ask_at else logging.WARNING
+                logger.log(level, "no news of who subscribes to %s: %s", self._name, str(error))
                 self._ask_at = monotonic() + _RETRY
 
     def _ask(self) -> None:
@@ -186,6 +187,7 @@ class Route:
         if bulletin is not self._bulletin:
             # The old one is not closed here: another thread may be looking at it.
             self._bulletin, self._board = bulletin, bulletin.number
+        self._ask_at = 0.0
         self._seen = self._since  # last of all: from here on other threads do not come here
 
     def _resolve(self) -> _Way:

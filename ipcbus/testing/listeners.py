@@ -30,14 +30,14 @@ def publish_on_demand(line: Line, topic: ipcbus.Topic) -> None:
         line.say("published")
 
 
-def publish_on(line: Line, topic: ipcbus.Topic, begun: Any, number: int) -> None:
-    """Publish numbers without a pause until ``begun`` is negative; it says which publishing was begun last."""
+def publish_on(line: Line, topic: ipcbus.Topic, marks: Any, number: int) -> None:
+    """Publish numbers without a pause until ``marks[1]`` is set; ``marks[0]`` says which publishing was begun last."""
     n = 0
     topic.publish((number, n))
     line.say("ready")
-    while begun.value >= 0:
+    while not marks[1]:
         n += 1
-        begun.value = n
+        marks[0] = n
         topic.publish((number, n))
 
 

@@ -93,25 +93,24 @@ def check_subscriber_misses_nothing(subject: Subject) -> None:
     """Who has returned from ``subscribe`` gets what another process publishes after that, whatever it published before."""
     turns = range(8)
     wanted = [f"{word}.{'>' if n % 2 else '*'}" for n in range(2) for word in ("ticks", "told")]
-    begun = get_context("forkserver").RawValue("q", 0)
     for _ in turns[::2]:  # a bus for every two, since an address may be good for one channel only
         with _bus(subject, *wanted) as bus:
-            busy = subject.start(listeners.publish_on, bus.topic("ticks.eu"), begun, 0)
+            marks = get_context("forkserver").RawArray("q", 2)
+            busy = subject.start(listeners.publish_on, bus.topic("ticks.eu"), marks, 0)
             told = subject.start(listeners.publish_on_demand, bus.topic("told.eu"))
             assert busy.hear() == told.hear() == "ready"
             for n in range(2):
                 with bus.topic(wanted[2 * n]).subscribe(capacity=64) as ticks, bus.topic(wanted[2 * n + 1]).subscribe() as sub:
-                    last = begun.value
+                    last = marks[0]
                     told.say(n)
                     assert told.hear() == "published"
                     assert sub.recv(timeout=PATIENCE) == n
                     _, first = ticks.recv(timeout=PATIENCE)
                     assert first <= last + 1, f"{last + 1} was published after subscribing, and {first} came first"
-            begun.value = -1
+            marks[1] = 1
             busy.result()
             told.say(None)
             told.result()
-        begun.value = 0
 
 
 @check(9, 19, scope="process")
@@ -216,14 +215,14 @@ def check_killed_subscriber(subject: Subject) -> None:
 @check(18, scope="process", applies=lambda capabilities: capabilities.survives_kill)
 def check_killed_publisher(subject: Subject) -> None:
     """A subscriber goes on to get what others publish when a publisher is killed in the middle of it."""
-    begun = [get_context("forkserver").RawValue("q", 0) for _ in range(2)]
+    marks = [get_context("forkserver").RawArray("q", 2) for _ in range(2)]
     with _bus(subject, "a") as bus, bus.topic("a").subscribe() as sub:
-        publishers = [subject.start(listeners.publish_on, bus.topic("a"), begun[n], n) for n in range(2)]
+        publishers = [subject.start(listeners.publish_on, bus.topic("a"), marks[n], n) for n in range(2)]
         for child in publishers:
             assert child.hear() == "ready"
         publishers[0].kill()
         got = [sub.recv(timeout=PATIENCE) for _ in range(3000)]
-        begun[1].value = -1
+        marks[1][1] = 1
         publishers[1].result()
         for number in range(2):
             mine = [n for who, n in got if who == number]
