@@ -118,3 +118,10 @@ def share_over_and_over(line: Line, address: str, jobs: ipcbus.Channel, url: str
         with ipcbus.open(url) as own:
             own.send("in it", timeout=PATIENCE)
             jobs.send([own], timeout=PATIENCE)
+
+
+def answer_and_close(line: Line, jobs: ipcbus.Channel) -> None:  # noqa: ARG001  every such function gets the line
+    """Answer each job through the channel that came with it, and close that."""
+    for number, reply_to in jobs:
+        with reply_to:
+            reply_to.send(number, timeout=PATIENCE)
