@@ -30,8 +30,8 @@ TRANSPORTS = ("unix", "pipe", "queue", "zmq")
 
 def bare(fan: Any, messages: int) -> float:
     """Return the seconds per message of sending one frame to everybody, again and again."""
-    ((encode, sends),) = fan
-    frame = encode(MESSAGE, {"topic": "prices.eu.dax"})
+    ((codec, sends),) = fan
+    frame = codec.encode(MESSAGE, {"topic": "prices.eu.dax"})
     functions = [send for send, _ in sends]
     started = perf_counter()
     for _ in range(messages):

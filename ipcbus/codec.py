@@ -137,6 +137,20 @@ class Codec:
             return (short + payload,)
         return self._frame(serializer, payload, buffers, wire.Sections(headers=headers))
 
+    def encode_headed(self, obj: Any, headed: wire.Headed) -> Frame:
+        """Make the frame that ``encode`` makes with these headers, sooner; raises what that raises."""
+        kind = type(obj)
+        dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
+        try:
+            payload, buffers = dumps(obj)
+        except Exception as error:
+            raise self._explain(obj, serializer, error) from error
+        if short and not buffers:
+            start = headed.starts.get(serializer.id) or headed.start(serializer.id)
+            if len(start) + len(payload) <= self._short:
+                return (start + payload,)
+        return self._frame(serializer, payload, buffers, wire.Sections(headers=headed.headers))
+
     def encode_routed(
         self, obj: Any, route: tuple[int, bytes], deadline: float | None = None, headers: Mapping[str, str] | None = None
     ) -> Frame:

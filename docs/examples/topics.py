@@ -13,15 +13,18 @@ def publish(address: str) -> None:
 
 
 def main() -> None:
-    with ipcbus.Bus() as bus:
-        with bus.topic("prices.eu.*").subscribe(capacity=100) as europe, bus.topic("prices.>").subscribe() as everything:
-            publisher = Process(target=publish, args=(bus.address,))
-            publisher.start()
-            while (message := everything.recv_message(timeout=30)).body is not None:
-                print("everything:", message.headers["topic"], message.body)
-            publisher.join()
-            print("europe:", europe.recv_many(10, timeout=0))
-            print("dropped:", europe.dropped)
+    with (
+        ipcbus.Bus() as bus,
+        bus.topic("prices.eu.*").subscribe(capacity=100) as europe,
+        bus.topic("prices.>").subscribe() as everything,
+    ):
+        publisher = Process(target=publish, args=(bus.address,))
+        publisher.start()
+        while (message := everything.recv_message(timeout=30)).body is not None:
+            print("everything:", message.headers["topic"], message.body)
+        publisher.join()
+        print("europe:", europe.recv_many(10, timeout=0))
+        print("dropped:", europe.dropped)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ipcbus.bus import topics_home
 from ipcbus.bus.bulletin import NEVER, Bulletin
 from ipcbus.channel import rebuild
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ChannelFull, PeerDied
+from ipcbus.frame import Headed
 from ipcbus.plan import make_codec, resolve
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import unpacking
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from ipcbus.endpoint import Endpoint
     from ipcbus.transport import Frame
 
-    _Encode: TypeAlias = Callable[[Any, Mapping[str, str] | None], Frame]
     _Send: TypeAlias = Callable[[Frame, float | None], None]
 
 __all__ = ["Route", "find", "partings"]
@@ -106,6 +106,7 @@ class Route:
         self._address = address
         self._name = name
         self._headers = {patterns.HEADER: name}
+        self._headed = Headed(self._headers)
         self._lock = threading.RLock()
         self._bulletin: Bulletin | None = None
         self._board = memoryview(bytes(8)).cast("Q")
@@ -120,16 +121,20 @@ class Route:
         """Subscribers whose channel broke while their process lives."""
         self._codecs: dict[_Way, Codec] = {}
         self._own: _Way | None = None
-        self._fan: tuple[tuple[_Encode, tuple[tuple[_Send, _Target], ...]], ...] = ()
+        self._fan: tuple[tuple[Codec, tuple[tuple[_Send, _Target], ...]], ...] = ()
         """For every way of encoding: how its frames are sent, and to whom."""
 
     def publish(self, obj: Any, headers: Mapping[str, str] | None) -> None:
         """Encode once and hand a copy to every subscriber; raises what ``Topic.publish`` raises."""
         if self._board[0] != self._seen:
             self.refresh()
-        said = self._headers if headers is None else {**headers, **self._headers}
         # All that can fail for what is sent comes before anything is sent.
-        for frame, sends in [(encode(obj, said), sends) for encode, sends in self._fan]:
+        if headers is None:
+            frames = [(codec.encode_headed(obj, self._headed), sends) for codec, sends in self._fan]
+        else:
+            said = {**headers, **self._headers}
+            frames = [(codec.encode(obj, said), sends) for codec, sends in self._fan]
+        for frame, sends in frames:
             for send, target in sends:
                 try:
                     send(frame, 0)
@@ -234,7 +239,7 @@ class Route:
         for way in groups:
             if way not in self._codecs:
                 self._codecs[way] = self._codec(way)
-        self._fan = tuple((self._codecs[way].encode, tuple(group)) for way, group in groups.items())
+        self._fan = tuple((self._codecs[way], tuple(group)) for way, group in groups.items())
 
     def _codec(self, way: _Way) -> Codec:
         settings = ChannelOptions(serializer=way.serializer, accept=way.accept, checksum=way.checksum, key_file=way.key_file)
