@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Bus"]
 
+_MOST_TOPICS = 1000
+"""Topics whose ends are kept open though nobody has an object for them."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 
 
@@ -97,6 +100,8 @@ class Bus:
         self._home = home
         self._address = address
         self._closed = False
+        self._topics: dict[str, Topic] = {}
+        """Kept, because ends to all its subscribers are closed with the last object for a topic."""
 
     @property
     def address(self) -> str:
@@ -137,7 +142,13 @@ class Bus:
         """
         if self._closed:
             raise ChannelClosed("this bus is closed in this process")
-        return Topic(self._address, name)
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics.setdefault(name, Topic(self._address, name))
+            if len(self._topics) > _MOST_TOPICS:
+                with contextlib.suppress(RuntimeError):  # another thread entered one just now, and makes room
+                    self._topics.pop(next(iter(self._topics)), None)
+        return topic
 
     def close(self) -> None:
         """Leave the bus; in its home, close it for all: nobody can open a channel by name any more. Idempotent.
@@ -145,6 +156,7 @@ class Bus:
         Channels that other processes have open go on. The home closes its ends of those that were opened by name.
         """
         self._closed = True
+        self._topics.clear()
         if self._home is not None and self._home.here:
             self._home.close()
 

@@ -162,6 +162,7 @@ class Route:
             known = self._bulletin is not None
             if self._board[0] == self._seen or (known and monotonic() < self._ask_at):
                 return
+            started = monotonic()
             try:
                 self._ask()
             except ChannelBroken as error:
@@ -170,7 +171,8 @@ class Route:
                 # Whoever is known gets what is published, and a home that takes over is found.
                 level = logging.DEBUG if self._ask_at else logging.WARNING
                 logger.log(level, "no news of who subscribes to %s: %s", self._name, str(error))
-                self._ask_at = monotonic() + _RETRY
+                # A home that hangs takes long to find out about, and must not take most of a publisher's time.
+                self._ask_at = monotonic() + _RETRY + 10 * (monotonic() - started)
 
     def _ask(self) -> None:
         bulletin = self._bulletin

@@ -239,3 +239,17 @@ def test_no_descriptor_is_kept_of_those_who_left(bus):
     for _ in range(5):
         turn()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_ends_stay_open_without_an_object_for_the_topic(bus):
+    with bus.topic("a").subscribe() as sub:
+        bus.topic("a").publish(0)
+        route_before = route.find(bus.address, "a")
+        ends = [target.end.tx for target in route_before._targets.values()]
+        bus.topic("a").publish(1)
+        assert route.find(bus.address, "a") is route_before
+        assert [target.end.tx for target in route_before._targets.values()] == ends
+        assert sub.recv_many(5, timeout=PATIENCE) == [0, 1]
+    for n in range(1100):
+        bus.topic(f"many.{n}")
+    assert len(bus._topics) == 1000
