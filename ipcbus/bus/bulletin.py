@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BULLETIN", "NEVER", "Bulletin"]
 
-BULLETIN = "topics"
-"""The name of the file."""
+BULLETIN = "ipcbus-topics"
+"""The name of the file: one that nobody has in a directory of his own, since it is written to."""
 _SIZE = mmap.PAGESIZE
 _CLOSED = 2**64 - 1
 NEVER = 2**64 - 2

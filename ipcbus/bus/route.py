@@ -40,6 +40,8 @@ logger = logging.getLogger("ipcbus.topic")
 
 _RETRY = 1.0
 """Seconds after which a home that did not answer is asked again."""
+_SLOW = 0.5
+"""Seconds after which a home that does not answer is taken to hang."""
 _PARTING = 5.0
 """Seconds without a message after which what waits for a subscriber that has gone is given up."""
 
@@ -171,8 +173,9 @@ class Route:
                 # Whoever is known gets what is published, and a home that takes over is found.
                 level = logging.DEBUG if self._ask_at else logging.WARNING
                 logger.log(level, "no news of who subscribes to %s: %s", self._name, str(error))
+                took = monotonic() - started
                 # A home that hangs takes long to find out about, and must not take most of a publisher's time.
-                self._ask_at = monotonic() + _RETRY + 10 * (monotonic() - started)
+                self._ask_at = monotonic() + (_RETRY if took < _SLOW else 10 * took)
 
     def _ask(self) -> None:
         bulletin = self._bulletin
