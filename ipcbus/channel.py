@@ -438,10 +438,11 @@ def _arrive(
     url: str,
     transport_path: str,
     private: bool,  # noqa: FBT001  a pickle's positional state
+    meter: endpoint.Meter | None,
     role: str,
 ) -> Channel:
     """Rebuild a channel from a pickle."""
-    return Channel(rebuild(handle, spec, settings, url, transport_path, private), role)
+    return Channel(rebuild(handle, spec, settings, url, transport_path, private, meter), role)
 
 
 def rebuild(
@@ -451,6 +452,7 @@ def rebuild(
     url: str,
     transport_path: str,
     private: bool,  # noqa: FBT001  as above
+    meter: endpoint.Meter | None = None,
 ) -> endpoint.Endpoint:
     """Return this process's endpoint of a channel that came; the second object for a channel shares the first one's ends."""
     end = endpoint.find(spec.id)
@@ -467,7 +469,9 @@ def rebuild(
         key=_read_key(settings.key_file, url),
         checksum=settings.checksum,
     )
-    return endpoint.adopt(endpoint.Endpoint(handle, spec, settings, codec, url, transport), home=False)
+    end = endpoint.Endpoint(handle, spec, settings, codec, url, transport)
+    end.meter = meter
+    return endpoint.adopt(end, home=False)
 
 
 def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:

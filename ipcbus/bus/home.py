@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ipcbus import config as configuration
 from ipcbus import endpoint
+from ipcbus.bus.board import Board
+from ipcbus.bus.meter import Meter
 from ipcbus.channel import open_channel
 from ipcbus.directory import client
 from ipcbus.directory.server import SOCKET, Directory
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from ipcbus.bus.facts import ChannelFacts
     from ipcbus.channel import Channel
     from ipcbus.directory.server import Guest
+    from ipcbus.endpoint import Endpoint
 
     Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | configuration.Config | None
     """A configuration, or where it is."""
@@ -60,7 +64,16 @@ class Home:
         except BaseException:
             self._give_up()
             raise
-        self.directory.handle("channel", self._answer_channel)
+        self.board = Board(self.directory)
+        for name, answer in (
+            ("channel", self._answer_channel),
+            ("channels", self._answer_channels),
+            ("meter", self._answer_meter),
+            ("tap", self._answer_tap),
+            ("taps", self._answer_taps),
+            ("untap", self._answer_untap),
+        ):
+            self.directory.handle(name, answer)
         self.directory.forgotten = _destroy
         client.keep(self.directory)
         client.attach(self.address)
@@ -83,8 +96,18 @@ class Home:
         with self._lock:
             channel = self._channels.get(name)
             if channel is None or endpoint.find(channel._end.spec.id) is None:  # noqa: SLF001  this package's
+                if channel is not None:
+                    self.board.leave(channel._end.key)  # noqa: SLF001  as above
                 channel = self._channels[name] = self._open(name)
+                end = channel._end  # noqa: SLF001  this package's
+                self.board.enter(end.key)
+                end.meter = Meter(self.address, end.key, self.board)
             return channel
+
+    def channels(self) -> list[ChannelFacts]:
+        """Return what is known of the channels that were opened by name, by name."""
+        with self._lock:
+            return [self.board.facts(name, channel) for name, channel in sorted(self._channels.items())]
 
     def close(self) -> None:
         """Close the directory and the channels that were opened by name. Idempotent."""
@@ -103,6 +126,7 @@ class Home:
         self.directory.close()
         for channel in channels.values():
             channel.destroy()
+        self.board.close()
         self._give_up()
 
     def _give_up(self) -> None:
@@ -133,11 +157,38 @@ class Home:
         end = self.channel(content.decode())._end  # noqa: SLF001  this package's
         with packing() as fds:
             state = pickle.dumps(end.state())
+        self._lend(guest, end, state, fds)
+        return end.key + state, [os.dup(fd) for fd in fds]
+
+    def _lend(self, guest: Guest, end: Endpoint, state: bytes, fds: Sequence[int]) -> None:
         # Entered like a channel that was shared: what the guest sends on is fetched by others from here, too.
         self.directory.put(end.key, state, fds, held=True)
         end.shared[self.address] = 0
         self.directory.use(guest, end.key)
-        return end.key + state, [os.dup(fd) for fd in fds]
+
+    def _answer_channels(self, _guest: Guest, _content: bytes) -> tuple[bytes, Sequence[int]]:
+        return pickle.dumps(self.channels()), ()
+
+    def _answer_meter(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
+        end = endpoint.find(content.hex())
+        if end is not None and self.address not in end.shared:  # the guest has it by inheritance
+            with packing() as fds:
+                state = pickle.dumps(end.state())
+            self._lend(guest, end, state, fds)
+        self.directory.use(guest, content)
+        number, fd = self.board.attach(guest, content)
+        return number.to_bytes(8, "little"), [fd]
+
+    def _answer_tap(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
+        number, fd = self.board.tap(guest, content[:16], content[16:])
+        return bytes([number]), [fd]
+
+    def _answer_taps(self, _guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
+        return b"".join(bytes([number]) + key for number, key in self.board.taps(content)), ()
+
+    def _answer_untap(self, _guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
+        self.board.untap(content)
+        return b"", ()
 
 
 def _load(config: Source) -> configuration.Config:

@@ -65,12 +65,14 @@ class Place:
     """A directory of another process as seen from here: its address, and the connection to it, made when it is needed.
 
     Attributes:
+        patience: seconds that it has for an answer.
         pid: the process that keeps it, once there was a connection.
         generation: grows with every connection: what was put before may be gone with the home that it was put at.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, patience: float = PATIENCE) -> None:
         self.address = address
+        self.patience = patience
         self.pid = 0
         self.generation = 0
         self._sock: socket.socket | None = None
@@ -85,7 +87,7 @@ class Place:
             InsecureConfiguration: the address is not private.
             IpcbusError: what the other side says.
         """
-        deadline = Deadline(PATIENCE)
+        deadline = Deadline(self.patience)
         with self._lock:
             was_connected = self._sock is not None
             try:
@@ -152,7 +154,7 @@ class Place:
             # Also after an interruption: an answer that comes later must not be taken for that to another question.
             self._disconnect()
             if isinstance(error, TimeoutError):
-                raise ChannelBroken(f"process {self.pid} at {self.address} did not answer within {PATIENCE:g} s") from error
+                raise ChannelBroken(f"process {self.pid} at {self.address} did not answer within {self.patience:g} s") from error
             if isinstance(error, (EOFError, BrokenPipeError, ConnectionResetError)):
                 raise _Gone(f"the process that keeps {self.address} (pid {self.pid}) has ended; {_ADVICE}") from error
             if isinstance(error, ValueError):
@@ -178,7 +180,7 @@ class Place:
             rundir.check(Path(self.address))
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                self.pid = _connect(sock, self.address)
+                self.pid = _connect(sock, self.address, self.patience)
             except BaseException:
                 sock.close()
                 raise
@@ -192,11 +194,11 @@ class Place:
             sock.close()
 
 
-def _connect(sock: socket.socket, address: str) -> int:
+def _connect(sock: socket.socket, address: str, patience: float) -> int:
     """Connect and return the pid of the process at the other end, which is one of this user's."""
     path = rundir.socket_path(Path(address), SOCKET)
     try:
-        sock.settimeout(PATIENCE)
+        sock.settimeout(patience)
         sock.connect(str(path))
         pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     except OSError as error:
