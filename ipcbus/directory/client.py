@@ -154,7 +154,9 @@ class Place:
             # Also after an interruption: an answer that comes later must not be taken for that to another question.
             self._disconnect()
             if isinstance(error, TimeoutError):
-                raise ChannelBroken(f"process {self.pid} at {self.address} did not answer within {self.patience:g} s") from error
+                raise ChannelBroken(
+                    f"process {self.pid} at {self.address} did not answer within {self.patience:g} s"
+                ) from error
             if isinstance(error, (EOFError, BrokenPipeError, ConnectionResetError)):
                 raise _Gone(f"the process that keeps {self.address} (pid {self.pid}) has ended; {_ADVICE}") from error
             if isinstance(error, ValueError):

@@ -15,7 +15,19 @@ from pathlib import Path
 
 from ipcbus.errors import ChannelBroken, InsecureConfiguration
 
-__all__ = ["MAX_SOCKET_PATH", "PREFIX", "base", "check", "create", "entrust", "hold", "reap", "remove", "socket_path", "start_time"]
+__all__ = [
+    "MAX_SOCKET_PATH",
+    "PREFIX",
+    "base",
+    "check",
+    "create",
+    "entrust",
+    "hold",
+    "reap",
+    "remove",
+    "socket_path",
+    "start_time",
+]
 
 PREFIX = "ipcbus-"
 """How the names of these directories begin."""
