@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from ipcbus.bus.bus import Bus
+from typing import TYPE_CHECKING
+
 from ipcbus.channel import Channel, Stats
 from ipcbus.channel import open_channel as open  # noqa: A004  ipcbus.open reads like the built-in it resembles
 from ipcbus.errors import (
@@ -25,6 +26,7 @@ from ipcbus.errors import (
     DecodeError,
     EncodeError,
     EndOfChannel,
+    GaveUp,
     InsecureConfiguration,
     IpcbusError,
     MessageTooLarge,
@@ -32,6 +34,7 @@ from ipcbus.errors import (
     RemoteError,
     SerializationError,
     SerializerUnavailable,
+    StartFailed,
     TransportUnavailable,
     UnknownSerializer,
     UnknownTransport,
@@ -44,10 +47,18 @@ from ipcbus.selection import transports
 from ipcbus.serializers.local import Fd, OpenFile
 from ipcbus.wait import wait
 
+if TYPE_CHECKING:
+    from ipcbus.bus.bus import Bus
+    from ipcbus.requests.callback import Callback, callback
+    from ipcbus.requests.future import Future
+    from ipcbus.requests.reply import ReplyTo
+    from ipcbus.supervisor import Life, Occurrence, Program, Supervisor
+
 __version__ = "0.1.0"
 
 __all__ = [
     "Bus",
+    "Callback",
     "Channel",
     "ChannelBroken",
     "ChannelBusy",
@@ -64,24 +75,59 @@ __all__ = [
     "EndOfChannel",
     "Explanation",
     "Fd",
+    "Future",
+    "GaveUp",
     "InsecureConfiguration",
     "IpcbusError",
+    "Life",
     "Message",
     "MessageTooLarge",
+    "Occurrence",
     "OpenFile",
     "PeerDied",
+    "Program",
     "RemoteError",
+    "ReplyTo",
     "SerializationError",
     "SerializerUnavailable",
+    "StartFailed",
     "Stats",
+    "Supervisor",
     "TransportUnavailable",
     "UnknownSerializer",
     "UnknownTransport",
     "Unsupported",
     "__version__",
+    "callback",
     "explain",
     "open",
     "pair",
     "transports",
     "wait",
 ]
+
+_LATER = {
+    "Bus": "ipcbus.bus.bus",
+    "Callback": "ipcbus.requests.callback",
+    "Future": "ipcbus.requests.future",
+    "ReplyTo": "ipcbus.requests.reply",
+    "callback": "ipcbus.requests.callback",
+    **dict.fromkeys(("Life", "Occurrence", "Program", "Supervisor"), "ipcbus.supervisor"),
+}
+"""Names that are imported at their first use, and from where: what they need would make the import of ipcbus heavy."""
+
+
+if not TYPE_CHECKING:  # or a type checker would take every name for one that is imported later
+
+    def __getattr__(name: str) -> object:
+        module = _LATER.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        value = globals()[name] = getattr(importlib.import_module(module), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -12,19 +12,29 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from ipcbus import endpoint
 from ipcbus.codec import AUTO, Codec
-from ipcbus.errors import ChannelBroken, ChannelError, ChannelFull, ConfigError, Unsupported
+from ipcbus.errors import (
+    ChannelBroken,
+    ChannelError,
+    ChannelFull,
+    ConfigError,
+    ContentRefused,
+    DecodeError,
+    EncodeError,
+    Unsupported,
+)
 from ipcbus.options import URL, build, nearest, parse_url
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import unpacking
 from ipcbus.transport import ChannelSpec, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
     from ipcbus.aio import AsyncChannel
     from ipcbus.message import Message
+    from ipcbus.requests.future import Future
     from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink
 
 __all__ = ["Channel", "ChannelOptions", "Stats", "open_channel", "rebuild"]
@@ -171,10 +181,11 @@ class Channel:
         frame = link.recv(timeout)
         end.received += 1
         try:
-            return end.codec.decode_message(frame)
+            message = end.codec.decode_message(frame)
         except Exception:
             end.undecodable += 1
             raise
+        return message if message.route is None else _accept(message, end)
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
         """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises.
@@ -204,6 +215,84 @@ class Channel:
             except EOFError:
                 return
             yield obj
+
+    # ------------------------------------------------------------------ requests
+
+    def request(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> Any:
+        """Send a request and return the reply, which comes to this process alone, whoever else asks through this channel.
+
+        Args:
+            obj: what is asked.
+            timeout: seconds for all of it, sending included; None waits without limit. It travels with the request.
+            headers: texts that travel beside it.
+
+        Raises:
+            RemoteError: what answered raised an exception.
+            ChannelEmpty: no reply came within the timeout (a ``TimeoutError`` too). One that comes later is dropped.
+            PeerDied: the process that had the request died.
+            Unsupported: strangers can send through this channel.
+            ChannelError: what ``send`` raises.
+        """
+        deadline = Deadline(timeout)
+        future = self.submit(obj, timeout, headers=headers, attended=False)
+        try:
+            return future.result(deadline.remaining())
+        finally:
+            if not future.is_done:
+                future.cancel()
+
+    def submit(
+        self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None, attended: bool = True
+    ) -> Future[Any]:
+        """Send a request and return a future of the reply.
+
+        Args:
+            obj: what is asked.
+            timeout: seconds for sending it; it also tells who answers until when somebody waits.
+            headers: texts that travel beside it.
+            attended: whether a thread of ipcbus's takes the reply in even while nobody waits for it. Without, it comes
+                when somebody does: ``request`` asks this way.
+
+        Raises:
+            What ``send`` raises, and Unsupported: strangers can send through this channel.
+        """
+        end = self._end
+        if self._role == "receiver":
+            raise self._wrong_side()
+        from ipcbus.requests import inbox as inboxes  # which imports this: an inbox is a channel
+
+        box = inboxes.inbox(end)
+        future, frame = box.begin(end, obj, timeout, headers)
+        try:
+            link = end.tx or end.open_sender()
+            link.send(frame, timeout if end.patient else 0)  # a request that is dropped would never be answered
+            end.sent += 1
+            box.sent(future, link.receiver())
+        except BaseException:
+            box.give_up(future)
+            raise
+        if attended:
+            box.attend()
+        return future
+
+    def serve(self, handler: Callable[[Message], Any]) -> None:
+        """Receive until the end of the channel and answer each request with what a function returns for it.
+
+        Args:
+            handler: called with each message. What it returns is the reply, and what it raises is raised as
+                ``RemoteError`` where the request came from. For a message that is no request it is called, too.
+        """
+        while True:
+            try:
+                message = self.recv_message()
+            except EOFError:
+                return
+            except (DecodeError, ContentRefused) as error:
+                import logging
+
+                logging.getLogger("ipcbus.requests").warning("%s: %s", self.url, error)
+                continue
+            _handle(message, handler)
 
     # ------------------------------------------------------------------ life
 
@@ -386,6 +475,7 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         receivers=settings.receivers,
         max_message=limit,
     )
+    codec.unanswered = _refuse
     handle = transport.create(spec, build(transport.options, own, where))
     end = endpoint.Endpoint(handle, spec, settings, codec, str(URL(transport.scheme, parsed.address, {})), transport)
     endpoint.adopt(end, home=True)
@@ -469,6 +559,7 @@ def rebuild(
         key=_read_key(settings.key_file, url),
         checksum=settings.checksum,
     )
+    codec.unanswered = _refuse
     end = endpoint.Endpoint(handle, spec, settings, codec, url, transport)
     end.meter = meter
     return endpoint.adopt(end, home=False)
@@ -489,3 +580,50 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
         end = rebuild(*pickle.loads(found.content))
     end.shared.setdefault(address, directory.current(address))
     return Channel(end, role)
+
+
+def _accept(message: Message, end: endpoint.Endpoint) -> Message:
+    """Give a request what answers it."""
+    from ipcbus.requests.reply import ReplyTo
+
+    assert message.route is not None
+    if not end.codec.trusted:
+        return message  # a stranger does not make this process connect to anything
+    return dataclasses.replace(message, reply_to=ReplyTo(*message.route))
+
+
+def _refuse(message: Message) -> None:
+    """Tell who asked that its request was taken by ``recv``, which cannot answer."""
+    from ipcbus.requests.reply import refuse
+
+    assert message.route is not None
+    refuse(*message.route, "the request was received with recv(), which cannot answer it; receive it with recv_message()")
+
+
+def _handle(message: Message, handler: Callable[[Message], Any]) -> None:
+    import logging
+
+    logger = logging.getLogger("ipcbus.requests")
+    answer = message.reply_to
+    try:
+        value = handler(message)
+    except Exception as error:
+        if answer is None:
+            logger.exception("handling a message failed, and nobody asked for an answer")
+            return
+        report = error
+    else:
+        if answer is None or answer.answered:
+            return  # the handler did it, or sent the handle on
+        try:
+            answer.send(value)
+        except EncodeError as error:
+            logger.warning("what a handler returned cannot travel, as who asked was told: %s", error)
+        except ChannelError as error:
+            logger.warning("a reply was not delivered: %s", error)
+        return
+    if not answer.answered:
+        try:
+            answer.fail(report)
+        except ChannelError as error:
+            logger.warning("an error was not delivered: %s", error)

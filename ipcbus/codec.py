@@ -96,7 +96,14 @@ class Codec:
         self._permit(self._default)
         if self._auto and self._accepts("raw"):
             self._by_type[bytes] = self._choice(self._make("raw"))
+        self.unanswered: Callable[[Message], None] = _ignore
+        """Told of a request whose body ``decode`` returns, without what could answer it."""
         self.after_fork()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether what arrives can only come from this user, or from who has the key."""
+        return self._trusted
 
     def after_fork(self) -> None:
         """Become another sender: two processes with one identity would each look like a replay of the other."""
@@ -125,8 +132,32 @@ class Codec:
             raise self._explain(obj, serializer, error) from error
         if not buffers and headers is None and short and len(payload) <= self._short:
             return (short + payload,)
+        return self._frame(serializer, payload, buffers, wire.Sections(headers=headers))
+
+    def encode_routed(
+        self, obj: Any, route: tuple[int, bytes], deadline: float | None = None, headers: Mapping[str, str] | None = None
+    ) -> Frame:
+        """Make a frame of a request or a reply; raises what ``encode`` raises.
+
+        Args:
+            obj: what it says.
+            route: correlation id and address.
+            deadline: when it is of no use any more, in seconds since 1970.
+            headers: texts.
+        """
+        kind = type(obj)
+        dumps, _, serializer = self._by_type.get(kind) or self._choose(kind)
+        try:
+            payload, buffers = dumps(obj)
+        except Exception as error:
+            raise self._explain(obj, serializer, error) from error
+        return self._frame(serializer, payload, buffers, wire.Sections(headers=headers, route=route, deadline=deadline))
+
+    def _frame(self, serializer: Serializer, payload: Buffer, buffers: Sequence[Buffer], wanted: wire.Sections) -> Frame:
         sections = wire.Sections(
-            headers=headers,
+            headers=wanted.headers,
+            route=wanted.route,
+            deadline=wanted.deadline,
             checksum=self._checksum,
             key=self._key,
             stamp=(self._sender_id, next(self._counter)) if self._key is not None else (0, 0),
@@ -155,13 +186,24 @@ class Codec:
                 return quick[0](payload)
             except Exception as error:
                 raise self._undecodable(quick[1], payload, error) from error
-        return self.decode_message(frame).body
+        message = self.decode_message(frame)
+        if message.route is not None and self._trusted:
+            self.unanswered(message)
+        return message.body
 
     def decode_message(self, frame: Frame) -> Message:
         """Rebuild the object of a frame with its envelope; raises what ``decode`` raises."""
+        return self.message(frame, self.open(frame))
+
+    def open(self, frame: Frame) -> wire.Parsed:
+        """Take a frame apart, and check that it is no forgery, without decoding its payload; raises ``DecodeError``."""
         parsed = wire.parse(frame, self.max_message, self._key)
         if parsed.stamp is not None:
             self._refuse_replay(*parsed.stamp)
+        return parsed
+
+    def message(self, frame: Frame, parsed: wire.Parsed) -> Message:
+        """Rebuild the object of a frame that was taken apart; raises what ``decode`` raises."""
         key = parsed.serializer or parsed.content_type
         serializer = self._decoders.get(key) or self._decoder(parsed.serializer, parsed.content_type)
         try:
@@ -169,7 +211,7 @@ class Codec:
         except Exception as error:
             raise self._undecodable(serializer, parsed.payload, error) from error
         size = sum(memoryview(part).nbytes for part in frame)
-        return Message(body, parsed.headers, serializer.content_type, size)
+        return Message(body, parsed.headers, serializer.content_type, size, parsed.deadline, parsed.route)
 
     def _choose(self, kind: type) -> _Choice:
         serializer = self._default
@@ -282,3 +324,7 @@ class Codec:
             view.nbytes,
             bytes(view[:64]),
         )
+
+
+def _ignore(_message: Message) -> None:
+    """Do nothing about a request that cannot be answered."""

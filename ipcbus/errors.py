@@ -23,7 +23,9 @@
     │   ├── EncodeError                       cannot travel; nothing was sent; says which part and what to do
     │   ├── DecodeError                       arrived, but cannot be rebuilt here; was consumed
     │   └── ContentRefused                    arrived in a content type the receiver does not accept; was consumed
-    └── RemoteError                           an exception raised by the process on the other side
+    ├── RemoteError                           an exception raised by the process on the other side
+    ├── StartFailed                           a process did not become ready; says what it said
+    └── GaveUp                                processes died too often, so their supervisor stopped everything
 
 Errors keep their data in attributes, and all of them pickle. A driver's own errors (``OSError``, ``zmq.ZMQError``,
 ``pickle.PicklingError`` ...) never leave ipcbus untranslated; they are the ``__cause__``.
@@ -51,6 +53,7 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "EndOfChannel",
+    "GaveUp",
     "InsecureConfiguration",
     "IpcbusError",
     "MessageTooLarge",
@@ -58,6 +61,7 @@ __all__ = [
     "RemoteError",
     "SerializationError",
     "SerializerUnavailable",
+    "StartFailed",
     "TransportUnavailable",
     "UnknownSerializer",
     "UnknownTransport",
@@ -205,3 +209,19 @@ class RemoteError(IpcbusError):
         super().__init__(message)
         self.type_name = type_name
         self.remote_traceback = remote_traceback
+
+
+class StartFailed(IpcbusError):
+    """A supervised process did not become ready. ``name`` is its program's, empty where it is none's fault."""
+
+    def __init__(self, message: str, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class GaveUp(IpcbusError):
+    """Processes died too often, so their supervisor stopped everything. ``name`` is the program of the last one."""
+
+    def __init__(self, message: str, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.errors import Unsupported
 from ipcbus.frame import NO_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ipcbus.requests.reply import ReplyTo
 
 __all__ = ["Message"]
 
@@ -24,3 +28,37 @@ class Message:
     """How the body travelled."""
     size: int = 0
     """Bytes of the frame."""
+    deadline: float | None = None
+    """When whoever sent it stops waiting for a reply, in seconds since 1970 (UTC); None is never."""
+    route: tuple[int, bytes] | None = field(default=None, repr=False)
+    """Which request it is and where its reply goes, in ipcbus's own terms."""
+    reply_to: ReplyTo | None = None
+    """For a request: what sends the reply. It pickles, so that another process can answer in this one's place."""
+
+    def reply(self, value: Any, timeout: float | None = None) -> None:
+        """Answer a request; the other side's ``request`` returns the value.
+
+        Args:
+            value: anything that can be sent.
+            timeout: seconds to wait for room in the requester's inbox; None is a default of a few seconds.
+
+        Raises:
+            Unsupported: nobody asked, or it was answered before.
+            PeerDied: who asked is gone.
+            EncodeError: the value cannot travel; who asked is told so.
+            ChannelFull: who asked does not take its replies.
+        """
+        self._replier().send(value, timeout)
+
+    def fail(self, error: BaseException, timeout: float | None = None) -> None:
+        """Answer a request with an error; the other side's ``request`` raises ``RemoteError``. Raises what ``reply`` raises."""
+        self._replier().fail(error, timeout)
+
+    def remaining(self) -> float | None:
+        """Return the seconds for which the other side still waits, never negative; None is without limit."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.time())  # the sender's wall clock said it
+
+    def _replier(self) -> ReplyTo:
+        if self.reply_to is None:
+            raise Unsupported("this message is no request, so nobody waits for a reply; it was sent with send()")
+        return self.reply_to

@@ -12,7 +12,7 @@ from ipcbus.transport import Transport
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["select", "transports"]
+__all__ = ["best", "select", "transports"]
 
 AUTO = "auto"
 _NEEDED = ("scheme", "capabilities", "guarantees", "options")
@@ -62,11 +62,12 @@ def select(url: URL, wishes: Mapping[str, Any]) -> tuple[type[Transport], URL]:
         if given.scheme != AUTO:
             return transports.get(given.scheme), URL(given.scheme, given.address, {**given.options, **url.options})
         url = URL(AUTO, "", {**given.options, **url.options})
-    transport = _best({**url.options, **wishes})
+    transport = best({**url.options, **wishes})
     return transport, URL(transport.scheme, "", url.options)
 
 
-def _best(wishes: Mapping[str, Any]) -> type[Transport]:
+def best(wishes: Mapping[str, Any]) -> type[Transport]:
+    """Return the installed transport that ``auto:`` picks when no configuration says which; raises ``Unsupported``."""
     usable = []
     for name in transports:
         try:

@@ -273,6 +273,10 @@ class SendLink(_Link):
             ChannelBroken: the channel cannot be used any more.
         """
 
+    def receiver(self) -> int | None:
+        """Return the pid of the process that is the one receiver; None if there is none or it cannot be told."""
+        return None
+
     def discard_oldest(self) -> bool:
         """Take the oldest waiting message out of the channel, for ``overflow="drop_old"``; say whether there was one.
 

@@ -11,6 +11,7 @@ import pytest
 
 from ipcbus import endpoint
 from ipcbus.directory import client as directory
+from ipcbus.requests import callback, inbox
 from ipcbus.testing import leaks
 
 
@@ -48,6 +49,8 @@ def _no_leaks(_own_runtime_directory, request):
     before = leaks.snapshot()
     yield
     endpoint.destroy_closed()  # what a closed channel has a name for is kept to the exit of the process that made it
+    callback.settle()
+    inbox.settle()
     directory.settle()  # and so is what it shared
     if left := leaks.compare(before):
         pytest.fail(f"{request.node.name} left behind:\n" + "\n".join(left))

@@ -36,6 +36,7 @@ __all__ = [
     "keeper",
     "keeps",
     "own",
+    "part",
     "place",
     "put",
     "settle",
@@ -310,6 +311,14 @@ def place(address: str) -> Place:
         if found is None:
             found = _here.places[address] = Place(address)
         return found
+
+
+def part(address: str) -> None:
+    """End the connection to a directory that nothing is wanted of any more."""
+    with _here.lock:
+        there = _here.places.pop(address, None)
+    if there is not None:
+        there.close()
 
 
 def put(address: str, key: bytes, content: bytes, fds: Sequence[int], *, held: bool = True) -> int:

@@ -104,6 +104,7 @@ class Directory:
         self._handlers: dict[str, Handler] = {}
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._guests: dict[int, Guest] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
         self._last = 0
         self._lock = threading.RLock()
         self._closing = False
@@ -169,6 +170,17 @@ class Directory:
         if entry is not None:
             entry.close()
 
+    def watch(self, fd: int, seen: Callable[[], None]) -> None:
+        """Call a function in the directory's thread, once, when a descriptor polls readable; then the descriptor is closed.
+
+        Args:
+            fd: owned from here on.
+            seen: what to call.
+        """
+        with self._lock:
+            self._watched[fd] = seen
+            self._epoll.register(fd, select.EPOLLIN)
+
     def guests(self) -> list[Guest]:
         """Return the processes that are connected."""
         with self._lock:
@@ -211,7 +223,10 @@ class Directory:
             guest.sock.close()
         for entry in self._entries.values():
             self._discard(entry)
+        for fd in self._watched:
+            os.close(fd)
         self._guests.clear()
+        self._watched.clear()
         self._entries.clear()
 
     # ------------------------------------------------------------------ what is kept
@@ -256,6 +271,10 @@ class Directory:
                     self._accept()
                 elif (guest := self._guests.get(fd)) is not None:
                     self._serve(guest)
+                elif (seen := self._watched.pop(fd, None)) is not None:
+                    self._epoll.unregister(fd)
+                    os.close(fd)
+                    seen()
             self._expel_silent()
         self._free()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipcbus.channel import Channel, open_channel
-from ipcbus.errors import ConfigError
+from ipcbus.errors import ConfigError, GaveUp
 from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.config import ServerConfig, load_server_config
@@ -80,7 +80,10 @@ class Server:
         Returns:
             0 after ``stop``, 1 if it gave up because processes died too often, None when the timeout has passed.
         """
-        return self._running().wait(timeout)
+        try:
+            return 0 if self._running().wait(timeout) else None
+        except GaveUp:
+            return 1
 
     def request_stop(self) -> None:
         """Begin to stop and return at once. May be called from a signal handler."""
@@ -154,7 +157,7 @@ class Server:
             for index, (sock, inbox) in enumerate(zip(self._sockets, fronts, strict=True))
         ]
         # Front ends are stopped first, so that services hear of every connection that closes.
-        return Supervisor([services, ends], method=config.start_method, at_end=self._hang_up)
+        return Supervisor([services, ends], start_method=config.start_method, at_end=self._hang_up)
 
     def _listen(self, count: int) -> None:
         """Make one listening socket per front end, all on the same port; the kernel spreads connections over them.

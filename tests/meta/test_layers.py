@@ -14,7 +14,7 @@ LAYERS = (
     {"ipcbus.message", "ipcbus.serializers", "ipcbus.selection", "ipcbus.check"},
     {"ipcbus.codec", "ipcbus.aio"},
     {"ipcbus.endpoint"},
-    {"ipcbus.channel"},
+    {"ipcbus.channel", "ipcbus.requests"},
     {"ipcbus.pair", "ipcbus.wait"},
     {"ipcbus.bus"},
     {"ipcbus.supervisor"},

@@ -55,6 +55,16 @@ def errors(error: ipcbus.IpcbusError) -> None:
         assert_type(error.pid, int | None)
 
 
+def a_supervisor(supervisor: ipcbus.Supervisor) -> None:
+    program = ipcbus.Program("a", print, ("hello",), handshake=False, restart="on-failure")
+    with ipcbus.Supervisor([program, [program]], start_method="spawn") as same:
+        assert_type(same, ipcbus.Supervisor)
+    assert_type(supervisor.start(program), ipcbus.Supervisor)
+    assert_type(supervisor.wait(1), bool)
+    assert_type(supervisor.events.recv(timeout=1), ipcbus.Occurrence)
+    assert_type(supervisor.pids, dict[str, int])
+
+
 def registries() -> None:
     assert_type(ipcbus.transports.get("pipe"), type[Transport])
     assert_type(ipcbus.transports.names(), list[str])
@@ -64,6 +74,8 @@ def what_must_not_pass(channel: ipcbus.Channel) -> None:
     channel.put(1)  # type: ignore[attr-defined]  # one word per thing: it is send
     channel.send(1, "soon")  # type: ignore[arg-type]  # a timeout is in seconds
     channel.send(1, headers={"n": 1})  # type: ignore[dict-item]  # texts to texts
+    ipcbus.Program("a", print, restart="sometimes")  # type: ignore[arg-type]  # always, on-failure or never
+    ipcbus.Nonsense  # type: ignore[attr-defined]  # noqa: B018  not every name is one that is imported later
     channel.url = "queue:"  # type: ignore[misc]  # a channel does not change how it travels
 
     class Mine(ipcbus.Channel):  # type: ignore[misc]  # the class is final

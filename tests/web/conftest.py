@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import select
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +9,7 @@ import pytest
 from ipcbus import endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -23,23 +21,6 @@ def _as_at_exit(_no_leaks: None) -> Iterator[None]:
 
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Functions and services that run in child processes: children get a copy of sys.path, so they find the module."""
+    """Services that run in child processes: children get a copy of sys.path, so they find the module."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "programs"))
     return importlib.import_module("web_programs")
-
-
-@pytest.fixture
-def gone() -> Callable[[int, float], bool]:
-    """Wait until a process has ended; also one that is no child of this process."""
-
-    def wait(pid: int, seconds: float) -> bool:
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return True
-        try:
-            return bool(select.select([fd], [], [], seconds)[0])
-        finally:
-            os.close(fd)
-
-    return wait

@@ -286,13 +286,8 @@ class PipeSender(SendLink):
             raise self._why_closed()
         pid = self._watched_pid
         if pid >= 0 and any(fd == self._watch for fd, _ in events) and self._state.receiver() == pid:
-            raise self._orphaned(pid)
+            raise _orphaned(pid)
         return events
-
-    @staticmethod
-    def _orphaned(pid: int) -> PeerDied:
-        """Return the error for a receiver that ended while another process still holds what was its."""
-        return PeerDied(f"the receiver, process {pid}, died; there is no room", pid)
 
     def _leave(self, note: Note, deadline: Deadline) -> None:
         """Leave a note in the door; wait for room there, which a receiver makes by taking what was left before."""
@@ -336,7 +331,7 @@ class PipeSender(SendLink):
                 self._watch = os.pidfd_open(pid)
             except ProcessLookupError:
                 if self._state.receiver() == pid:
-                    raise self._orphaned(pid) from None
+                    raise _orphaned(pid) from None
                 self._check_receiver()
                 return
             except OSError:
@@ -447,6 +442,10 @@ class PipeSender(SendLink):
             self._watched_pid = -1
         self._wakeup = None
 
+    def receiver(self) -> int | None:
+        """Return its pid."""
+        return self._state.receiver()
+
     def depth(self) -> int | None:
         """Return how many of this process's messages wait."""
         pipe = self._pipe
@@ -497,3 +496,8 @@ def _write_all(fd: int, frame: Frame, size: int) -> None:
             done += os.writev(fd, left[:_IOV_MAX])
         except OSError as error:
             raise ChannelBroken(f"no memory for a message of {size} bytes: {error.strerror}") from error
+
+
+def _orphaned(pid: int) -> PeerDied:
+    # Another process still holds what was the receiver's.
+    return PeerDied(f"the receiver, process {pid}, died; there is no room", pid)

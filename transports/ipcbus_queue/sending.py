@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelFull
+from ipcbus.plumbing.claim import holder
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.transport import LINGER, Frame, SendLink
 from ipcbus_queue.feeder import Feeder
@@ -128,6 +129,10 @@ class QueueSendLink(SendLink):
             self._reader.close()
         if self._feeder is not None:
             self._feeder.abandon()
+
+    def receiver(self) -> int | None:
+        """Return the pid of the receiver; None where there may be several."""
+        return holder(self._shared.file.fileno())
 
     def depth(self) -> int | None:
         """Return how many messages are accepted and not received."""

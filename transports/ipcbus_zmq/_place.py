@@ -68,6 +68,9 @@ class Place(Protocol):
     def deserted(self) -> bool:
         """Tell whether it is certain that there is no receiver."""
 
+    def receiver(self) -> int | None:
+        """Return the pid of the receiver, None if it is none of this machine's or cannot be told."""
+
     parks: bool
     """Whether messages can be left here."""
 
@@ -209,12 +212,16 @@ class PrivatePlace:
 
     def deserted(self) -> bool:
         """Ask who has the claim: the kernel took it from a dead receiver, even if zmq has not noticed yet."""
+        return self.receiver(unknown=0) is None
+
+    def receiver(self, unknown: int | None = None) -> int | None:
+        """Return who has the claim."""
         try:
             fd = self._open_state()
         except OSError:
-            return False
+            return unknown
         try:
-            return holder(fd, _RECEIVER) is None
+            return holder(fd, _RECEIVER)
         finally:
             os.close(fd)
 
@@ -317,6 +324,10 @@ class TcpPlace:
     def deserted(self) -> bool:
         """Say no: an address does not tell."""
         return False
+
+    def receiver(self) -> None:
+        """Return None: it may be on another machine."""
+        return
 
     def park(self, frames: list[Frame], end: Callable[[], bool]) -> bool:  # noqa: ARG002  nowhere to put them
         """Say that nothing can be left here."""

@@ -254,6 +254,10 @@ class Sender(SendLink):
         """Return the descriptor that tells of room and of other news."""
         return self._post.fileno()
 
+    def receiver(self) -> int | None:
+        """Return the pid of the receiver, if it is on this machine for certain."""
+        return self._receiver_pid if self._connected and self._place.parks else self._place.receiver()
+
     def depth(self) -> int | None:
         """Return how many of this process's messages are not known to have been received."""
         with self._lock:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ipcbus.testing.contract import bus, life, limits, messages, processes, waiting
+from ipcbus.testing.contract import bus, life, limits, messages, processes, requests, waiting
 from ipcbus.testing.contract.registry import CHECKS, Check
 from ipcbus.testing.subject import Subject
 
@@ -33,6 +33,7 @@ __all__ = [
     "messages",
     "methods_for",
     "processes",
+    "requests",
     "waiting",
 ]
 

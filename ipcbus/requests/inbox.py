@@ -1,0 +1,447 @@
+"""The inbox: the channel a process keeps for replies to its requests, and for what other processes ask of it.
+
+No thread is needed to wait for one reply: of the threads that wait, one receives for all (the *leader*), and hands its part
+to another when it has what it came for. A thread of the inbox's own (the *steward*) exists from when somebody is to be
+called, or something may be asked, while nobody waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.directory import client as directory
+from ipcbus.errors import (
+    ChannelBroken,
+    ChannelClosed,
+    ChannelEmpty,
+    ChannelError,
+    ChannelFull,
+    DecodeError,
+    PeerDied,
+    Unsupported,
+)
+from ipcbus.plumbing import forks
+from ipcbus.requests import reply
+from ipcbus.requests.future import Future
+from ipcbus.requests.table import Requests
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ipcbus.directory.server import Guest
+    from ipcbus.endpoint import Endpoint
+    from ipcbus.plumbing.clock import Deadline
+    from ipcbus.transport import Frame
+
+__all__ = ["Inbox", "ask_for", "inbox", "settle"]
+
+logger = logging.getLogger("ipcbus.requests")
+
+_CAPACITY = 4096
+"""Replies that may wait in the inbox (of each process that answers, as the transport counts)."""
+_EXPORTED = 4096
+"""Futures that are done and that other processes may still ask for."""
+
+
+class Inbox:
+    """One inbox; a process has one for each transport that it asks through.
+
+    Args:
+        url: how its channel is opened.
+
+    Attributes:
+        address: what its requests carry, for others to answer to.
+        late: replies that came when nobody waited for them any more, and were dropped.
+    """
+
+    def __init__(self, url: str) -> None:
+        from ipcbus.channel import open_channel  # which imports this: a channel asks, and the inbox is one
+
+        self.late = 0
+        self._channel = open_channel(url, capacity=_CAPACITY)
+        self._end = self._channel._end  # noqa: SLF001  this package's
+        self._table = Requests()
+        self._lock = threading.Lock()
+        """Guards what follows; held for moments only."""
+        self._waiting: dict[int, Future[Any]] = {}
+        self._addressed: dict[int, set[int]] = {}
+        """By pid: the requests that went to a channel of which that process is the one receiver."""
+        self._followers: dict[Future[Any], list[threading.Lock]] = {}
+        self._exports: OrderedDict[int, Future[Any]] = OrderedDict()
+        self._last_export = 0
+        self._role = threading.Lock()
+        """Held by the leader: whoever receives from the inbox."""
+        self._steward: threading.Thread | None = None
+        self._closed = False
+        self.address = reply.publish(self._end, self._table.fd)
+        directory.own().gone.append(self._gone)
+
+    # ------------------------------------------------------------------ asking
+
+    def begin(
+        self, end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None
+    ) -> tuple[Future[Any], Frame]:
+        """Enter a request and return its future and the frame to send; ``give_up`` undoes it.
+
+        Raises:
+            Unsupported: strangers can send through this channel.
+            EncodeError: the object cannot travel.
+            ChannelFull: too many requests wait already.
+        """
+        if not end.codec.trusted:
+            raise Unsupported(
+                f"requests cannot go through {end.url}: other users or machines can reach it, and would be told how to reach "
+                "this process; use a private channel such as pipe:, or give both ends a key_file"
+            )
+        future = self.adopt(Future(self))
+        deadline = None if timeout is None else time.time() + timeout  # the wall clock, because another process reads it
+        try:
+            return future, end.codec.encode_routed(obj, (future.number, self.address), deadline, headers)
+        except BaseException:
+            self.give_up(future)
+            raise
+
+    def adopt(self, future: Future[Any]) -> Future[Any]:
+        """Give a future a number by which its reply is known."""
+        with self._lock:
+            future.number = self._table.open()
+            self._waiting[future.number] = future
+        return future
+
+    def sent(self, future: Future[Any], receiver: int | None) -> None:
+        """Note that a request was sent, and watch the process that is the one to receive it, if that can be told."""
+        if receiver is None or receiver == os.getpid():
+            return
+        with self._lock:
+            if future.number not in self._waiting:
+                return
+            known = receiver in self._addressed
+            self._addressed.setdefault(receiver, set()).add(future.number)
+            future.addressee = receiver
+        if not known:
+            self._watch(receiver)
+
+    def give_up(self, future: Future[Any], error: BaseException | None = None) -> bool:
+        """Forget a request; a reply that comes is late. False if it was answered already."""
+        with self._lock:
+            waited = self._take_out(future.number) is not None
+        if waited and error is not None:
+            self._finish(future, None, error)
+        return waited
+
+    # ------------------------------------------------------------------ waiting
+
+    def wait_for(self, future: Future[Any], deadline: Deadline) -> None:
+        """Return when a future is done or the deadline has come, receiving for all meanwhile if nobody else does."""
+        while not future.is_done:
+            if self._role.acquire(blocking=False):
+                try:
+                    self._lead(future, deadline)
+                finally:
+                    self._role.release()
+                    self._promote()
+                return
+            if not self._follow(future, deadline):
+                return
+
+    def attend(self) -> None:
+        """Have a thread receive from now on whenever nobody waits."""
+        with self._lock:
+            if self._steward is None and not self._closed:
+                self._steward = threading.Thread(target=self._serve, name="ipcbus-inbox", daemon=True)
+                self._steward.start()
+
+    def _serve(self) -> None:
+        while not self._closed:
+            with self._role:
+                try:
+                    self._lead(None, None)
+                except ChannelClosed:
+                    return
+
+    def _lead(self, future: Future[Any] | None, deadline: Deadline | None) -> None:
+        link = self._end.rx or self._end.open_receiver()
+        while future is None or not future.is_done:
+            try:
+                frame = link.recv(None if deadline is None else deadline.remaining())
+            except ChannelEmpty:
+                return
+            self._dispatch(frame)
+
+    def _follow(self, future: Future[Any], deadline: Deadline) -> bool:
+        """Sleep until the future is done or this thread is to lead; false when the deadline has come."""
+        woken = threading.Lock()
+        woken.acquire()
+        with self._lock:
+            if future.is_done:
+                return True
+            self._followers.setdefault(future, []).append(woken)
+        if not self._role.locked():
+            self._promote()  # the leader left before it could see this follower
+        left = deadline.remaining()
+        if woken.acquire(timeout=-1 if left is None else left):
+            return True
+        with self._lock:
+            followers = self._followers.get(future, [])
+            if woken in followers:
+                followers.remove(woken)
+                if not followers:
+                    del self._followers[future]
+                return False
+        self._promote()  # it was this one's turn just when its time was up
+        return False
+
+    def _promote(self) -> None:
+        """Wake one follower, which then leads."""
+        with self._lock:
+            for future, followers in self._followers.items():
+                woken = followers.pop()
+                if not followers:
+                    del self._followers[future]
+                woken.release()
+                return
+
+    # ------------------------------------------------------------------ what comes
+
+    def _dispatch(self, frame: Frame) -> None:
+        try:
+            parsed = self._end.codec.open(frame)
+        except DecodeError as error:
+            logger.warning("what came to the inbox is no message: %s", error)
+            return
+        if parsed.route is None:
+            return  # a nudge
+        number, kind = parsed.route
+        if kind not in (reply.VALUE, reply.ERROR):
+            self._answer(frame, parsed)
+            return
+        with self._lock:
+            future = self._take_out(number)
+            if future is None:
+                self.late += 1
+        if future is None:
+            return
+        value: Any = None
+        failure: BaseException | None = None
+        try:
+            value = self._end.codec.message(frame, parsed).body
+            if kind == reply.ERROR:
+                value, failure = None, reply.remote_error(value)
+            elif future.passed_on:
+                value, failure = value
+        except Exception as error:  # noqa: BLE001  whatever the reply's parts do when they are rebuilt is this future's
+            failure = error
+        self._finish(future, value, failure)
+
+    def _answer(self, frame: Frame, parsed: Any) -> None:
+        """Do what another process asks of this one."""
+        answer = reply.ReplyTo(*parsed.route)
+        try:
+            body = self._end.codec.message(frame, parsed).body
+            if body[0] == "future":
+                self._pass_on(body[1], answer)
+            else:
+                from ipcbus.requests import callback
+
+                _, which, args, kwargs = body
+                callback.perform(which, args, kwargs, answer)
+        except Exception as error:  # noqa: BLE001  whoever asked is told
+            _fail(answer, error)
+
+    def _pass_on(self, export: int, answer: reply.ReplyTo) -> None:
+        with self._lock:
+            future = self._exports.get(export)
+        if future is None:
+            raise ChannelBroken("this future was done long ago, and is not kept any more")
+
+        def bring(done: Future[Any]) -> None:
+            try:
+                answer.send((done.value_now, done.error_now))
+            except ChannelError as error:
+                logger.warning("a future could not be passed on: %s", error)
+
+        future.add_done_callback(bring)
+
+    def export(self, future: Future[Any]) -> tuple[bytes, int]:
+        """Make a future known to other processes, and return where and by what number they can ask for its value."""
+        with self._lock:
+            self._last_export += 1
+            number = self._last_export
+            self._exports[number] = future
+            spare = len(self._exports) - _EXPORTED
+            for known in [known for known, old in self._exports.items() if old.is_done][: max(spare, 0)]:
+                del self._exports[known]
+        self.attend()
+        return self.address, number
+
+    # ------------------------------------------------------------------ deaths
+
+    def _watch(self, pid: int) -> None:
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            self._died(pid)
+            return
+        directory.own().watch(fd, lambda: self._died(pid))
+
+    def _died(self, pid: int) -> None:
+        """Fail what a process was to receive, unless another one has it."""
+        living = {guest.number: guest.pid for guest in directory.own().guests()}
+        with self._lock:
+            numbers = self._addressed.pop(pid, set())
+            lost = [number for number in numbers if living.get(self._table.holder(number), pid) == pid]
+        self._fail(lost, pid)
+
+    def _gone(self, guest: Guest) -> None:
+        """Fail what a process had taken."""
+        with self._lock:
+            lost = [number for number in self._waiting if self._table.holder(number) == guest.number]
+        self._fail(lost, guest.pid)
+
+    def _fail(self, numbers: list[int], pid: int) -> None:
+        for number in numbers:
+            with self._lock:
+                future = self._take_out(number)
+            if future is not None:
+                self._finish(future, None, PeerDied(f"process {pid} died; whether it did what it was asked is not known", pid))
+        if numbers and self._role.locked():
+            try:
+                self._channel.send(None, 0)  # the leader may have waited for one of these
+            except ChannelFull:
+                pass  # it has something to read, and looks then
+            except ChannelError as error:
+                logger.warning("the thread that receives from the inbox could not be woken: %s", error)
+
+    # ------------------------------------------------------------------ the rest
+
+    def _take_out(self, number: int) -> Future[Any] | None:
+        """Forget a request and return its future, if it is waited for; the lock is held."""
+        future = self._waiting.pop(number, None)
+        if future is not None:
+            self._table.close(number)
+            if future.addressee is not None and (others := self._addressed.get(future.addressee)) is not None:
+                others.discard(number)
+        return future
+
+    def _finish(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
+        future.finish(value, error)
+        with self._lock:
+            followers = self._followers.pop(future, ())
+        for woken in followers:
+            woken.release()
+
+    def close(self) -> None:
+        """Stop receiving; whoever waits for a reply gets ``ChannelClosed``."""
+        self._closed = True
+        own = directory.own()
+        if self._gone in own.gone:
+            own.gone.remove(self._gone)
+        reply.withdraw(self.address)
+        self._channel.destroy()
+        if self._steward is not None and self._steward is not threading.current_thread():
+            self._steward.join(reply.PATIENCE)
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            self._finish(future, None, ChannelClosed("the inbox of this process was closed"))
+        self._table.free()
+
+    def abandon(self) -> None:
+        """Free what a forked child inherited."""
+        self._table.free()
+
+
+class _Here:
+    """The inboxes of this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inboxes: dict[str, Inbox] = {}
+
+
+_here = _Here()
+_hooked = False
+
+
+def inbox(end: Endpoint | None = None) -> Inbox:
+    """Return this process's inbox for replies to what goes through a channel: on the same transport, if that is private."""
+    from ipcbus.selection import best
+
+    transport = best({}) if end is None else end.transport
+    if transport.capabilities.crosses_hosts or transport.capabilities.addressable:
+        transport = best({})
+    _hook()
+    with _here.lock:
+        found = _here.inboxes.get(transport.scheme)
+        if found is None:
+            found = _here.inboxes[transport.scheme] = Inbox(f"{transport.scheme}:")
+        return found
+
+
+def ask(address: bytes, body: tuple[Any, ...], future: Future[Any]) -> None:
+    """Ask the process behind an address; the future gets the answer, or the error if nobody can be asked.
+
+    Raises:
+        EncodeError: the question cannot travel.
+    """
+    try:
+        way = reply.route(address)
+        box = inbox(way.end)
+        future.enter(box)
+        frame = way.end.codec.encode_routed(body, (future.number, box.address))
+        (way.end.tx or way.end.open_sender()).send(frame, reply.PATIENCE)
+        box.sent(future, way.pid)
+    except ChannelError as error:
+        future.abort(error)
+    except BaseException:
+        future.abort(ChannelBroken("the question was not sent"))
+        raise
+
+
+def tell(address: bytes, body: tuple[Any, ...]) -> None:
+    """Ask the process behind an address for something, and want no answer; raises what ``Route.send`` raises."""
+    way = reply.route(address)
+    frame = way.end.codec.encode_routed(body, (0, address))
+    (way.end.tx or way.end.open_sender()).send(frame, reply.PATIENCE)
+
+
+def ask_for(future: Future[Any], address: bytes, export: int) -> None:
+    """Ask for the value of a future of another process."""
+    ask(address, ("future", export), future)
+
+
+def settle() -> None:
+    """Close the inboxes and the ways to those of others."""
+    with _here.lock:
+        boxes = list(_here.inboxes.values())
+        _here.inboxes.clear()
+    for box in boxes:
+        box.close()
+    reply.settle()
+
+
+def _fail(answer: reply.ReplyTo, error: BaseException) -> None:
+    try:
+        answer.fail(error)
+    except (ChannelError, Unsupported) as failed:
+        logger.warning("an error could not be told to who asked: %s (the error: %r)", failed, error)
+
+
+def _hook() -> None:
+    global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
+    if not _hooked:
+        _hooked = True
+        forks.in_child(_after_fork)
+        forks.at_exit(settle, 20)  # before channels are closed: a reply may still have to be handed over
+
+
+def _after_fork() -> None:
+    global _here
+    before, _here = _here, _Here()
+    for box in before.inboxes.values():
+        box.abandon()

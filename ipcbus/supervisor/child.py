@@ -1,0 +1,143 @@
+"""Children: the running processes of programs, as the supervisor sees them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.plumbing.clock import Deadline
+from ipcbus.supervisor.life import READY, main
+from ipcbus.supervisor.line import Line
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+
+    from ipcbus.supervisor.program import Program
+
+__all__ = ["Child"]
+
+
+class Child:
+    """The running process of a program.
+
+    Args:
+        context: makes the process, of this one: the kernel ties it to the calling thread.
+        program: what it runs.
+        incarnation: how often it was started before.
+        ready_timeout: seconds it has for becoming ready.
+
+    Raises:
+        Exception: whatever keeps ``multiprocessing`` from starting it. Nothing is left behind then.
+
+    Attributes:
+        ready: whether it has said so.
+        stopping: whether it was told to end.
+        deadline: when it must be ready or, once it was told to end, must have ended.
+        sentinel: a descriptor that is readable once it has ended.
+    """
+
+    def __init__(self, context: BaseContext, program: Program, incarnation: int, ready_timeout: float) -> None:
+        own = context.get_start_method() != "forkserver"
+        self.program = program
+        self.incarnation = incarnation
+        self.ready = self.stopping = False
+        self._said = ""
+        self.line = Line(context, os.getpid() if own else 0)
+        self.process: Any = context.Process(  # type: ignore[attr-defined]  # typeshed has it only on the concrete contexts
+            target=main, name=program.name, args=(self.line.tether, self.line.voice, program, incarnation)
+        )
+        # A forked process is deaf to SIGTERM until it has forgotten its parent's handler for it: see life.py.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if context.get_start_method() == "fork" else ())
+        try:
+            self.process.start()
+        except BaseException:
+            self.line.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.line.hand_over()
+        self.deadline = Deadline(ready_timeout)
+        self._pidfd = _pidfd(self.process.pid) if own else -1
+        # multiprocessing's sentinel is a pipe that a process inherited by ours keeps open when ours has long ended. The
+        # fork server keeps its own, which nobody inherits.
+        self.sentinel: int = self._pidfd if self._pidfd >= 0 else self.process.sentinel
+
+    @property
+    def name(self) -> str:
+        """The program's name."""
+        return self.program.name
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return int(self.process.pid)
+
+    def listen(self) -> None:
+        """Take what it has said."""
+        try:
+            while self.line.heard.poll():
+                text = self.line.heard.recv_bytes()
+                if text == READY:
+                    self.ready = True
+                else:
+                    self._said = text.decode(errors="replace")
+        except (EOFError, OSError):
+            pass  # it has ended, or is about to: the sentinel says when
+
+    def terminate(self, timeout: float) -> None:
+        """Tell it to end (SIGTERM), within so many seconds. Telling it again changes nothing."""
+        if not self.stopping:
+            self.stopping = True
+            self.deadline = Deadline(timeout)
+            self.process.terminate()
+
+    def kill(self) -> None:
+        """End it (SIGKILL), and wait until it has ended."""
+        self.process.kill()
+        self.process.join()
+
+    def release(self) -> None:
+        """Free what belongs to it, once it has ended. Idempotent."""
+        self.line.close()  # kills one that was taken for dead because its fork server died
+        fd, self._pidfd = self._pidfd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    # ------------------------------------------------------------------ how it ended
+
+    @property
+    def exitcode(self) -> int | None:
+        """As ``multiprocessing`` counts it; None if another part of the program took it from the kernel."""
+        code: int | None = self.process.exitcode
+        return code
+
+    @property
+    def signal(self) -> str | None:
+        """The name of the signal that killed it, or None."""
+        code = self.exitcode
+        if code is None or code >= 0:
+            return None
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"  # most real-time signals have no name
+
+    @property
+    def fate(self) -> str:
+        """How it ended."""
+        if self.exitcode is None:
+            return "ended, nobody knows how"
+        return f"was killed by {self.signal}" if self.signal else f"ended with exit code {self.exitcode}"
+
+    @property
+    def said(self) -> str:
+        """What it said last, as the end of a sentence about it; empty if it said nothing."""
+        return f"; it said: {self._said}" if self._said else ""
+
+
+def _pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1  # it has ended, and another thread of this program has reaped it; its sentinel shows that

@@ -1,0 +1,77 @@
+"""Life: what runs in a supervised process, and its view of that."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from ipcbus.supervisor.line import Tether
+    from ipcbus.supervisor.program import Program
+
+__all__ = ["READY", "Life", "main"]
+
+READY = b"ready"
+"""What a process says when it serves; whatever else it says is its last word."""
+
+_LONGEST = 4000
+"""Bytes of a last word: more than a pipe takes at once would keep the process from ending."""
+
+
+class Life:
+    """A supervised process's own view: who it is, and how it says that it is ready.
+
+    Attributes:
+        name: the program's name.
+        incarnation: how often the program was started before.
+    """
+
+    def __init__(self, name: str, incarnation: int, line: Connection[Any, Any]) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self._line = line
+
+    def ready(self) -> None:
+        """Tell the supervisor that this process serves. Call it once."""
+        _say(self._line, READY)
+
+
+def main(tether: Tether, line: Connection[Any, Any], program: Program, incarnation: int) -> None:
+    """Be the process: run the program's function, and say what went wrong."""
+    tether.fasten()  # a forked process gets it without unpickling it
+    _forget_signals()
+    life = Life(program.name, incarnation, line)
+    try:
+        if program.handshake:
+            program.target(life, *program.args)
+        else:
+            life.ready()
+            program.target(*program.args)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            _say(line, end.code.encode())
+        raise
+    except Exception as error:
+        _say(line, "".join(traceback.format_exception_only(error)).strip().encode())
+        raise
+
+
+def _say(line: Connection[Any, Any], text: bytes) -> None:
+    try:
+        line.send_bytes(text[:_LONGEST])
+    except OSError:
+        pass  # nobody listens any more: the supervisor has let go, and the kernel is about to end this
+
+
+def _forget_signals() -> None:
+    """Undo what a forked process inherits: its parent's handlers would be called for signals that are meant for it."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)) and number != signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides what it means
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -1,0 +1,62 @@
+"""Programs and occurrences: what a supervisor is told, and what it tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Occurrence", "Program", "Restart", "What"]
+
+Restart: TypeAlias = Literal["always", "on-failure", "never"]
+"""When a process that ended is started again."""
+
+What: TypeAlias = Literal["started", "ready", "died", "done", "late", "stopped", "killed", "gave up"]
+"""What can happen to a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One process to keep running."""
+
+    name: str
+    target: Callable[..., object]
+    """A function of an importable module. It returns, or is terminated (SIGTERM), when it is to stop."""
+    args: tuple[Any, ...] = ()
+    handshake: bool = True
+    """True: it is called with a :class:`Life` and ``args``, and is ready once it calls ``life.ready()``. False: it is
+    called with ``args`` alone, and is ready once its process is about to call it."""
+    restart: Restart = "always"
+    """``always``; ``on-failure``: unless it ended with exit code 0, as when the function returns; ``never``."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would be noticed only when the process dies.
+
+        Raises:
+            ValueError: ``restart`` is none of the three.
+        """
+        if self.restart not in ("always", "on-failure", "never"):
+            raise ValueError(f"{self.name}: restart must be 'always', 'on-failure' or 'never', not {self.restart!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """One thing that happened to a process."""
+
+    at: float
+    """Seconds since the epoch."""
+    name: str
+    """The program, or ``supervisor``."""
+    what: What
+    """``started``; ``ready``; ``died``: it ended and should not have; ``done``: it ended and is not started again;
+    ``late``: it was not ready in time and was killed; ``stopped``: it ended because it was told to; ``killed``: it did
+    not stop in time; ``gave up``: of the supervisor, which now stops everything."""
+    pid: int | None
+    exitcode: int | None = None
+    """As ``multiprocessing`` counts it: negative for a signal. None while it runs, or where it cannot be known."""
+    signal: str | None = None
+    """The name of the signal that killed it; None unless one did."""
+    detail: str = ""
+    """The same as a phrase, with what the process said last."""

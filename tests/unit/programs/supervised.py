@@ -1,0 +1,116 @@
+"""What the tests of the supervisor run in child processes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+
+from ipcbus import Program, Supervisor
+
+
+def serve(life, channel):
+    """Be ready, tell who it is, and go on until terminated."""
+    life.ready()
+    channel.send((life.name, life.incarnation, os.getpid()))
+    threading.Event().wait()
+
+
+def stay(life):
+    life.ready()
+    threading.Event().wait()
+
+
+def raises(life):
+    raise RuntimeError("the disk is full")
+
+
+def exits(life):
+    sys.exit("no such device")
+
+
+def babbles(life):
+    raise RuntimeError("x" * 1_000_000)
+
+
+def returns(life):
+    """End without having been ready."""
+
+
+def never_ready(life):
+    threading.Event().wait()
+
+
+def stubborn(life):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    life.ready()
+    threading.Event().wait()
+
+
+def stuck(life):
+    """Be in a C call that lets no thread run."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    life.ready()
+    ctypes.PyDLL(None).sleep(600)
+
+
+def weak(life, channel):
+    """Be ready the first time and wait to be told; fail at once every other time."""
+    if life.incarnation == 0:
+        life.ready()
+        channel.recv()
+    raise RuntimeError("the disk is full")
+
+
+def leaves_a_process(life, channel):
+    """Start another process that has everything this one has, and outlives it."""
+    life.ready()
+    pid = os.fork()
+    if pid == 0:
+        threading.Event().wait()
+    channel.send((os.getpid(), pid))
+    threading.Event().wait()
+
+
+def nests(life, channel, method):
+    """Supervise a process in turn."""
+    with Supervisor([Program("inner", stay)], start_method=method) as supervisor:
+        life.ready()
+        channel.send(supervisor.pids["inner"])
+        supervisor.wait()
+
+
+def tells_handlers(life, channel, numbers):
+    """Tell which signals are handled by a function."""
+    life.ready()
+    channel.send([number for number in numbers if callable(signal.getsignal(number))])
+    threading.Event().wait()
+
+
+# Plain functions: they know nothing of a supervisor.
+
+
+def plain(channel):
+    channel.send(os.getpid())
+    threading.Event().wait()
+
+
+def succeed(channel):
+    channel.send(os.getpid())
+
+
+def fail(channel):
+    channel.send(os.getpid())
+    sys.exit(3)
+
+
+def fail_once(channel, place):
+    """Fail the first time, succeed the second: a file says which it is."""
+    channel.send(os.getpid())
+    try:
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    sys.exit(3)

@@ -1,0 +1,508 @@
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ipcbus
+from ipcbus import GaveUp, Occurrence, Program, StartFailed, Supervisor
+from ipcbus.testing import leaks
+
+# Python 3.12 and later warn of forking with threads, and a supervisor is one.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+PATIENCE = 20.0
+PROGRAMS = Path(__file__).parent / "programs"
+METHODS = ("fork", "spawn", "forkserver")
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Functions that run in child processes: children get a copy of sys.path, so they find the module."""
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    return importlib.import_module("supervised")
+
+
+@pytest.fixture
+def channel() -> Iterator[ipcbus.Channel]:
+    with ipcbus.open("pipe:") as channel:
+        yield channel
+
+
+def gone(pid: int, seconds: float = PATIENCE) -> bool:
+    """Wait until a process has ended; also one that is no child of this process."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], seconds)[0])
+    finally:
+        os.close(fd)
+
+
+def happened(supervisor: Supervisor, what: str) -> list[str]:
+    return [entry.name for entry in supervisor.history if entry.what == what]
+
+
+def until(supervisor: Supervisor, name: str, what: str) -> Occurrence:
+    """Receive events until one is this."""
+    while True:
+        occurrence = supervisor.events.recv(PATIENCE)
+        if (occurrence.name, occurrence.what) == (name, what):
+            return occurrence
+
+
+# ---------------------------------------------------------------------- all together
+
+
+@each_method
+def test_groups_are_started_together_and_stopped_last_first(programs: Any, channel: ipcbus.Channel, method: Any) -> None:
+    groups = [
+        [Program("a", programs.serve, (channel.sender,))],
+        [Program(name, programs.serve, (channel.sender,)) for name in "bc"],
+    ]
+    with Supervisor(groups, start_method=method) as supervisor:
+        assert sorted(happened(supervisor, "ready")) == ["a", "b", "c"]
+        told = {channel.recv(PATIENCE) for _ in range(3)}
+        assert {(name, pid) for name, _, pid in told} == set(supervisor.pids.items())
+        assert not supervisor.wait(0)
+    assert supervisor.wait()
+    assert sorted(happened(supervisor, "stopped")[:2]) == ["b", "c"]
+    assert happened(supervisor, "stopped")[2] == "a"
+    assert supervisor.pids == {}
+    supervisor.stop()
+
+
+def test_programs_in_a_plain_list_are_stopped_one_after_the_other(programs: Any) -> None:
+    with Supervisor([Program(name, programs.stay) for name in "abcd"]) as supervisor:
+        assert sorted(supervisor.pids) == ["a", "b", "c", "d"]
+    assert happened(supervisor, "stopped") == ["d", "c", "b", "a"]
+    assert {(entry.exitcode, entry.signal) for entry in supervisor.history if entry.what == "stopped"} == {(-15, "SIGTERM")}
+
+
+@each_method
+def test_a_killed_process_is_started_again_with_the_same_arguments(programs: Any, channel: ipcbus.Channel, method: Any) -> None:
+    both = [Program(name, programs.serve, (channel.sender,)) for name in "ab"]
+    with Supervisor(both, start_method=method) as supervisor:
+        told = {name: pid for name, _, pid in (channel.recv(PATIENCE) for _ in range(2))}
+        os.kill(told["a"], signal.SIGKILL)
+        name, incarnation, pid = channel.recv(PATIENCE)
+        assert (name, incarnation) == ("a", 1)
+        assert supervisor.pids == {"a": pid, "b": told["b"]}
+        death = until(supervisor, "a", "died")
+        assert (death.pid, death.exitcode, death.signal) == (told["a"], -9, "SIGKILL")
+        assert death.detail == "was killed by SIGKILL"
+
+
+def test_a_signal_without_a_name_is_told_by_its_number(programs: Any) -> None:
+    with Supervisor([Program("a", programs.stay)]) as supervisor:
+        os.kill(supervisor.pids["a"], signal.SIGRTMIN + 1)
+        assert until(supervisor, "a", "died").signal == f"signal {signal.SIGRTMIN + 1}"
+
+
+def test_a_death_is_noticed_although_something_it_started_lives_on(programs: Any, channel: ipcbus.Channel) -> None:
+    with Supervisor([Program("a", programs.leaves_a_process, (channel.sender,))], start_method="fork") as supervisor:
+        first, left = channel.recv(PATIENCE)
+        os.kill(first, signal.SIGKILL)
+        second, another = channel.recv(PATIENCE)
+        assert second == supervisor.pids["a"]
+    for pid in (left, another):
+        os.kill(pid, signal.SIGKILL)
+        assert gone(pid)
+
+
+def test_a_forked_process_has_none_of_its_parents_handlers(programs: Any, channel: ipcbus.Channel) -> None:
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        with Supervisor([Program("a", programs.tells_handlers, (channel.sender, numbers))], start_method="fork") as supervisor:
+            assert channel.recv(PATIENCE) == []
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert happened(supervisor, "stopped") == ["a"]
+
+
+def test_a_supervisor_that_has_stopped_holds_nothing(programs: Any) -> None:
+    before = leaks.snapshot()
+    supervisor = Supervisor([Program("a", programs.stay)]).start()
+    supervisor.stop()
+    assert leaks.compare(before) == []
+    assert [entry.what for entry in supervisor.events] == ["started", "ready", "stopped"]
+    supervisor.events.close()
+    supervisor.request_stop()
+    assert leaks.compare(before) == []
+
+
+# ---------------------------------------------------------------------- giving up
+
+
+@each_method
+@pytest.mark.parametrize("place", [0, 1])
+def test_dying_too_often_stops_everything(programs: Any, channel: ipcbus.Channel, method: Any, place: int) -> None:
+    groups = [[Program("steady", programs.stay)]]
+    groups.insert(place, [Program("weak", programs.weak, (channel.receiver,))])
+    with Supervisor(groups, start_method=method) as supervisor:
+        pid = supervisor.pids["steady"]
+        channel.send("go")
+        with pytest.raises(GaveUp, match="that is death number 6 within 10 seconds") as error:
+            supervisor.wait(PATIENCE)
+        assert error.value.name == "weak"
+        assert str(error.value).startswith("weak ended with exit code 1; it said: RuntimeError: the disk is full; ")
+        assert supervisor.failure == str(error.value)
+        assert happened(supervisor, "started").count("weak") == 6  # and five deaths were mended
+        assert happened(supervisor, "stopped") == ["steady"]
+        assert until(supervisor, "supervisor", "gave up").detail == supervisor.failure
+    assert gone(pid, 0)
+
+
+def test_leaving_the_context_tells_that_it_gave_up(programs: Any) -> None:
+    why = "a was killed by SIGKILL; that is death number 1 within 10 seconds and 0 are mended"
+    supervisor = Supervisor([Program("a", programs.stay)], intensity=0).start()
+    os.kill(supervisor.pids["a"], signal.SIGKILL)
+    until(supervisor, "supervisor", "gave up")
+    with pytest.raises(GaveUp, match=why):
+        supervisor.__exit__(None, None, None)
+
+
+def test_it_is_told_once(programs: Any) -> None:
+    with Supervisor([Program("a", programs.stay)], intensity=0) as supervisor:
+        os.kill(supervisor.pids["a"], signal.SIGKILL)
+        with pytest.raises(GaveUp):
+            supervisor.wait(PATIENCE)
+
+
+def test_deaths_long_ago_are_forgiven(programs: Any, channel: ipcbus.Channel) -> None:
+    with Supervisor([Program("a", programs.serve, (channel.sender,))], intensity=1, period=0.001) as supervisor:
+        for _ in range(4):
+            os.kill(channel.recv(PATIENCE)[2], signal.SIGKILL)
+        assert channel.recv(PATIENCE)[:2] == ("a", 4)
+        assert supervisor.failure is None
+
+
+@each_method
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("raises", "bad ended with exit code 1; it said: RuntimeError: the disk is full before everything was ready"),
+        ("exits", "bad ended with exit code 1; it said: no such device before"),
+        ("babbles", "bad ended with exit code 1; it said: RuntimeError: xxx"),
+        ("returns", "bad ended with exit code 0 before"),
+        ("never_ready", "bad was not ready within 2 seconds"),
+    ],
+)
+def test_what_does_not_become_ready_fails_the_start(
+    programs: Any, channel: ipcbus.Channel, method: Any, target: str, why: str
+) -> None:
+    both = [Program("good", programs.serve, (channel.sender,)), Program("bad", getattr(programs, target))]
+    supervisor = Supervisor(both, start_method=method, ready_timeout=2)
+    with pytest.raises(StartFailed, match=why) as error:
+        supervisor.start()
+    assert error.value.name == "bad"
+    assert supervisor.pids == {}
+    with pytest.raises(GaveUp):
+        supervisor.wait(0)
+    with pytest.raises(StartFailed, match="make another"):
+        supervisor.start()
+
+
+def test_what_cannot_be_sent_to_a_process_fails_the_start(programs: Any) -> None:
+    with pytest.raises(StartFailed, match="pickle"):
+        Supervisor([Program("bad", programs.serve, (lambda: None,))], start_method="spawn").start()
+
+
+@each_method
+@pytest.mark.parametrize("target", ["stubborn", "stuck"])
+def test_what_does_not_stop_is_killed(programs: Any, method: Any, target: str) -> None:
+    with Supervisor([Program("a", getattr(programs, target))], start_method=method, stop_timeout=0.3) as supervisor:
+        pid = supervisor.pids["a"]
+    assert happened(supervisor, "killed") == ["a"]
+    assert supervisor.history[-1].signal == "SIGKILL"
+    assert gone(pid, 0)
+
+
+def test_what_makes_no_sense_is_refused_at_once(programs: Any) -> None:
+    with pytest.raises(ValueError, match="unique: a, a"):
+        Supervisor([[Program("a", programs.returns)], [Program("a", programs.returns)]])
+    with pytest.raises(ValueError, match="start_method must be"):
+        Supervisor(start_method="thread")  # type: ignore[arg-type]  # this is what is to be refused
+    with pytest.raises(ValueError, match="a: restart must be 'always'"):
+        Program("a", programs.returns, restart="sometimes")  # type: ignore[arg-type]  # the same
+
+
+# ---------------------------------------------------------------------- plain functions, and who is started again
+
+
+@each_method
+def test_a_plain_function_is_ready_once_it_runs(programs: Any, channel: ipcbus.Channel, method: Any) -> None:
+    with Supervisor([Program("a", programs.plain, (channel.sender,), handshake=False)], start_method=method) as supervisor:
+        assert happened(supervisor, "ready") == ["a"]
+        assert channel.recv(PATIENCE) == supervisor.pids["a"]
+
+
+@each_method
+@pytest.mark.parametrize(
+    ("target", "restart", "whats"),
+    [
+        ("succeed", "never", ["started", "ready", "done"]),
+        ("succeed", "on-failure", ["started", "ready", "done"]),
+        ("fail", "never", ["started", "ready", "died"]),
+    ],
+)
+def test_what_has_ended_for_good(
+    programs: Any, channel: ipcbus.Channel, method: Any, target: str, restart: Any, whats: list[str]
+) -> None:
+    program = Program("a", getattr(programs, target), (channel.sender,), handshake=False, restart=restart)
+    with Supervisor([program], start_method=method) as supervisor:
+        pid = channel.recv(PATIENCE)
+        assert supervisor.wait(PATIENCE)
+        assert [(entry.what, entry.pid) for entry in supervisor.history] == [(what, pid) for what in whats]
+        assert supervisor.history[-1].exitcode == (0 if target == "succeed" else 3)
+        assert supervisor.pids == {}
+        supervisor.stop("a")  # it has ended
+
+
+def test_a_failure_is_mended_and_a_success_is_not(programs: Any, channel: ipcbus.Channel, tmp_path: Path) -> None:
+    arguments = (channel.sender, str(tmp_path / "failed"))
+    program = Program("a", programs.fail_once, arguments, handshake=False, restart="on-failure")
+    with Supervisor([program]) as supervisor:
+        assert channel.recv(PATIENCE) != channel.recv(PATIENCE)
+        assert supervisor.wait(PATIENCE)
+    assert [entry.what for entry in supervisor.history] == ["started", "ready", "died", "started", "ready", "done"]
+
+
+def test_success_is_no_reason_to_rest_for_what_runs_always(programs: Any, channel: ipcbus.Channel) -> None:
+    program = Program("a", programs.succeed, (channel.sender,), handshake=False)
+    with (
+        Supervisor([program], intensity=2) as supervisor,
+        pytest.raises(GaveUp, match=r"a ended with exit code 0; .* number 3 "),
+    ):
+        supervisor.wait(PATIENCE)
+    assert len({channel.recv(PATIENCE) for _ in range(3)}) == 3
+
+
+# ---------------------------------------------------------------------- one more, one less
+
+
+@each_method
+def test_one_more_and_one_less(programs: Any, channel: ipcbus.Channel, method: Any) -> None:
+    with Supervisor(start_method=method) as supervisor:
+        assert supervisor.wait(0)  # nothing runs
+        for name in "abc":
+            supervisor.start(Program(name, programs.stay))
+        assert not supervisor.wait(0)
+        pids = supervisor.pids
+        with pytest.raises(ValueError, match=f"'b' runs .pid {pids['b']}."):
+            supervisor.start(Program("b", programs.stay))
+        supervisor.stop("b")
+        assert gone(pids["b"], 0)
+        supervisor.stop("b")
+        with pytest.raises(LookupError, match="no program is called 'd'; known are: a, b, c"):
+            supervisor.stop("d")
+        supervisor.start(Program("b", programs.serve, (channel.sender,)))
+        assert channel.recv(PATIENCE) == ("b", 0, supervisor.pids["b"])
+    assert happened(supervisor, "stopped") == ["b", "b", "c", "a"]
+    assert happened(supervisor, "died") == []
+    with pytest.raises(StartFailed, match="the supervisor has stopped"):
+        supervisor.start(Program("e", programs.stay))
+    supervisor.stop("a")
+
+
+def test_before_the_start_there_is_nothing_to_add_to(programs: Any) -> None:
+    with pytest.raises(StartFailed, match="start the supervisor first"):
+        Supervisor().start(Program("a", programs.stay))
+
+
+@pytest.mark.parametrize(
+    ("target", "why"), [("raises", "the disk is full before it was ready"), ("never_ready", "within 0.5 s")]
+)
+def test_one_more_that_fails_leaves_the_others_alone(programs: Any, target: str, why: str) -> None:
+    with Supervisor([Program("a", programs.stay)], ready_timeout=PATIENCE, start_method="spawn") as supervisor:
+        before = supervisor.pids
+        supervisor._ready_timeout = 0.5 if target == "never_ready" else PATIENCE
+        with pytest.raises(StartFailed, match=why) as error:
+            supervisor.start(Program("b", getattr(programs, target)))
+        assert error.value.name == "b"
+        with pytest.raises(StartFailed, match=r"c cannot be started: .*pickle"):
+            supervisor.start(Program("c", programs.stay, (lambda: None,)))
+        assert supervisor.pids == before
+        assert supervisor.failure is None
+
+
+def test_one_more_is_stopped_before_it_is_ready(programs: Any) -> None:
+    with Supervisor() as supervisor:
+        caught: list[Exception] = []
+
+        def begin() -> None:
+            try:
+                supervisor.start(Program("a", programs.never_ready))
+            except StartFailed as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=begin)
+        thread.start()
+        until(supervisor, "a", "started")
+        supervisor.stop("a")
+        thread.join(PATIENCE)
+        assert str(caught[0]) == "a was stopped before it was ready"
+
+
+def test_threads_start_and_stop_while_processes_die(programs: Any) -> None:
+    wrong: list[Exception] = []
+    over = threading.Event()
+
+    def work(supervisor: Supervisor, name: str) -> None:
+        while not over.is_set():
+            try:
+                supervisor.start(Program(name, programs.stay))
+            except StartFailed as error:
+                if "was killed by SIGKILL before it was ready" not in str(error):
+                    wrong.append(error)
+            supervisor.stop(name)
+
+    with Supervisor([Program("steady", programs.stay)], start_method="fork", intensity=10**6) as supervisor:
+        threads = [threading.Thread(target=work, args=(supervisor, name)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        killed = set()
+        while len(killed) < 30:
+            occurrence = until(supervisor, "steady", "ready")
+            os.kill(occurrence.pid or 0, signal.SIGKILL)
+            killed.add(occurrence.pid)
+            for name, pid in supervisor.pids.items():
+                if name != "steady" and len(killed) % 3 == 0:
+                    kill_if_there(pid)
+        over.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert not any(thread.is_alive() for thread in threads)
+        assert wrong == []
+        until(supervisor, "steady", "ready")
+        assert list(supervisor.pids) == ["steady"]
+
+
+def kill_if_there(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # the thread that started it was faster
+
+
+def test_a_storm_of_sigterm_at_the_processes(programs: Any, channel: ipcbus.Channel) -> None:
+    program = Program("a", programs.serve, (channel.sender,))
+    with Supervisor([program], start_method="fork", intensity=10**6) as supervisor:
+        last = 0
+        while last < 20:
+            _, last, pid = channel.recv(PATIENCE)
+            for _ in range(20):
+                os.kill(pid, signal.SIGTERM)
+        assert {entry.signal for entry in supervisor.history if entry.what == "died"} == {"SIGTERM"}
+
+
+@each_method
+def test_a_supervisor_in_a_supervised_process(programs: Any, channel: ipcbus.Channel, method: Any) -> None:
+    with Supervisor([Program("outer", programs.nests, (channel.sender, method))], start_method=method) as supervisor:
+        first = channel.recv(PATIENCE)
+        os.kill(supervisor.pids["outer"], signal.SIGKILL)
+        assert gone(first, 2)
+        second = channel.recv(PATIENCE)
+    assert gone(second, 2)
+
+
+# ---------------------------------------------------------------------- programs of their own
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, {path!r})
+import ipcbus, supervised
+from ipcbus import Program, Supervisor
+if __name__ == "__main__":
+    groups = [[Program(name, getattr(supervised, name)) for name in ("stay", "stubborn", "stuck")], []]
+    supervisor = Supervisor(groups, start_method={method!r}, stop_timeout=0.3)
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop())
+    supervisor.start()
+    helper = os.fork()  # has what multiprocessing and the supervisor keep open
+    if helper == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.close(1)
+        signal.pause()
+    print(helper, *supervisor.pids.values(), flush=True)
+    {then}
+"""
+
+
+Script = Callable[[str, str], tuple[subprocess.Popen[str], list[int]]]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Script]:
+    """Run a program with a supervisor, and return it with the pids of its processes."""
+    helpers = []
+
+    def start(method: str, then: str) -> tuple[subprocess.Popen[str], list[int]]:
+        path = tmp_path / "script.py"
+        path.write_text(SCRIPT.format(path=str(PROGRAMS), method=method, then=then))
+        process = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        helper, *pids = (int(word) for word in process.stdout.readline().split())
+        helpers.append(helper)
+        assert len(pids) == 3
+        return process, pids
+
+    yield start
+    for helper in helpers:
+        os.kill(helper, signal.SIGKILL)
+        assert gone(helper)
+
+
+@each_method
+def test_no_process_outlives_a_killed_supervisor_by_two_seconds(script: Script, method: str) -> None:
+    process, pids = script(method, "supervisor.wait()")
+    with process:
+        process.kill()
+        until = time.monotonic() + 2
+        assert all(gone(pid, max(0, until - time.monotonic())) for pid in pids)
+
+
+@each_method
+def test_a_program_that_ends_without_stopping_leaves_nothing_behind(script: Script, method: str) -> None:
+    process, pids = script(method, "pass")
+    with process:
+        assert process.wait(PATIENCE) == 0
+        assert all(gone(pid, 0) for pid in pids)
+
+
+@each_method
+def test_a_storm_of_sigterm_at_the_supervisor(script: Script, method: str) -> None:
+    process, pids = script(method, "supervisor.wait(); supervisor.stop(); os._exit(5)")
+    with process:
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            select.select([], [], [], 0.0005)
+        assert process.returncode == 5
+        assert all(gone(pid, 0) for pid in pids)
+
+
+def test_processes_do_not_outlive_their_fork_server(script: Script) -> None:
+    then = (
+        "from multiprocessing import forkserver; os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL); "
+        "died = [supervisor.events.recv(20) for _ in range(9)]; print('ok', flush=True); supervisor.wait()"
+    )
+    process, pids = script("forkserver", then)
+    with process:
+        assert all(gone(pid) for pid in pids)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ok\n"
+        process.kill()
