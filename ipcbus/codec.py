@@ -100,6 +100,10 @@ class Codec:
         """Told of a request whose body ``decode`` returns, without what could answer it."""
         self.after_fork()
 
+    def use(self, serializer: Serializer) -> None:
+        """Have something decoded by another serializer than the installed one of its name, from the first message on."""
+        self._made[serializer.name] = serializer
+
     @property
     def trusted(self) -> bool:
         """Whether what arrives can only come from this user, or from who has the key."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ipcbus.endpoint import Endpoint
     from ipcbus.transport import Frame
 
-__all__ = ["Meter"]
+__all__ = ["CountedReceiver", "CountedSender", "Meter"]
 
 logger = logging.getLogger("ipcbus.bus")
 
@@ -200,6 +200,10 @@ class CountedSender(SendLink):
         words[self._where] = sent
         if words[0] != self._copies.calm:
             self._copies.send(frame)
+
+    def receiver(self) -> int | None:
+        """Return what the link says."""
+        return self._link.receiver()
 
     def discard_oldest(self) -> bool:
         """Take the oldest waiting message out of the channel."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from typing import TypeAlias
 
 from ipcbus.errors import ChannelBroken
 from ipcbus.plumbing.mapping import map_shared
@@ -17,6 +18,7 @@ __all__ = [
     "DISCARDED",
     "GENERATION",
     "HERE",
+    "HIGH",
     "LEFT",
     "MISSED",
     "MOST_TAPS",
@@ -26,31 +28,44 @@ __all__ = [
     "SLOTS",
     "Words",
     "create",
+    "fold",
     "open_page",
     "slot",
+    "take",
     "total",
 ]
 
-Words = memoryview
+Words: TypeAlias = memoryview
 """A page as unsigned numbers of eight bytes."""
 
 GENERATION = 0
-"""Grows whenever a tap comes or goes."""
+"""In the first line: grows whenever a tap comes or goes."""
 HIGH = 1
-"""How many slots have ever been used."""
+"""In the first line: how many slots have ever been used."""
 
-SENT, RECEIVED, DISCARDED, RECEIVES, MISSED = range(5)
-"""Where in a slot: messages sent, received, and taken out to make room; whether a receiving end is open; and, for each tap,
-copies for which it had no room."""
+SENT = 0
+"""In a slot: messages sent."""
+RECEIVED = 1
+"""In a slot: messages received."""
+DISCARDED = 2
+"""In a slot: messages taken out to make room (overflow ``drop_old``)."""
+RECEIVES = 3
+"""In a slot: 1 while a receiving end is open."""
+MISSED = 4
+"""In a slot, and the following words: copies for which each tap had no room."""
 MOST_TAPS = 4
+"""Taps that a channel can have."""
 
 _LINE = 8
 """Words in a line of the processor's cache: two processes that count must not write into one."""
 _SIZE = 64 * 1024
 """Bytes. Only what is written to takes memory."""
 SLOTS = _SIZE // 8 // _LINE - 1
-LEFT, HERE = 0, 1
-"""The slots of those processes that have ended, all together, and of the home."""
+"""How many there are."""
+LEFT = 0
+"""The slot of those processes that have ended, all together."""
+HERE = 1
+"""The slot of the home."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 

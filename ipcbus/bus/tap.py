@@ -7,6 +7,7 @@ import pickle
 from typing import TYPE_CHECKING, final
 
 from ipcbus.bus import page
+from ipcbus.bus.looking import LookingCloudPickle, LookingPickle
 from ipcbus.channel import open_channel
 from ipcbus.directory import client
 from ipcbus.errors import IpcbusError
@@ -48,6 +49,9 @@ class Tap:
         )
         own = self._channel._end  # noqa: SLF001  as above
         self._key = own.key
+        for serializer in (LookingPickle(), LookingCloudPickle()):
+            own.codec.use(serializer)
+        own.codec.unanswered = _leave
         try:
             own.open_receiver()  # before anybody sends: a sender need not wait for one then
             with packing() as fds:
@@ -71,8 +75,12 @@ class Tap:
         return self._count() - self._baseline
 
     def recv_message(self, timeout: float | None = None) -> Message:
-        """Return the next copy with its envelope; raises what ``Channel.recv_message`` raises."""
-        return self._channel.recv_message(timeout)
+        """Return the next copy with its envelope; raises what ``Channel.recv_message`` raises.
+
+        Descriptors, channels, futures and the like are only for the receiver: in a copy, stand-ins are in their places.
+        """
+        end = self._channel._end  # noqa: SLF001  not recv_message: that would tell who asked that its request is taken
+        return end.codec.decode_message(end.open_receiver().recv(timeout))
 
     def __iter__(self) -> Iterator[Message]:
         """Yield copies until the channel is shut down."""
@@ -108,3 +116,7 @@ class Tap:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _leave(_request: Message) -> None:
+    """Do nothing about a request: its receiver will."""

@@ -11,15 +11,15 @@ import typer
 from ipcbus.cli.target import Address, connect
 
 if TYPE_CHECKING:
-    from ipcbus.bus.bus import Bus
     from ipcbus.bus.facts import ChannelFacts
 
-__all__ = ["bus"]
+__all__ = ["bus", "ls"]
 
 _MOST_PIDS = 8
 """Users that a row names; of the others it gives the number."""
 
 bus = typer.Typer(help="Look at a bus that runs on this machine.", no_args_is_help=True)
+"""``ipcbus bus``."""
 
 
 @bus.callback()

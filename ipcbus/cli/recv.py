@@ -9,20 +9,24 @@ from ipcbus.cli.show import Printer, follow
 from ipcbus.cli.target import Address, Name, connect, mention
 from ipcbus.errors import ChannelBusy
 
-__all__ = ["AsJson", "Count", "Headers", "Timeout", "recv"]
+__all__ = ["AsJson", "Count", "Headers", "Timeout", "look_here", "recv"]
 
 Count = Annotated[
     int | None,
     typer.Option("-n", "--count", metavar="COUNT", help="How many. Default: until Ctrl-C.", min=1, show_default=False),
 ]
+"""How many messages are wanted."""
 Timeout = Annotated[
     float | None,
     typer.Option(metavar="SECONDS", help="How long to wait for each; 0 takes what is there. Default: for ever.", min=0),
 ]
+"""How patient to be."""
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document per line; what JSON cannot hold as Python shows it.")
 ]
+"""Whether programs read what is printed."""
 Headers = Annotated[bool, typer.Option("--headers", help="With --json: print headers and body of each.")]
+"""Whether it has the headers in it."""
 
 
 def recv(

@@ -66,7 +66,9 @@ def follow(
             except EOFError:
                 typer.echo("ipcbus: the channel was shut down", err=True)
                 raise typer.Exit(1 if left else printer.code) from None
-            printer.show(frame, codec)
+            message = printer.show(frame, codec)
+            if message is not None and message.route is not None and codec.trusted:
+                codec.unanswered(message)  # who asked need not wait for an answer that nobody can give here
             left = None if left is None else left - 1
             seen = True
             also()
@@ -156,13 +158,13 @@ class Printer:
         poll.register(self.fd, 0)
         return bool(poll.poll(0))
 
-    def show(self, frame: "Frame", codec: "Codec") -> None:
-        """Print a message; what cannot be rebuilt or printed is given as it came, for nobody else has it any more."""
+    def show(self, frame: "Frame", codec: "Codec") -> Message | None:
+        """Print a message and return it; what cannot be rebuilt or printed is given as it came, for nobody else has it."""
         try:
             message = codec.decode_message(frame)
         except SerializationError as error:
             self._give_up(frame, str(error))
-            return
+            return None
         try:
             self._write(message)
             sys.stdout.flush()
@@ -171,6 +173,7 @@ class Printer:
             if self.fd is not None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), self.fd)  # what is left of it is not tried again
             raise typer.Exit(1) from error
+        return message
 
     def _give_up(self, frame: "Frame", why: str) -> None:
         self.code = 1

@@ -15,7 +15,9 @@ Address = Annotated[
         help="The bus. Default: IPCBUS_ADDRESS, [bus] address of ipcbus.toml, or the only one of yours on this machine.",
     ),
 ]
+"""The option by which a bus is chosen."""
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The channel's name on the bus.", show_default=False)]
+"""The argument that names a channel."""
 
 
 def connect(address: str | None) -> Bus:
