@@ -49,6 +49,8 @@ from ipcbus.wait import wait
 
 if TYPE_CHECKING:
     from ipcbus.bus.bus import Bus
+    from ipcbus.bus.facts import ChannelFacts
+    from ipcbus.bus.tap import Tap
     from ipcbus.requests.callback import Callback, callback
     from ipcbus.requests.future import Future
     from ipcbus.requests.reply import ReplyTo
@@ -65,6 +67,7 @@ __all__ = [
     "ChannelClosed",
     "ChannelEmpty",
     "ChannelError",
+    "ChannelFacts",
     "ChannelFull",
     "ConfigError",
     "ContentRefused",
@@ -93,6 +96,7 @@ __all__ = [
     "StartFailed",
     "Stats",
     "Supervisor",
+    "Tap",
     "TransportUnavailable",
     "UnknownSerializer",
     "UnknownTransport",
@@ -109,8 +113,10 @@ __all__ = [
 _LATER = {
     "Bus": "ipcbus.bus.bus",
     "Callback": "ipcbus.requests.callback",
+    "ChannelFacts": "ipcbus.bus.facts",
     "Future": "ipcbus.requests.future",
     "ReplyTo": "ipcbus.requests.reply",
+    "Tap": "ipcbus.bus.tap",
     "callback": "ipcbus.requests.callback",
     **dict.fromkeys(("Life", "Occurrence", "Program", "Supervisor"), "ipcbus.supervisor"),
 }
