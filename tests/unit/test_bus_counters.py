@@ -197,5 +197,5 @@ def test_what_was_dropped_to_make_room_does_not_wait():
         for number in range(5):
             orders.send(number)
         assert (facts(bus).sent, facts(bus).depth) == (5, 2)
-        assert orders.recv_many(5, timeout=PATIENCE) == [3, 4]
+        assert [orders.recv(timeout=PATIENCE) for _ in range(2)] == [3, 4]
         assert facts(bus).depth == 0

@@ -59,7 +59,7 @@ def test_copies_of_what_is_sent_from_now_on(url):
             assert tap.missed == 0
         assert taps(bus) == ()
         orders.send("after")
-        assert orders.recv_many(9, timeout=PATIENCE) == ["before", {"n": 1}, "after"]
+        assert [orders.recv(timeout=PATIENCE) for _ in range(3)] == ["before", {"n": 1}, "after"]
 
 
 def test_every_sender_whoever_gave_it_the_channel(subject, bus):
@@ -77,7 +77,7 @@ def test_every_sender_whoever_gave_it_the_channel(subject, bus):
         copies = [tap.recv_message(timeout=PATIENCE).body for _ in range(4)]
         assert sorted(copies) == ["a", "b", "home", "sent"]
         assert copies.index("a") < copies.index("b")
-    assert sorted(orders.recv_many(9, timeout=PATIENCE)) == ["a", "b", "home", "sent"]
+    assert sorted(orders.recv(timeout=PATIENCE) for _ in range(4)) == ["a", "b", "home", "sent"]
 
 
 def test_a_tap_that_comes_to_a_sender_at_work(subject, bus):
@@ -92,7 +92,7 @@ def test_a_tap_that_comes_to_a_sender_at_work(subject, bus):
         assert sender.hear() == "ready"
     sender.say()
     sender.result()
-    assert orders.recv_many(9, timeout=PATIENCE) == ["unseen", "seen", "unseen too"]
+    assert [orders.recv(timeout=PATIENCE) for _ in range(3)] == ["unseen", "seen", "unseen too"]
 
 
 def test_the_end_of_the_channel_is_the_end_of_the_tap(subject, bus):
@@ -153,19 +153,21 @@ def test_a_killed_tap_is_forgotten(subject, bus):
     wait_until(lambda: taps(bus) == ())
     orders.send(100)
     assert not link._copies._links, "the sender still holds what it sent copies by"
-    assert orders.recv_many(200, timeout=PATIENCE) == list(range(101))
+    assert [orders.recv(timeout=PATIENCE) for _ in range(101)] == list(range(101))
 
 
-def test_a_tap_that_is_dropped_without_close(bus):
+def test_a_tap_that_is_closed(bus):
+    """A child that was forked meanwhile, and has what its parent had, keeps nothing going."""
     orders = bus.channel("orders")
     with Subject("pipe:", "fork") as subject:
-        child = subject.start(children.idle)
         tap = bus.tap("orders")
+        child = subject.start(children.idle)
         orders.send(1)
         tap.close()
         tap.close()
         orders.send(2)
         assert taps(bus) == ()
+        assert not orders._end.tx._copies._links
         child.say()
         child.result()
 
