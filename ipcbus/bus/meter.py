@@ -19,6 +19,8 @@ from ipcbus.plumbing.fds import unpacking
 from ipcbus.transport import RecvLink, SendLink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ipcbus.bus.board import Board
     from ipcbus.endpoint import Endpoint
     from ipcbus.transport import Frame
@@ -130,11 +132,13 @@ class _Copies:
         self._lock = threading.Lock()
         self._links: dict[bytes, tuple[int, Endpoint, SendLink]] = {}
         self._generation = 0
-        self.calm = 0
-        """What the page says while there is nobody to copy to; -1 while there is."""
 
-    def send(self, frame: Frame) -> None:
-        """Offer a message to every tap. Never waits for one, never fails: the message itself is sent already."""
+    def send(self, frame: Frame) -> int:
+        """Offer a message to every tap. Never waits for one, never fails: the message itself is sent already.
+
+        Returns:
+            What the page says for as long as this need not be called; -1 if it must be for the next message, too.
+        """
         with self._lock:
             self._refresh()
             for key, (number, _, link) in list(self._links.items()):
@@ -144,8 +148,7 @@ class _Copies:
                     self._slot.words[self._slot.start + page.MISSED + number] += 1
                 except IpcbusError:
                     del self._links[key]  # it has ended; the home will say so, too
-            if not self._links:
-                self.calm = self._generation
+            return -1 if self._links else self._generation
 
     def end(self) -> None:
         """Tell every tap that the channel was shut down."""
@@ -174,32 +177,20 @@ class _Copies:
         except (IpcbusError, OSError) as error:
             logger.warning("a tap gets nothing from this process: %s", error)
         self._links = links
-        self.calm = -1 if links else generation
 
 
 class CountedSender(SendLink):
     """A sending end that counts and copies."""
 
-    __slots__ = ("_copies", "_link", "_send", "_sent", "_slot", "_where", "_words")
+    __slots__ = ("_copies", "_link", "_slot", "send")
+
+    send: Callable[[Frame, float | None], None]  # type: ignore[assignment]  # a function per link: see _sending
 
     def __init__(self, link: SendLink, slot: _Slot, copies: _Copies) -> None:
         self._link = link
         self._slot = slot
         self._copies = copies
-        # What every message needs, one step away.
-        self._send = link.send
-        self._words = slot.words
-        self._where = slot.start + page.SENT
-        self._sent = slot.words[self._where]
-
-    def send(self, frame: Frame, timeout: float | None) -> None:
-        """Hand over one message, and copies of it."""
-        self._send(frame, timeout)
-        self._sent = sent = self._sent + 1
-        words = self._words
-        words[self._where] = sent
-        if words[0] != self._copies.calm:
-            self._copies.send(frame)
+        self.send = _sending(link, slot, copies)
 
     def receiver(self) -> int | None:
         """Return what the link says."""
@@ -209,7 +200,7 @@ class CountedSender(SendLink):
         """Take the oldest waiting message out of the channel."""
         found = self._link.discard_oldest()
         if found:
-            self._words[self._slot.start + page.DISCARDED] += 1
+            self._slot.words[self._slot.start + page.DISCARDED] += 1
         return found
 
     def shutdown(self) -> None:
@@ -237,6 +228,24 @@ class CountedSender(SendLink):
     def depth(self) -> int | None:
         """Return what the link says."""
         return self._link.depth()
+
+
+def _sending(link: SendLink, slot: _Slot, copies: _Copies) -> Callable[[Frame, float | None], None]:
+    # Variables of a closure instead of attributes: this runs for every message, and that is what it may cost.
+    hand_over = link.send
+    words = slot.words
+    where = slot.start + page.SENT
+    sent = words[where]
+    calm = 0  # what the page says while there is nobody to copy to
+
+    def send(frame: Frame, timeout: float | None) -> None:
+        nonlocal sent, calm
+        hand_over(frame, timeout)
+        words[where] = sent = sent + 1
+        if words[0] != calm:
+            calm = copies.send(frame)
+
+    return send
 
 
 class CountedReceiver(RecvLink):
