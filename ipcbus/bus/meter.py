@@ -19,8 +19,6 @@ from ipcbus.plumbing.fds import unpacking
 from ipcbus.transport import RecvLink, SendLink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ipcbus.bus.board import Board
     from ipcbus.endpoint import Endpoint
     from ipcbus.transport import Frame
@@ -182,15 +180,25 @@ class _Copies:
 class CountedSender(SendLink):
     """A sending end that counts and copies."""
 
-    __slots__ = ("_copies", "_link", "_slot", "send")
-
-    send: Callable[[Frame, float | None], None]  # type: ignore[assignment]  # a function per link: see _sending
+    __slots__ = ("_calm", "_copies", "_link", "_needed", "_sent", "_slot")
 
     def __init__(self, link: SendLink, slot: _Slot, copies: _Copies) -> None:
         self._link = link
         self._slot = slot
         self._copies = copies
-        self.send = _sending(link, slot, copies)
+        self._sent = slot.words[slot.start + page.SENT]
+        self._calm = 0
+        """What the page says while there is nobody to copy to."""
+        self._needed = link.send, slot.words, slot.start + page.SENT
+
+    def send(self, frame: Frame, timeout: float | None) -> None:
+        """Hand over one message, and copies of it."""
+        # This runs for every message: what it needs is had with one look at an attribute.
+        hand_over, words, where = self._needed
+        hand_over(frame, timeout)
+        self._sent = words[where] = self._sent + 1
+        if words[0] != self._calm:
+            self._calm = self._copies.send(frame)
 
     def receiver(self) -> int | None:
         """Return what the link says."""
@@ -230,44 +238,24 @@ class CountedSender(SendLink):
         return self._link.depth()
 
 
-def _sending(link: SendLink, slot: _Slot, copies: _Copies) -> Callable[[Frame, float | None], None]:
-    # Variables of a closure instead of attributes: this runs for every message, and that is what it may cost.
-    hand_over = link.send
-    words = slot.words
-    where = slot.start + page.SENT
-    sent = words[where]
-    calm = 0  # what the page says while there is nobody to copy to
-
-    def send(frame: Frame, timeout: float | None) -> None:
-        nonlocal sent, calm
-        hand_over(frame, timeout)
-        words[where] = sent = sent + 1
-        if words[0] != calm:
-            calm = copies.send(frame)
-
-    return send
-
-
 class CountedReceiver(RecvLink):
     """A receiving end that counts."""
 
-    __slots__ = ("_copies", "_link", "_received", "_recv", "_slot", "_where", "_words")
+    __slots__ = ("_copies", "_link", "_needed", "_received", "_slot")
 
     def __init__(self, link: RecvLink, slot: _Slot, copies: _Copies) -> None:
         self._link = link
         self._slot = slot
         self._copies = copies
-        self._recv = link.recv
-        self._words = slot.words
-        self._where = slot.start + page.RECEIVED
-        self._received = slot.words[self._where]
+        self._received = slot.words[slot.start + page.RECEIVED]
+        self._needed = link.recv, slot.words, slot.start + page.RECEIVED
         slot.words[slot.start + page.RECEIVES] = 1
 
     def recv(self, timeout: float | None) -> Frame:
         """Take the next message."""
-        frame = self._recv(timeout)
-        self._received = received = self._received + 1
-        self._words[self._where] = received
+        take, words, where = self._needed
+        frame = take(timeout)
+        self._received = words[where] = self._received + 1
         return frame
 
     def shutdown(self) -> None:
@@ -279,7 +267,7 @@ class CountedReceiver(RecvLink):
         """Release this end."""
         self._link.close()
         self._copies.close()
-        self._words[self._slot.start + page.RECEIVES] = 0
+        self._slot.words[self._slot.start + page.RECEIVES] = 0
 
     def abandon(self) -> None:
         """Free what a forked child inherited."""
