@@ -20,7 +20,7 @@ import textwrap
 from pathlib import Path
 
 import ipcbus
-from ipcbus.channel import ChannelOptions
+from ipcbus.settings import ChannelOptions
 from ipcbus.transport import Capabilities, Transport
 from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig
 

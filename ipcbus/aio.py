@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ipcbus.channel import Channel
     from ipcbus.endpoint import Endpoint
     from ipcbus.message import Message
+    from ipcbus.transport import Frame
 
 __all__ = ["AsyncChannel"]
 
@@ -45,7 +46,10 @@ class AsyncChannel:
         if not (end.patient and self._may_send):
             self._channel.send(obj, headers=headers)
             return
-        frame = end.codec.encode(obj, headers)
+        await self._send(end.codec.encode(obj, headers), timeout)
+
+    async def _send(self, frame: Frame, timeout: float | None) -> None:  # noqa: ASYNC109  as above
+        end = self._end
         link = end.tx or end.open_sender()
         deadline: Deadline | None = None
         while True:
@@ -59,6 +63,20 @@ class AsyncChannel:
                 continue
             end.sent += 1  # No await behind this: a cancellation there would seem to have prevented the sending.
             return
+
+    async def request(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> Any:  # noqa: ASYNC109  the same signature as Channel.request
+        """Send a request and return the reply; see ``Channel.request``. Cancelled, it gives the request up."""
+        from ipcbus.requests import asking
+
+        if not self._may_send:
+            await self.send(obj)  # says why not
+        deadline = Deadline(timeout)
+        asked = asking.Asked(self._end, obj, timeout, headers)
+        try:
+            await self._send(asked.frame, timeout if self._end.patient else 0)
+            return await asked.reply(deadline.remaining())
+        finally:
+            asked.close()
 
     async def recv(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109  the same signature as Channel.recv
         """Receive the next object; see ``Channel.recv``."""

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import pickle
 import secrets
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import endpoint
-from ipcbus.codec import AUTO, Codec
+from ipcbus.codec import Codec
 from ipcbus.errors import (
     ChannelBroken,
     ChannelError,
     ChannelFull,
-    ConfigError,
-    ContentRefused,
-    DecodeError,
-    EncodeError,
     Unsupported,
 )
-from ipcbus.options import URL, build, nearest, parse_url
+from ipcbus.options import URL, build, parse_url
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import unpacking
+from ipcbus.settings import PRIVATE_MAX_MESSAGE, PUBLIC_MAX_MESSAGE, ChannelOptions, check, read_key, split
 from ipcbus.transport import ChannelSpec, Transport
 
 if TYPE_CHECKING:
@@ -37,32 +32,7 @@ if TYPE_CHECKING:
     from ipcbus.requests.future import Future
     from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink
 
-__all__ = ["Channel", "ChannelOptions", "Stats", "open_channel", "rebuild"]
-
-PRIVATE_MAX_MESSAGE = 1 << 30
-PUBLIC_MAX_MESSAGE = 64 << 20
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ChannelOptions:
-    """What every channel can be told, as arguments of ``open``, after ``?`` in the URL, or in a TOML table."""
-
-    capacity: int = 1024
-    """Messages accepted and not yet received."""
-    serializer: str = AUTO
-    """How objects become bytes; ``auto`` picks by the type of each and by who can reach the channel."""
-    accept: tuple[str, ...] | None = None
-    """Serializers that may decode here; None: every installed one on a private channel, else every safe one."""
-    receivers: Literal["one", "many"] = "one"
-    """Whether one process receives, or several compete for the messages."""
-    overflow: Literal["block", "fail", "drop_new", "drop_old"] = "block"
-    """What a send does when the channel is full: wait, raise ``ChannelFull``, or drop the newest or oldest message."""
-    max_message: int | None = None
-    """Bytes of the largest frame; None: 1 GiB on private channels, else 64 MiB."""
-    checksum: bool = False
-    """Whether frames carry a CRC-32."""
-    key_file: str | None = None
-    """A file of mode 0600 with a secret that both ends have; frames then carry a MAC."""
+__all__ = ["Channel", "Stats", "open_channel", "rebuild"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -185,7 +155,11 @@ class Channel:
         except Exception:
             end.undecodable += 1
             raise
-        return message if message.route is None else _accept(message, end)
+        if message.route is None:
+            return message
+        from ipcbus.requests import serving
+
+        return serving.accept(message, end)
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
         """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises.
@@ -233,47 +207,24 @@ class Channel:
             Unsupported: strangers can send through this channel.
             ChannelError: what ``send`` raises.
         """
-        deadline = Deadline(timeout)
-        future = self.submit(obj, timeout, headers=headers, attended=False)
-        try:
-            return future.result(deadline.remaining())
-        finally:
-            if not future.is_done:
-                future.cancel()
+        from ipcbus.requests import asking
 
-    def submit(
-        self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None, attended: bool = True
-    ) -> Future[Any]:
-        """Send a request and return a future of the reply.
+        return asking.request(self._for_sending(), obj, timeout, headers)
+
+    def submit(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> Future[Any]:
+        """Send a request and return a future of the reply, which comes in even while nobody waits for it.
 
         Args:
             obj: what is asked.
             timeout: seconds for sending it; it also tells who answers until when somebody waits.
             headers: texts that travel beside it.
-            attended: whether a thread of ipcbus's takes the reply in even while nobody waits for it. Without, it comes
-                when somebody does: ``request`` asks this way.
 
         Raises:
             What ``send`` raises, and Unsupported: strangers can send through this channel.
         """
-        end = self._end
-        if self._role == "receiver":
-            raise self._wrong_side()
-        from ipcbus.requests import inbox as inboxes  # which imports this: an inbox is a channel
+        from ipcbus.requests import asking
 
-        box = inboxes.inbox(end)
-        future, frame = box.begin(end, obj, timeout, headers)
-        try:
-            link = end.tx or end.open_sender()
-            link.send(frame, timeout if end.patient else 0)  # a request that is dropped would never be answered
-            end.sent += 1
-            box.sent(future, link.receiver())
-        except BaseException:
-            box.give_up(future)
-            raise
-        if attended:
-            box.attend()
-        return future
+        return asking.submit(self._for_sending(), obj, timeout, headers)
 
     def serve(self, handler: Callable[[Message], Any]) -> None:
         """Receive until the end of the channel and answer each request with what a function returns for it.
@@ -282,17 +233,9 @@ class Channel:
             handler: called with each message. What it returns is the reply, and what it raises is raised as
                 ``RemoteError`` where the request came from. For a message that is no request it is called, too.
         """
-        while True:
-            try:
-                message = self.recv_message()
-            except EOFError:
-                return
-            except (DecodeError, ContentRefused) as error:
-                import logging
+        from ipcbus.requests import serving
 
-                logging.getLogger("ipcbus.requests").warning("%s: %s", self.url, error)
-                continue
-            _handle(message, handler)
+        serving.serve(self, handler)
 
     # ------------------------------------------------------------------ life
 
@@ -408,6 +351,11 @@ class Channel:
         """Return who is told when this object's end is closed."""
         return self._end.watchers
 
+    def _for_sending(self) -> endpoint.Endpoint:
+        if self._role == "receiver":
+            raise self._wrong_side()
+        return self._end
+
     def _wrong_side(self) -> Unsupported:
         use = (
             "receive through the channel or its .receiver"
@@ -460,12 +408,12 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
     parsed = parse_url(url)
     transport, parsed = select(parsed, options)
     where = str(parsed)
-    common, own = _split({**parsed.options, **options}, transport, where)
+    common, own = split({**parsed.options, **options}, transport, where)
     settings = build(ChannelOptions, common, where)
-    _check(settings, transport, where)
+    check(settings, transport, where)
     private = not (transport.capabilities.crosses_hosts or transport.capabilities.addressable)
     limit = settings.max_message or (PRIVATE_MAX_MESSAGE if private else PUBLIC_MAX_MESSAGE)
-    key = _read_key(settings.key_file, where)
+    key = read_key(settings.key_file, where)
     # Made before the channel, so that a wrong serializer or an insecure wish leaves nothing behind.
     codec = Codec(settings.serializer, settings.accept, private=private, max_message=limit, key=key, checksum=settings.checksum)
     spec = ChannelSpec(
@@ -480,45 +428,6 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
     end = endpoint.Endpoint(handle, spec, settings, codec, str(URL(transport.scheme, parsed.address, {})), transport)
     endpoint.adopt(end, home=True)
     return Channel(end)
-
-
-def _split(values: Mapping[str, Any], transport: type[Transport], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    common_names = {field.name for field in dataclasses.fields(ChannelOptions)}
-    own_names = {field.name for field in dataclasses.fields(transport.options)}
-    for key in values:
-        if key not in common_names | own_names:
-            raise ConfigError(f"{where}: unknown option {key!r}; {nearest(key, common_names | own_names)}")
-    return (
-        {key: value for key, value in values.items() if key in common_names},
-        {key: value for key, value in values.items() if key in own_names},
-    )
-
-
-def _check(settings: ChannelOptions, transport: type[Transport], where: str) -> None:
-    if settings.capacity < 1:
-        raise ConfigError(f"{where}: capacity must be at least 1 message, not {settings.capacity}")
-    if settings.max_message is not None and settings.max_message < 64:
-        raise ConfigError(f"{where}: max_message must be at least 64 bytes, not {settings.max_message}")
-    if settings.receivers == "many" and not transport.capabilities.many_receivers:
-        raise Unsupported(f"{where!r} has one receiver; receivers='many' needs another transport, such as queue:")
-    if settings.overflow == "drop_old" and not transport.capabilities.drops_old:
-        raise Unsupported(f"{where!r} cannot drop old messages; use overflow='drop_new' or another transport")
-
-
-def _read_key(path: str | None, where: str) -> bytes | None:
-    if path is None:
-        return None
-    file = Path(path)
-    try:
-        state = file.stat()
-        key = file.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"{where}: key_file {path!r} cannot be read: {error.strerror}") from error
-    if state.st_mode & 0o077 or state.st_uid != os.geteuid():
-        raise ConfigError(f"{where}: key_file {path!r} must belong to you alone; run: chmod 600 {path}")
-    if len(key) < 16:
-        raise ConfigError(f"{where}: key_file {path!r} holds {len(key)} bytes; a key has at least 16")
-    return key
 
 
 def _arrive(
@@ -556,7 +465,7 @@ def rebuild(
         settings.accept,
         private=private,
         max_message=spec.max_message,
-        key=_read_key(settings.key_file, url),
+        key=read_key(settings.key_file, url),
         checksum=settings.checksum,
     )
     codec.unanswered = _refuse
@@ -582,48 +491,7 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
     return Channel(end, role)
 
 
-def _accept(message: Message, end: endpoint.Endpoint) -> Message:
-    """Give a request what answers it."""
-    from ipcbus.requests.reply import ReplyTo
-
-    assert message.route is not None
-    if not end.codec.trusted:
-        return message  # a stranger does not make this process connect to anything
-    return dataclasses.replace(message, reply_to=ReplyTo(*message.route))
-
-
 def _refuse(message: Message) -> None:
-    """Tell who asked that its request was taken by ``recv``, which cannot answer."""
-    from ipcbus.requests.reply import refuse
+    from ipcbus.requests import serving
 
-    assert message.route is not None
-    refuse(*message.route, "the request was received with recv(), which cannot answer it; receive it with recv_message()")
-
-
-def _handle(message: Message, handler: Callable[[Message], Any]) -> None:
-    import logging
-
-    logger = logging.getLogger("ipcbus.requests")
-    answer = message.reply_to
-    try:
-        value = handler(message)
-    except Exception as error:
-        if answer is None:
-            logger.exception("handling a message failed, and nobody asked for an answer")
-            return
-        report = error
-    else:
-        if answer is None or answer.answered:
-            return  # the handler did it, or sent the handle on
-        try:
-            answer.send(value)
-        except EncodeError as error:
-            logger.warning("what a handler returned cannot travel, as who asked was told: %s", error)
-        except ChannelError as error:
-            logger.warning("a reply was not delivered: %s", error)
-        return
-    if not answer.answered:
-        try:
-            answer.fail(report)
-        except ChannelError as error:
-            logger.warning("an error was not delivered: %s", error)
+    serving.refuse(message)

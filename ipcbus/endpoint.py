@@ -17,8 +17,8 @@ from ipcbus.plumbing.fds import packing
 from ipcbus.transport import Handle
 
 if TYPE_CHECKING:
-    from ipcbus.channel import ChannelOptions
     from ipcbus.codec import Codec
+    from ipcbus.settings import ChannelOptions
     from ipcbus.transport import ChannelSpec, RecvLink, SendLink, Transport
 
 __all__ = ["Endpoint", "Meter", "Watcher", "adopt", "destroy", "destroy_closed", "find"]

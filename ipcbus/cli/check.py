@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ipcbus.channel import PRIVATE_MAX_MESSAGE
 from ipcbus.codec import Codec
+from ipcbus.settings import PRIVATE_MAX_MESSAGE
 
 __all__ = ["check", "decode"]
 

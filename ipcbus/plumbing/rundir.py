@@ -160,8 +160,10 @@ def reap(parent: Path) -> list[Path]:
         except (OSError, InsecureConfiguration):
             continue  # not ours, just being made, or just being removed
         try:
+            if not _home_ended(os.pread(fd, 100, 0)):
+                continue  # not locked even for a moment: somebody who wants to hold it would take it for gone
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _home_ended(os.read(fd, 100)):
+            if _home_ended(os.pread(fd, 100, 0)):
                 remove(directory)
                 removed.append(directory)
         except BlockingIOError:

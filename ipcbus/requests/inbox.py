@@ -78,8 +78,9 @@ class Inbox:
         """Held by the leader: whoever receives from the inbox."""
         self._steward: threading.Thread | None = None
         self._closed = False
+        self._directory = directory.own()
         self.address = reply.publish(self._end, self._table.fd)
-        directory.own().gone.append(self._gone)
+        self._directory.gone.append(self._gone)
 
     # ------------------------------------------------------------------ asking
 
@@ -287,11 +288,11 @@ class Inbox:
         except OSError:
             self._died(pid)
             return
-        directory.own().watch(fd, lambda: self._died(pid))
+        self._directory.watch(fd, lambda: self._died(pid))
 
     def _died(self, pid: int) -> None:
         """Fail what a process was to receive, unless another one has it."""
-        living = {guest.number: guest.pid for guest in directory.own().guests()}
+        living = {guest.number: guest.pid for guest in self._directory.guests()}
         with self._lock:
             numbers = self._addressed.pop(pid, set())
             lost = [number for number in numbers if living.get(self._table.holder(number), pid) == pid]
@@ -336,12 +337,10 @@ class Inbox:
             woken.release()
 
     def close(self) -> None:
-        """Stop receiving; whoever waits for a reply gets ``ChannelClosed``."""
+        """Stop receiving; whoever waits for a reply gets ``ChannelClosed``. Called once."""
         self._closed = True
-        own = directory.own()
-        if self._gone in own.gone:
-            own.gone.remove(self._gone)
-        reply.withdraw(self.address)
+        self._directory.gone.remove(self._gone)
+        self._directory.forget(reply.key(self.address))
         self._channel.destroy()
         if self._steward is not None and self._steward is not threading.current_thread():
             self._steward.join(reply.PATIENCE)

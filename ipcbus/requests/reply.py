@@ -16,12 +16,14 @@ from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
 from ipcbus.requests.table import View
 
-__all__ = ["ERROR", "ReplyTo", "Route", "publish", "refuse", "remote_error", "route", "settle", "withdraw"]
+__all__ = ["ERROR", "VALUE", "ReplyTo", "Route", "key", "publish", "refuse", "remote_error", "route", "settle"]
 
 logger = logging.getLogger("ipcbus.requests")
 
-VALUE, ERROR = b"", b"E"
-"""What stands for an address in a reply: whether it brings a value or an error."""
+VALUE = b""
+"""What stands for an address in a reply that brings a value."""
+ERROR = b"E"
+"""What stands for it in one that brings an error."""
 PATIENCE = 5.0
 """Seconds that a reply waits for room in the asker's inbox."""
 _ID = 16
@@ -54,7 +56,7 @@ class Route:
             self.end = known
             return
         try:
-            found = directory.get(self.home, _key(address))
+            found = directory.get(self.home, key(address))
             self.pid = directory.place(self.home).pid
             with unpacking(found.fds):
                 state, table = pickle.loads(found.content)
@@ -195,13 +197,8 @@ def publish(channel_end: endpoint.Endpoint, table: int) -> bytes:
     address = channel_end.key + str(own.home).encode()
     with packing() as fds:
         content = pickle.dumps((channel_end.state(), TravellingFd(table)))
-    own.put(_key(address), content, fds, held=True)
+    own.put(key(address), content, fds, held=True)
     return address
-
-
-def withdraw(address: bytes) -> None:
-    """Forget an inbox that is closed."""
-    directory.own().forget(_key(address))
 
 
 def route(address: bytes) -> Route:
@@ -228,7 +225,8 @@ def settle() -> None:
         way.close()
 
 
-def _key(address: bytes) -> bytes:
+def key(address: bytes) -> bytes:
+    """Return what an inbox is kept under in its process's directory."""
     return b"inbox" + address[:_ID]
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import ipcbus
 from ipcbus.options import parse_url
+from ipcbus.plumbing import rundir
 from ipcbus.testing import children
 from ipcbus.testing.children import PATIENCE, pattern
 
@@ -117,8 +118,9 @@ class Subject:
         return task
 
     def close(self) -> None:
-        """Close and end everything, the last first."""
+        """Close and end everything, the last first, and remove what killed processes left behind."""
         self._held.close()
+        rundir.reap(rundir.base())
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ LAYERS = (
     {"ipcbus.registry", "ipcbus.config", "ipcbus.frame", "ipcbus.paths"},
     {"ipcbus.explain"},
     {"ipcbus.message", "ipcbus.serializers", "ipcbus.selection", "ipcbus.check"},
-    {"ipcbus.codec", "ipcbus.aio"},
+    {"ipcbus.codec", "ipcbus.aio", "ipcbus.settings"},
     {"ipcbus.endpoint"},
     {"ipcbus.channel", "ipcbus.requests"},
     {"ipcbus.pair", "ipcbus.wait"},

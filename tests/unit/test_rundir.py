@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,23 @@ def test_what_somebody_holds_stays(home, runtime):
     finally:
         os.close(held)
     assert rundir.reap(runtime) == [home.directory]
+
+
+def test_what_a_living_home_made_can_be_held_while_others_reap(home, runtime):
+    over = threading.Event()
+
+    def reap():
+        while not over.is_set():
+            assert not rundir.reap(runtime)
+
+    reaping = threading.Thread(target=reap)
+    reaping.start()
+    try:
+        for _ in range(500):
+            os.close(rundir.hold(home.directory))
+    finally:
+        over.set()
+        reaping.join()
 
 
 def test_the_next_home_reaps(home, monkeypatch):

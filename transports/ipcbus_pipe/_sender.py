@@ -31,6 +31,7 @@ _head = _stream.record
 _IOV_MAX = 1024
 _NEVER = select.EPOLLERR  # reported whether asked for or not: a mask that wants nothing else
 _NOTHING, _UNKNOWN = -1, -2
+_ORPHANED = "the receiver, process {}, died; there is no room"
 
 _identity = (0, b"")
 _ordinals = count()
@@ -286,7 +287,7 @@ class PipeSender(SendLink):
             raise self._why_closed()
         pid = self._watched_pid
         if pid >= 0 and any(fd == self._watch for fd, _ in events) and self._state.receiver() == pid:
-            raise _orphaned(pid)
+            raise PeerDied(_ORPHANED.format(pid), pid)
         return events
 
     def _leave(self, note: Note, deadline: Deadline) -> None:
@@ -331,7 +332,7 @@ class PipeSender(SendLink):
                 self._watch = os.pidfd_open(pid)
             except ProcessLookupError:
                 if self._state.receiver() == pid:
-                    raise _orphaned(pid) from None
+                    raise PeerDied(_ORPHANED.format(pid), pid) from None
                 self._check_receiver()
                 return
             except OSError:
@@ -496,8 +497,3 @@ def _write_all(fd: int, frame: Frame, size: int) -> None:
             done += os.writev(fd, left[:_IOV_MAX])
         except OSError as error:
             raise ChannelBroken(f"no memory for a message of {size} bytes: {error.strerror}") from error
-
-
-def _orphaned(pid: int) -> PeerDied:
-    # Another process still holds what was the receiver's.
-    return PeerDied(f"the receiver, process {pid}, died; there is no room", pid)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipcbus
 from ipcbus.testing import answerers
 from ipcbus.testing.children import PATIENCE
 from ipcbus.testing.contract.registry import check
 from ipcbus.testing.subject import LATE, Subject, raises
+
+if TYPE_CHECKING:
+    from ipcbus.transport import Capabilities
+
+
+def _private(can: Capabilities) -> bool:
+    """Tell whether what belongs to this machine can go through such a channel."""
+    return not (can.crosses_hosts or can.addressable)
 
 
 @check(16, scope="start method")
@@ -85,6 +94,25 @@ def check_many_outstanding(subject: Subject) -> None:
     child.result()
 
 
+@check(16, scope="process")
+def check_aio_request(subject: Subject) -> None:
+    """Coroutines ask at the same time; one that is cancelled gives its request up."""
+    questions, child = _serving(subject)
+
+    async def ask() -> None:
+        channel = questions.aio
+        replies = await asyncio.gather(*(channel.request(("double", n), timeout=PATIENCE) for n in range(20)))
+        assert replies == [2 * n for n in range(20)], replies
+        future = questions.submit(("double", 4))
+        assert await future == 8
+        failed = await asyncio.gather(channel.request(("raise", "no"), timeout=PATIENCE), return_exceptions=True)
+        assert isinstance(failed[0], ipcbus.RemoteError), failed
+
+    asyncio.run(ask())
+    questions.shutdown()
+    child.result()
+
+
 @check(18, scope="process")
 def check_answerer_dies(subject: Subject) -> None:
     """The death of the process that has a request is told to who asked at once."""
@@ -96,7 +124,7 @@ def check_answerer_dies(subject: Subject) -> None:
     assert error.pid == child.pid, error.pid
 
 
-@check(16, scope="process")
+@check(16, scope="process", applies=_private)
 def check_forwarded_request(subject: Subject) -> None:
     """A process hands a request on with what answers it; the one that has it answers, or dies with it."""
     questions, others = _open(subject), _open(subject)
@@ -110,7 +138,7 @@ def check_forwarded_request(subject: Subject) -> None:
     front.result()
 
 
-@check(16, scope="process")
+@check(16, scope="process", applies=_private)
 def check_nested_futures(subject: Subject) -> None:
     """An actor answers with the future of another actor, which answers with a third's."""
     first, second, third = (_open(subject) for _ in range(3))
@@ -131,7 +159,7 @@ def check_nested_futures(subject: Subject) -> None:
         actor.result()
 
 
-@check(16, scope="process")
+@check(16, scope="process", applies=_private)
 def check_future_travels(subject: Subject) -> None:
     """A future in a message, pending or done, brings its value where it arrives."""
     questions, child = _serving(subject)
@@ -152,7 +180,7 @@ def check_future_travels(subject: Subject) -> None:
     holder.result()
 
 
-@check(16, scope="process", applies=lambda can: not (can.crosses_hosts or can.addressable))
+@check(16, scope="process", applies=_private)
 def check_callback(subject: Subject) -> None:
     """A function of one process is called by another: and waited for, and not waited for."""
     questions, child = _serving(subject)
@@ -163,7 +191,7 @@ def check_callback(subject: Subject) -> None:
     child.result()
 
 
-@check(18, scope="process", applies=lambda can: not (can.crosses_hosts or can.addressable))
+@check(18, scope="process", applies=_private)
 def check_callback_owner_dies(subject: Subject) -> None:
     """A callback whose process dies fails at once: while it runs, and when it is called later."""
     lent = subject.open()
