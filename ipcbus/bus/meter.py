@@ -193,7 +193,8 @@ class CountedSender(SendLink):
 
     def send(self, frame: Frame, timeout: float | None) -> None:
         """Hand over one message, and copies of it."""
-        # This runs for every message: what it needs is had with one look at an attribute.
+        # This runs for every message: what it needs is had with one look at an attribute. Between reading a count and
+        # writing it no other thread runs, for there is no call.
         hand_over, words, where = self._needed
         hand_over(frame, timeout)
         self._sent = words[where] = self._sent + 1

@@ -12,7 +12,7 @@ Address = Annotated[
     str | None,
     typer.Option(
         metavar="DIRECTORY",
-        help="The bus. Default: IPCBUS_ADDRESS, [bus] address of ipcbus.toml, or the only one of yours on this machine.",
+        help="The bus. Default: that of IPCBUS_ADDRESS, that of ipcbus.toml, or the only one of yours on this machine.",
     ),
 ]
 """The option by which a bus is chosen."""

@@ -80,6 +80,35 @@ def test_every_sender_whoever_gave_it_the_channel(subject, bus):
     assert sorted(orders.recv(timeout=PATIENCE) for _ in range(4)) == ["a", "b", "home", "sent"]
 
 
+def test_a_child_forked_in_the_middle(bus):
+    """It opens ends, a slot and ways to the tap of its own; its parent's go on."""
+    orders, unused = bus.channel("orders"), ipcbus.open("pipe:")
+    with bus.tap("orders") as tap, Subject("pipe:", "fork") as subject:
+        orders.send("before")
+        for number in range(2):
+            unused.send(number)
+        children.inherited[:] = [unused, orders]
+        unused.sender.close()
+        subject.start(children.use_inherited).result()
+        children.inherited.clear()
+        orders.send("after")
+        copies = [tap.recv_message(timeout=PATIENCE).body for _ in range(3)]
+        assert sorted(copies, key=str) == [[0, 1], "after", "before"]
+        assert tap.missed == 0
+    unused.close()
+
+
+def test_threads_are_counted_each(bus):
+    orders = bus.channel("orders")
+    with bus.tap("orders", 10_000) as tap, Subject("pipe:", "fork") as subject:
+        tasks = [subject.thread(lambda: [orders.send(number) for number in range(200)]) for _ in range(4)]
+        for task in tasks:
+            task.result()
+        assert bus.channels()[0].sent == 800
+        for _ in range(800):
+            tap.recv_message(timeout=PATIENCE)
+
+
 def test_a_tap_that_comes_to_a_sender_at_work(subject, bus):
     orders = bus.channel("orders")
     sender = subject.start(guests.send_by_name, bus.address, "orders", ["unseen", "seen", "unseen too"])
