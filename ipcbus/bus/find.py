@@ -27,6 +27,7 @@ __all__ = ["Candidate", "find", "running"]
 
 _PATIENCE = 1.0
 """Seconds that a process has to say whether it is the home of a bus: one that is stopped says nothing."""
+_PRIVATE = "a bus is for the processes of the user who started it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,17 @@ def running() -> Iterator[Candidate]:
     """Yield the buses of this user whose homes made directories of their own for them, and that answer."""
     for parent in dict.fromkeys((rundir.base(), Path(tempfile.gettempdir()))):
         for directory in sorted(parent.glob(rundir.PREFIX + "*")):
+            try:
+                rundir.check(directory)
+            except (ChannelBroken, InsecureConfiguration):
+                continue  # somebody else's, or gone meanwhile
             if not (directory / SOCKET).is_socket():
-                continue  # not a directory of ours: a transport's, or somebody else's, whom we may not even ask
+                continue  # a transport's
             place = Place(str(directory), patience=_PATIENCE)
             try:
                 place.ask(Operation.CALL, b"channels").close()
             except (IpcbusError, OSError):
-                continue  # it has ended, is stopped, is not private, or is no bus but a process that shares a channel
+                continue  # it has ended, is stopped, or is no bus but a process that shares a channel
             finally:
                 place.close()
             yield Candidate(str(directory), place.pid)
@@ -88,9 +93,12 @@ def _check(directory: Path) -> str:
     try:
         rundir.check(directory)
     except ChannelBroken as error:
-        raise ConfigError(f"there is no bus at {directory}: {error.__cause__ or error}") from error
+        why = error.__cause__
+        if isinstance(why, PermissionError):
+            raise InsecureConfiguration(f"you may not enter {directory.parent}; {_PRIVATE}") from error
+        raise ConfigError(f"there is no bus at {directory}: {why.strerror if isinstance(why, OSError) else error}") from error
     except InsecureConfiguration as error:
-        raise InsecureConfiguration(f"{error}; a bus is for the processes of one user") from error
+        raise InsecureConfiguration(f"{error}; {_PRIVATE}") from error
     if not (directory / SOCKET).is_socket():
         raise ConfigError(f"there is no bus at {directory}: its home has ended, or has not started yet")
     return str(directory)

@@ -98,7 +98,7 @@ def test_a_directory_that_others_may_enter_is_passed_over(start):
     _, address = start(HOME)
     Path(address).chmod(0o755)
     assert list(running()) == []
-    with pytest.raises(ipcbus.InsecureConfiguration, match=r"mode 0755.*for the processes of one user"):
+    with pytest.raises(ipcbus.InsecureConfiguration, match=r"mode 0755.*for the processes of the user who started it"):
         find(address)
     Path(address).chmod(0o700)
 
@@ -143,6 +143,44 @@ def test_somebody_elses(place):
     os.chown(directory, 12345, -1)
     with pytest.raises(ipcbus.InsecureConfiguration, match="belongs to user 12345"):
         find(str(directory))
+
+
+STRANGER = """
+import os, sys
+from ipcbus.bus.find import find, running
+os.seteuid(12345)
+print(list(running()))
+for address in sys.argv[1:]:
+    try:
+        find(address)
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_stranger_is_told_so(place, monkeypatch):
+    """Buses of others are passed over where they lie in a place for all, and cannot be reached by their address."""
+    everybodys = Path(tempfile.mkdtemp(prefix="it-", dir=place.parents[1]))
+    try:
+        everybodys.chmod(0o755)
+        for name in ("TMPDIR", "XDG_RUNTIME_DIR"):
+            monkeypatch.setenv(name, str(everybodys))
+        command = [sys.executable, "-c", HOME, ""]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as home:
+            address = home.stdout.readline().strip()
+            inside = str(Path(address) / "below")
+            command = [sys.executable, "-c", STRANGER, address, inside]
+            said = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout.splitlines()
+            home.communicate(timeout=TIMEOUT)
+    finally:
+        shutil.rmtree(everybodys)
+    private = "a bus is for the processes of the user who started it"
+    assert said == [
+        "[]",
+        f"InsecureConfiguration {address} belongs to user 0, not to this process's user 12345; {private}",
+        f"InsecureConfiguration you may not enter {address}; {private}",
+    ]
 
 
 def test_connect_does_not_look_for_one(start):
