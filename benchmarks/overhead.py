@@ -96,6 +96,7 @@ def bare_zmq() -> Any:
 
 CASES = [
     Case("pipe", "multiprocessing.Pipe", 1.5, bare_pipe),
+    Case("unix", "multiprocessing.Queue", 2.0, bare_queue),
     Case("queue", "multiprocessing.Queue", 0.8, bare_queue),
     Case("zmq", "pyzmq send_pyobj", 0.8, bare_zmq),
 ]

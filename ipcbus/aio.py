@@ -70,13 +70,7 @@ class AsyncChannel:
 
         if not self._may_send:
             await self.send(obj)  # says why not
-        deadline = Deadline(timeout)
-        asked = asking.Asked(self._end, obj, timeout, headers)
-        try:
-            await self._send(asked.frame, timeout if self._end.patient else 0)
-            return await asked.reply(deadline.remaining())
-        finally:
-            asked.close()
+        return await asking.request_async(self._end, self._send, obj, timeout, headers)
 
     async def recv(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109  the same signature as Channel.recv
         """Receive the next object; see ``Channel.recv``."""

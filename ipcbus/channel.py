@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from ipcbus.aio import AsyncChannel
     from ipcbus.message import Message
     from ipcbus.requests.future import Future
-    from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink
+    from ipcbus.requests.reply import ReplyTo
+    from ipcbus.transport import Capabilities, Frame, Guarantees, Handle, RecvLink, SendLink
 
 __all__ = ["Channel", "Stats", "open_channel", "rebuild"]
 
@@ -144,22 +145,7 @@ class Channel:
 
     def recv_message(self, timeout: float | None = None) -> Message:
         """Receive the next message with its envelope; raises what ``recv`` raises."""
-        end = self._end
-        if self._role == "sender":
-            raise self._wrong_side()
-        link = end.rx or end.open_receiver()
-        frame = link.recv(timeout)
-        end.received += 1
-        try:
-            message = end.codec.decode_message(frame)
-        except Exception:
-            end.undecodable += 1
-            raise
-        if message.route is None:
-            return message
-        from ipcbus.requests import serving
-
-        return serving.accept(message, end)
+        return self._message(self._for_receiving().recv(timeout))
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
         """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises.
@@ -351,6 +337,20 @@ class Channel:
         """Return who is told when this object's end is closed."""
         return self._end.watchers
 
+    def _message(self, frame: Frame) -> Message:
+        end = self._end
+        end.received += 1
+        try:
+            return end.codec.decode_message(frame)
+        except Exception:
+            end.undecodable += 1
+            raise
+
+    def _for_receiving(self) -> RecvLink:
+        if self._role == "sender":
+            raise self._wrong_side()
+        return self._end.rx or self._end.open_receiver()
+
     def _for_sending(self) -> endpoint.Endpoint:
         if self._role == "receiver":
             raise self._wrong_side()
@@ -422,8 +422,9 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         capacity=settings.capacity,
         receivers=settings.receivers,
         max_message=limit,
+        drops_old=settings.overflow == "drop_old",
     )
-    codec.unanswered = _refuse
+    codec.answer = _answer
     handle = transport.create(spec, build(transport.options, own, where))
     end = endpoint.Endpoint(handle, spec, settings, codec, str(URL(transport.scheme, parsed.address, {})), transport)
     endpoint.adopt(end, home=True)
@@ -458,17 +459,21 @@ def rebuild(
     if end is not None:
         handle.release()
         return end
-    module, _, name = transport_path.partition(":")
-    transport: type[Transport] = getattr(importlib.import_module(module), name)
-    codec = Codec(
-        settings.serializer,
-        settings.accept,
-        private=private,
-        max_message=spec.max_message,
-        key=read_key(settings.key_file, url),
-        checksum=settings.checksum,
-    )
-    codec.unanswered = _refuse
+    try:
+        module, _, name = transport_path.partition(":")
+        transport: type[Transport] = getattr(importlib.import_module(module), name)
+        codec = Codec(
+            settings.serializer,
+            settings.accept,
+            private=private,
+            max_message=spec.max_message,
+            key=read_key(settings.key_file, url),
+            checksum=settings.checksum,
+        )
+    except BaseException:
+        handle.release()
+        raise
+    codec.answer = _answer
     end = endpoint.Endpoint(handle, spec, settings, codec, url, transport)
     end.meter = meter
     return endpoint.adopt(end, home=False)
@@ -491,7 +496,7 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
     return Channel(end, role)
 
 
-def _refuse(message: Message) -> None:
-    from ipcbus.requests import serving
+def _answer(number: int, address: bytes) -> ReplyTo:
+    from ipcbus.requests.reply import ReplyTo
 
-    serving.refuse(message)
+    return ReplyTo(number, address)

@@ -25,6 +25,7 @@ from ipcbus.serializers.base import Serializer, serializers
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ipcbus.requests.reply import ReplyTo
     from ipcbus.transport import Buffer, Frame
 
     _Choice = tuple[Callable[[Any], tuple[Buffer, Sequence[Buffer]]], bytes, Serializer]
@@ -41,6 +42,8 @@ _MAX_TYPES = 4096
 """Types remembered; programs that make classes without end must not fill memory with them."""
 _COPIED = 1024
 """A payload of fewer bytes is copied out of its frame, which is cheaper than to look into it."""
+_ROUTE = 32
+"""Bytes of a frame's route and deadline, besides the address."""
 _WINDOW = 1 << 16
 """Messages by which one of a sender with a key may be late without being taken for a replay: a thread that loses the
 processor between counting and sending is overtaken by thousands."""
@@ -96,8 +99,8 @@ class Codec:
         self._permit(self._default)
         if self._auto and self._accepts("raw"):
             self._by_type[bytes] = self._choice(self._make("raw"))
-        self.unanswered: Callable[[Message], None] = _ignore
-        """Told of a request whose body ``decode`` returns, without what could answer it."""
+        self.answer: Callable[[int, bytes], ReplyTo] | None = None
+        """Makes what answers a request, from its number and the address of who asked."""
         self.after_fork()
 
     def use(self, serializer: Serializer) -> None:
@@ -155,6 +158,14 @@ class Codec:
             payload, buffers = dumps(obj)
         except Exception as error:
             raise self._explain(obj, serializer, error) from error
+        if (
+            not buffers
+            and headers is None
+            and self._plain
+            and serializer.id
+            and len(payload) <= self._short - 2 * len(route[1])
+        ):
+            return wire.routed(serializer.id, route, deadline, payload)
         return self._frame(serializer, payload, buffers, wire.Sections(headers=headers, route=route, deadline=deadline))
 
     def _frame(self, serializer: Serializer, payload: Buffer, buffers: Sequence[Buffer], wanted: wire.Sections) -> Frame:
@@ -191,13 +202,26 @@ class Codec:
             except Exception as error:
                 raise self._undecodable(quick[1], payload, error) from error
         message = self.decode_message(frame)
-        if message.route is not None and self._trusted:
-            self.unanswered(message)
+        if message.reply_to is not None:
+            message.reply_to.refuse("it was received with recv(), which cannot answer; receive with recv_message() or serve()")
         return message.body
 
     def decode_message(self, frame: Frame) -> Message:
         """Rebuild the object of a frame with its envelope; raises what ``decode`` raises."""
-        return self.message(frame, self.open(frame))
+        parsed = self.open(frame)
+        # A stranger does not make this process connect to anything, so its requests are messages like others.
+        reply_to = (
+            self.answer(*parsed.route) if parsed.route is not None and self._trusted and self.answer is not None else None
+        )
+        try:
+            body = self.load(parsed)
+        except Exception as error:
+            if reply_to is not None:
+                reply_to.refuse(f"it cannot be rebuilt by the process that received it: {error}")
+            raise
+        size = len(frame[0]) if len(frame) == 1 else sum(memoryview(part).nbytes for part in frame)
+        kind = self._decoders[parsed.serializer or parsed.content_type].content_type
+        return Message(body, parsed.headers, kind, size, parsed.deadline, reply_to)
 
     def open(self, frame: Frame) -> wire.Parsed:
         """Take a frame apart, and check that it is no forgery, without decoding its payload; raises ``DecodeError``."""
@@ -206,16 +230,14 @@ class Codec:
             self._refuse_replay(*parsed.stamp)
         return parsed
 
-    def message(self, frame: Frame, parsed: wire.Parsed) -> Message:
+    def load(self, parsed: wire.Parsed) -> Any:
         """Rebuild the object of a frame that was taken apart; raises what ``decode`` raises."""
         key = parsed.serializer or parsed.content_type
         serializer = self._decoders.get(key) or self._decoder(parsed.serializer, parsed.content_type)
         try:
-            body = serializer.loads(parsed.payload, parsed.buffers)
+            return serializer.loads(parsed.payload, parsed.buffers)
         except Exception as error:
             raise self._undecodable(serializer, parsed.payload, error) from error
-        size = sum(memoryview(part).nbytes for part in frame)
-        return Message(body, parsed.headers, serializer.content_type, size, parsed.deadline, parsed.route)
 
     def _choose(self, kind: type) -> _Choice:
         serializer = self._default
@@ -328,7 +350,3 @@ class Codec:
             view.nbytes,
             bytes(view[:64]),
         )
-
-
-def _ignore(_message: Message) -> None:
-    """Do nothing about a request that cannot be answered."""

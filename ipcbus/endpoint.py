@@ -72,6 +72,10 @@ class Endpoint:
         """What ``recv_many`` met behind messages that it returned."""
         self.shared: dict[str, int] = {}
         """Directories that this channel was left at or had from, and which of the homes that followed each other there."""
+        self.inbox: Any = None
+        """Where replies to requests through this channel come; kept here for who asks."""
+        self.addressee: tuple[int | None, float] = (None, 0.0)
+        """Which other process receives, as the link said when it was asked last, and when that was."""
         self._closed_tx = self._closed_rx = False
         self._lock = threading.Lock()
 
@@ -159,10 +163,10 @@ class Endpoint:
             if not fds and not named:
                 return None
             address = directory.where()
+            self.shared[address] = directory.put(address, self.key, content, fds)
             if named and (home := directory.keeper(address)) is not None:
                 self.handle.entrust(home)
                 _homes.pop(self.spec.id, None)
-            self.shared[address] = directory.put(address, self.key, content, fds)
             return address
 
     @property
@@ -180,6 +184,8 @@ class Endpoint:
         if self.meter is not None:
             self.meter.after_fork()
         self.shared = {}
+        self.inbox = None
+        self.addressee = (None, 0.0)
         self.watchers.clear()
         self.postponed.clear()
         self.sent = self.received = self.dropped = self.undecodable = 0

@@ -49,6 +49,8 @@ JOIN_LIMIT = 16 * 1024
 MAX_BUFFERS = 65_536
 """Out-of-band buffers of one frame."""
 MAC_SIZE = 48
+_route = struct.Struct("<BBBBQH")
+_seconds = struct.Struct("<d")
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 """What a message without headers has."""
@@ -150,6 +152,15 @@ def encode(
     return [start, *tail]
 
 
+def routed(serializer: int, route: tuple[int, bytes], deadline: float | None, payload: Buffer) -> tuple[bytes]:
+    """Make a frame with a route, perhaps a deadline, and a short payload: what ``encode`` makes of the same, sooner."""
+    number, address = route
+    if deadline is None:
+        return (_route.pack(MAGIC, VERSION, ROUTE, serializer, number, len(address)) + address + payload,)
+    start = _route.pack(MAGIC, VERSION, ROUTE | DEADLINE, serializer, number, len(address))
+    return (start + address + _seconds.pack(deadline) + payload,)
+
+
 def parse(frame: Frame, max_message: int, key: bytes | None = None) -> Parsed:
     """Take a frame apart without decoding its payload.
 
@@ -172,6 +183,10 @@ def parse(frame: Frame, max_message: int, key: bytes | None = None) -> Parsed:
     if not flags and key is None and serializer:
         # The common case, kept short: no sections, the payload is the rest.
         return Parsed(serializer, "", _joined(_rest(first, 4, frame)))
+    if flags in (ROUTE, ROUTE | DEADLINE) and key is None and serializer and len(frame) == 1 and type(first) is bytes:
+        parsed = _parse_routed(first, flags, serializer)
+        if parsed is not None:
+            return parsed
     if flags & ~_KNOWN:
         raise _bad(frame, f"has unknown flags 0x{flags & ~_KNOWN:02x}")
     try:
@@ -180,6 +195,24 @@ def parse(frame: Frame, max_message: int, key: bytes | None = None) -> Parsed:
         raise _bad(frame, str(error)) from None
     except (struct.error, ValueError, RecursionError) as error:
         raise _bad(frame, f"is cut short or damaged ({error})") from error
+
+
+def _parse_routed(first: bytes, flags: int, serializer: int) -> Parsed | None:
+    """Take apart what ``routed`` makes; None when something is wrong with it, which the long way will say."""
+    if len(first) < _route.size:
+        return None
+    *_, number, size = _route.unpack_from(first)
+    at = _route.size + size
+    deadline: float | None = None
+    if flags & DEADLINE:
+        if len(first) < at + _seconds.size:
+            return None
+        (deadline,) = _seconds.unpack_from(first, at)
+        at += _seconds.size
+    elif len(first) < at:
+        return None
+    address = first[_route.size : _route.size + size]
+    return Parsed(serializer, "", memoryview(first)[at:], route=(number, address), deadline=deadline)
 
 
 class _Forged(Exception):

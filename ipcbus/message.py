@@ -30,8 +30,6 @@ class Message:
     """Bytes of the frame."""
     deadline: float | None = None
     """When whoever sent it stops waiting for a reply, in seconds since 1970 (UTC); None is never."""
-    route: tuple[int, bytes] | None = field(default=None, repr=False)
-    """Which request it is and where its reply goes, in ipcbus's own terms."""
     reply_to: ReplyTo | None = None
     """For a request: what sends the reply. It pickles, so that another process can answer in this one's place."""
 

@@ -65,7 +65,7 @@ def check(settings: ChannelOptions, transport: type[Transport], where: str) -> N
     if settings.max_message is not None and settings.max_message < 64:
         raise ConfigError(f"{where}: max_message must be at least 64 bytes, not {settings.max_message}")
     if settings.receivers == "many" and not transport.capabilities.many_receivers:
-        raise Unsupported(f"{where!r} has one receiver; receivers='many' needs another transport, such as queue:")
+        raise Unsupported(f"{where!r} has one receiver; receivers='many' needs another transport, such as unix:")
     if settings.overflow == "drop_old" and not transport.capabilities.drops_old:
         raise Unsupported(f"{where!r} cannot drop old messages; use overflow='drop_new' or another transport")
 

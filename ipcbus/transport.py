@@ -136,6 +136,8 @@ class ChannelSpec:
     receivers: Literal["one", "many"]
     max_message: int
     """Bytes of the largest frame."""
+    drops_old: bool = False
+    """Whether senders will take messages out, too. Only asked of transports that can."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,9 @@ def the_command_line_says_what_to_install() -> None:
 
 def main() -> None:
     nothing_else_is_installed()
-    for url in ("inproc:", "queue:", "pipe:", "auto:", "pipe:?serializer=json"):
+    for url in ("inproc:", "queue:", "pipe:", "unix:", "auto:", "pipe:?serializer=json"):
         one_process(url)
-    for url in ("queue:", "pipe:"):
+    for url in ("queue:", "pipe:", "unix:"):
         for method in ("fork", "spawn", "forkserver"):
             two_processes(url, method)
     for name, extra in TRANSPORTS.items():

@@ -7,6 +7,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from ipcbus import endpoint
 from ipcbus.bus import page
 from ipcbus.bus.facts import ChannelFacts
 from ipcbus.errors import ChannelBroken, Unsupported
@@ -42,13 +43,6 @@ class Board:
         """
         with self._lock:
             self._notes[key] = _Note()
-
-    def leave(self, key: bytes) -> None:
-        """Know a channel no more: its name is another's now. Who has its page mapped keeps it."""
-        with self._lock:
-            note = self._notes.pop(key, None)
-        if note is not None:
-            os.close(note.fd)
 
     def words(self, key: bytes) -> page.Words:
         """Return the page of a channel; raises ``ChannelBroken`` if there is no such channel."""
@@ -112,7 +106,8 @@ class Board:
             sent, received = page.total(note.words, page.SENT), page.total(note.words, page.RECEIVED)
             waiting = note.waiting()
             taps = sorted(owner.pid if owner else os.getpid() for _, owner in note.taps.values())
-        if end.tx is not None or end.rx is not None:
+        here = endpoint.find(end.spec.id)
+        if here is not None and (here.tx is not None or here.rx is not None):
             users = sorted({*users, os.getpid()})
         return ChannelFacts(
             name=name,

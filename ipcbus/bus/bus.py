@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import endpoint
@@ -77,9 +78,13 @@ class Bus:
         """
         from ipcbus.directory import client
 
-        found = address or client.attached()
-        if found is None:
-            raise ConfigError(f"no bus is known here: pass its address, or set {client.ADDRESS} to it (the home's bus.address)")
+        said = address or client.attached()
+        if said is None:
+            raise ConfigError(
+                f"no bus is known here: pass the bus or its address to this process, or set {client.ADDRESS} to it; what is "
+                "set after multiprocessing's fork server has started does not reach the fork server's children"
+            )
+        found = str(Path(said).absolute())
         if not client.keeps(found):
             client.place(found).greet()
             client.attach(found)
@@ -114,8 +119,7 @@ class Bus:
         found = client.call(self._address, "channel", name.encode())
         channel_id, content = found.content[:16].hex(), found.content[16:]
         with unpacking(found.fds):
-            known = endpoint.find(channel_id)
-            end = rebuild(*pickle.loads(content)) if known is None else known
+            end = endpoint.find(channel_id) or rebuild(*pickle.loads(content))
         end.shared.setdefault(self._address, client.current(self._address))
         return Channel(end)
 

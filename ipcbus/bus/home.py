@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import threading
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,29 +15,29 @@ from ipcbus import config as configuration
 from ipcbus import endpoint
 from ipcbus.bus.board import Board
 from ipcbus.bus.meter import Meter
-from ipcbus.channel import open_channel
+from ipcbus.channel import Channel, open_channel, rebuild
 from ipcbus.directory import client
 from ipcbus.directory.server import SOCKET, Directory
-from ipcbus.errors import ChannelBroken, ConfigError, Unsupported
+from ipcbus.errors import ChannelBroken, ChannelClosed, ConfigError, Unsupported
 from ipcbus.options import nearest
 from ipcbus.plumbing import forks, rundir
 from ipcbus.plumbing.claim import Claim
-from ipcbus.plumbing.fds import packing
+from ipcbus.plumbing.fds import packing, unpacking
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
     from ipcbus.bus.facts import ChannelFacts
-    from ipcbus.channel import Channel
     from ipcbus.directory.server import Guest
-    from ipcbus.endpoint import Endpoint
 
     Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | configuration.Config | None
     """A configuration, or where it is."""
 
 __all__ = ["Home"]
 
+_TRIES = 100
+"""How often an address is tried whose home is just leaving it."""
 _CLAIM = "claim"
 """The file in the directory of a bus that its home has claimed."""
 DEFAULT = "*"
@@ -55,6 +58,9 @@ class Home:
         self._config = _load(config)
         self._pid = os.getpid()
         self._channels: dict[str, Channel] = {}
+        self._keys: dict[str, bytes] = {}
+        """What the channel of each name is kept under in the directory, for as long as this is the home."""
+        self._closed = False
         self._lock = threading.RLock()
         address = address or self._config.bus.address
         self._directory = Path(address).absolute() if address else rundir.create()
@@ -65,6 +71,7 @@ class Home:
             self._give_up()
             raise
         self.board = Board(self.directory)
+        self.directory.left += [self._let_go, self.board.abandon]
         for name, answer in (
             ("channel", self._answer_channel),
             ("channels", self._answer_channels),
@@ -79,7 +86,8 @@ class Home:
         client.attach(self.address)
         self._variable_before = os.environ.get(client.ADDRESS)
         os.environ[client.ADDRESS] = self.address
-        forks.at_exit(self.close, -80)
+        _hook()
+        _homes.add(self)
 
     @property
     def address(self) -> str:
@@ -92,16 +100,16 @@ class Home:
         return self._pid == os.getpid()
 
     def channel(self, name: str) -> Channel:
-        """Return the channel of a name, made now if there is none; raises what ``Bus.channel`` raises."""
+        """Return the channel of a name, made now if there is none; raises what ``Bus.channel`` raises.
+
+        A name has one channel for as long as this is the home: also when this process has closed its ends meanwhile,
+        because others may use it, or find the messages that wait in it.
+        """
         with self._lock:
+            key = self._key(name)
             channel = self._channels.get(name)
-            if channel is None or endpoint.find(channel._end.spec.id) is None:  # noqa: SLF001  this package's
-                if channel is not None:
-                    self.board.leave(channel._end.key)  # noqa: SLF001  as above
-                channel = self._channels[name] = self._open(name)
-                end = channel._end  # noqa: SLF001  this package's
-                self.board.enter(end.key)
-                end.meter = Meter(self.address, end.key, self.board)
+            if channel is None or endpoint.find(key.hex()) is None:
+                channel = self._channels[name] = self._reopen(key)
             return channel
 
     def channels(self) -> list[ChannelFacts]:
@@ -114,34 +122,94 @@ class Home:
         if not self.here:
             return
         with self._lock:
-            channels, self._channels = self._channels, {}
+            if self._closed:
+                return
+            self._closed = True
+        _homes.discard(self)
         client.unkeep(self.directory)
         if client.attached() == self.address:
             client.attach(None)
+        self._restore_variable()
+        self.directory.close()
+        for channel in self._channels.values():
+            channel.destroy()
+        self.board.close()
+        self._give_up()
+
+    def _restore_variable(self) -> None:
+        """Let ``IPCBUS_ADDRESS`` say what it said before, also where homes are not closed in turn."""
+        for other in _homes:
+            if other._variable_before == self.address:  # noqa: SLF001  its own class
+                other._variable_before = self._variable_before  # noqa: SLF001  the same
         if os.environ.get(client.ADDRESS) == self.address:
             if self._variable_before is None:
                 del os.environ[client.ADDRESS]
             else:
                 os.environ[client.ADDRESS] = self._variable_before
-        self.directory.close()
-        for channel in channels.values():
-            channel.destroy()
-        self.board.close()
-        self._give_up()
 
-    def _give_up(self) -> None:
-        rundir.remove(self._directory)
+    def _let_go(self) -> None:
+        """Free a forked child's copy of the claim, or the address would stay claimed while the child lives."""
         if self._claim is not None:
             self._claim.close()
 
+    def _give_up(self) -> None:
+        if self._claim is None:
+            rundir.remove(self._directory)
+            return
+        # The directory is somebody's, who may have other things in it.
+        for name in (SOCKET, _CLAIM):
+            (self._directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._directory.rmdir()
+        self._claim.close()
+
+    def _key(self, name: str) -> bytes:
+        """Return what the channel of a name is kept under, made now if there is none. The lock is held."""
+        if self._closed:
+            raise ChannelClosed(f"the bus at {self.address} is closed")
+        key = self._keys.get(name)
+        if key is None:
+            channel = self._open(name)
+            end = channel._end  # noqa: SLF001  this package's
+            end.meter = Meter(self.address, end.key, self.board)
+            try:
+                with packing() as fds:
+                    state = pickle.dumps(end.state())
+                self.board.enter(end.key)
+                self.directory.put(end.key, state, fds, held=True, pinned=True)
+            except BaseException:
+                channel.destroy()
+                raise
+            end.shared[self.address] = 0
+            self._channels[name] = channel
+            key = self._keys[name] = end.key
+        return key
+
+    def _reopen(self, key: bytes) -> Channel:
+        """Open a channel again whose ends this process has closed."""
+        content, fds = self._found(key)
+        with unpacking(fds):
+            end = rebuild(*pickle.loads(content))
+        end.meter = Meter(self.address, key, self.board)
+        end.shared[self.address] = 0
+        self.directory.hold(key)
+        return Channel(end)
+
+    def _found(self, key: bytes) -> tuple[bytes, list[int]]:
+        found = self.directory.look(key)
+        if found is None:
+            raise ChannelBroken("this channel was taken from the directory of the bus by somebody who should not")
+        return found
+
     def _open(self, name: str) -> Channel:
         said = self._config.channels
-        wanted = said.get(name, said.get(DEFAULT))
+        key = name if name in said else DEFAULT
         where = f"channels.{name}"
-        if wanted is None:
-            if self._config.bus.strict:
-                raise ConfigError(f"the configuration has no channel {name!r} and is strict; {nearest(name, said)}")
-            wanted = {}
+        if key not in said and self._config.bus.strict:
+            raise ConfigError(f"the configuration has no channel {name!r} and is strict; {nearest(name, said)}")
+        wanted = said.get(key, {})
+        if not isinstance(wanted, (str, Mapping)):
+            raise ConfigError(f"channels.{key}: must be a URL or a table of url and options, not {wanted!r}")
         options = {"url": wanted} if isinstance(wanted, str) else dict(wanted)
         url = options.pop("url", None) or self._config.transport or "auto:"
         try:
@@ -154,28 +222,17 @@ class Home:
         return channel
 
     def _answer_channel(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
-        end = self.channel(content.decode())._end  # noqa: SLF001  this package's
-        with packing() as fds:
-            state = pickle.dumps(end.state())
-        self._lend(guest, end, state, fds)
-        return end.key + state, [os.dup(fd) for fd in fds]
-
-    def _lend(self, guest: Guest, end: Endpoint, state: bytes, fds: Sequence[int]) -> None:
-        # Entered like a channel that was shared: what the guest sends on is fetched by others from here, too.
-        self.directory.put(end.key, state, fds, held=True)
-        end.shared[self.address] = 0
-        self.directory.use(guest, end.key)
+        with self._lock:
+            key = self._key(content.decode())
+        state, fds = self._found(key)
+        self.directory.use(guest, key)
+        return key + state, fds
 
     def _answer_channels(self, _guest: Guest, _content: bytes) -> tuple[bytes, Sequence[int]]:
         return pickle.dumps(self.channels()), ()
 
     def _answer_meter(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
-        end = endpoint.find(content.hex())
-        if end is not None and self.address not in end.shared:  # the guest has it by inheritance
-            with packing() as fds:
-                state = pickle.dumps(end.state())
-            self._lend(guest, end, state, fds)
-        self.directory.use(guest, content)
+        self.directory.use(guest, content)  # it may have the channel by inheritance
         number, fd = self.board.attach(guest, content)
         return number.to_bytes(8, "little"), [fd]
 
@@ -189,6 +246,22 @@ class Home:
     def _answer_untap(self, _guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
         self.board.untap(content)
         return b"", ()
+
+
+_homes: weakref.WeakSet[Home] = weakref.WeakSet()
+_hooked = False
+
+
+def _hook() -> None:
+    global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
+    if not _hooked:
+        _hooked = True
+        forks.at_exit(_close_all, -80)
+
+
+def _close_all() -> None:
+    for home in list(_homes):
+        home.close()
 
 
 def _load(config: Source) -> configuration.Config:
@@ -211,23 +284,44 @@ def _destroy(content: bytes) -> None:
 
 def _claim(directory: Path) -> Claim:
     """Become the home at an address, or raise; what a home that died left there is removed."""
+    for _ in range(_TRIES):
+        claim = _claim_once(directory)
+        if claim is not None:
+            (directory / SOCKET).unlink(missing_ok=True)
+            return claim
+    raise ChannelBroken(f"other processes keep opening and closing a bus at {directory}; give it an address of its own")
+
+
+def _claim_once(directory: Path) -> Claim | None:
+    """Try to, and return None if the home before was just leaving."""
     try:
-        directory.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
         rundir.check(directory)
+        rundir.socket_path(directory, SOCKET)
         fd = os.open(directory / _CLAIM, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        if not directory.parent.is_dir():
+            raise ChannelBroken(f"{directory} cannot be made for a bus: there is no {directory.parent}") from None
+        return None
+    except ChannelBroken:
+        if not directory.exists():
+            return None
+        raise
     except OSError as error:
-        if isinstance(error, ChannelBroken):
-            raise
         raise ChannelBroken(f"the directory {directory} cannot be used for a bus: {error.strerror}") from error
     try:
         claim = Claim(fd)
+        owner = claim.take()
+        # A claim on a file that was removed is none: the next process would make another file.
+        left = os.fstat(fd).st_nlink == 0
     finally:
         os.close(fd)
-    owner = claim.take()
-    if owner is not None:
-        claim.close()
-        raise ConfigError(
-            f"process {owner} is the home of the bus at {directory}; connect to it with Bus.connect({str(directory)!r})"
-        )
-    (directory / SOCKET).unlink(missing_ok=True)
-    return claim
+    if owner is None and not left:
+        return claim
+    claim.close()
+    if left:
+        return None
+    raise ConfigError(
+        f"process {owner} is the home of the bus at {directory}; connect to it with Bus.connect({str(directory)!r})"
+    )

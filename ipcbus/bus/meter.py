@@ -58,8 +58,6 @@ class Meter:
 
     def after_fork(self) -> None:
         """Start afresh in a forked child, which is another process with a slot of its own."""
-        if self._board is not None:
-            self._board.abandon()
         self._slot = self._board = None
         self._asked = False
 

@@ -51,7 +51,7 @@ class Tap:
         self._key = own.key
         for serializer in (LookingPickle(), LookingCloudPickle()):
             own.codec.use(serializer)
-        own.codec.unanswered = _leave
+        own.codec.answer = None  # a request is its receiver's to answer
         try:
             own.open_receiver()  # before anybody sends: a sender need not wait for one then
             with packing() as fds:
@@ -79,7 +79,7 @@ class Tap:
 
         Descriptors, channels, futures and the like are only for the receiver: in a copy, stand-ins are in their places.
         """
-        end = self._channel._end  # noqa: SLF001  not recv_message: that would tell who asked that its request is taken
+        end = self._channel._end  # noqa: SLF001  this package's
         return end.codec.decode_message(end.open_receiver().recv(timeout))
 
     def __iter__(self) -> Iterator[Message]:
@@ -116,7 +116,3 @@ class Tap:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _leave(_request: Message) -> None:
-    """Do nothing about a request: its receiver will."""

@@ -67,8 +67,8 @@ def follow(
                 typer.echo("ipcbus: the channel was shut down", err=True)
                 raise typer.Exit(1 if left else printer.code) from None
             message = printer.show(frame, codec)
-            if message is not None and message.route is not None and codec.trusted:
-                codec.unanswered(message)  # who asked need not wait for an answer that nobody can give here
+            if message is not None and message.reply_to is not None:
+                message.reply_to.refuse("it was received at a shell, which cannot answer")
             left = None if left is None else left - 1
             seen = True
             also()

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from ipcbus.directory import wire
 from ipcbus.directory.server import SOCKET, Directory
-from ipcbus.directory.wire import Datagram, Operation, Status
-from ipcbus.errors import ChannelBroken, InsecureConfiguration
+from ipcbus.directory.wire import UNASKED, Cut, Datagram, Operation, Status
+from ipcbus.errors import ChannelBroken, InsecureConfiguration, IpcbusError
 from ipcbus.plumbing import forks, rundir
 from ipcbus.plumbing.clock import Deadline
 
@@ -50,6 +50,7 @@ ADDRESS = "IPCBUS_ADDRESS"
 PATIENCE = 5.0
 """Seconds that a directory has for an answer."""
 _CREDENTIALS = struct.Struct("iII")
+_TIMEVAL = struct.Struct("ll")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class Place:
         self._sock: socket.socket | None = None
         self._token = 0
         self._lock = threading.Lock()
+        self._untold: set[bytes] = set()
+        """Keys whose ``DROP`` could not be sent at once."""
 
     def ask(self, operation: Operation, key: bytes, content: bytes = b"", fds: Sequence[int] = ()) -> Datagram:
         """Send a request and return the answer, whose descriptors are the caller's.
@@ -90,16 +93,21 @@ class Place:
         """
         deadline = Deadline(self.patience)
         with self._lock:
-            was_connected = self._sock is not None
-            try:
-                answer = self._exchange(operation, key, content, fds, deadline)
-            except ConnectionError:
-                if not was_connected:
-                    raise
-                answer = self._exchange(operation, key, content, fds, deadline)  # a new home may have taken over
+            tries = 1 if self._sock is None else 2  # a new home may have taken over since the connection was made
+            while True:
+                tries -= 1
+                try:
+                    answer = self._exchange(operation, key, content, fds, deadline)
+                    break
+                except _Gone as error:
+                    if not tries:
+                        raise ChannelBroken(str(error)) from error.__cause__
+            # What was dropped meanwhile was what this process had of it before.
+            self._untold.discard(key)
+        self._tell()
         if answer.kind == Status.REFUSED:
             answer.close()
-            raise pickle.loads(answer.content)
+            raise _rebuilt(answer)
         if answer.kind == Status.UNKNOWN:
             raise ChannelBroken(
                 f"process {self.pid}, the home at {self.address}, does not know this channel any more: nobody had it open "
@@ -107,12 +115,33 @@ class Place:
             )
         return answer
 
-    def tell(self, operation: Operation, key: bytes) -> None:
-        """Send a request that has no answer, if there is a connection."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._sock is not None:
-                self._sock.settimeout(0)
-                wire.send(self._sock, Datagram(operation, 0, key))
+    def drop(self, key: bytes) -> None:
+        """Say that this process does not use a key any more, if there is a connection.
+
+        Takes no lock that another may have: finalizers call it, at any moment, also inside ``ask``. Then ``ask`` says it.
+        """
+        self._untold.add(key)
+        self._tell()
+
+    def _tell(self) -> None:
+        while self._untold and self._lock.acquire(blocking=False):
+            try:
+                sock = self._sock
+                if sock is None:
+                    self._untold.clear()
+                    return
+                sock.settimeout(0)
+                while self._untold:
+                    key = self._untold.pop()
+                    try:
+                        wire.send(sock, Datagram(Operation.DROP, UNASKED, key))
+                    except BlockingIOError:
+                        self._untold.add(key)  # the home does not listen just now; the next request comes after it
+                        return
+                    except OSError:
+                        return  # it has ended, and will not be told
+            finally:
+                self._lock.release()
 
     def greet(self) -> None:
         """Make the connection if there is none; raises what ``ask`` raises."""
@@ -146,6 +175,7 @@ class Place:
     def after_fork(self) -> None:
         """Let go of the parent's connection."""
         self._lock = threading.Lock()
+        self._untold = set()
         self._disconnect()
 
     def _exchange(self, operation: Operation, key: bytes, content: bytes, fds: Sequence[int], deadline: Deadline) -> Datagram:
@@ -154,36 +184,48 @@ class Place:
         except BaseException as error:
             # Also after an interruption: an answer that comes later must not be taken for that to another question.
             self._disconnect()
+            if isinstance(error, IpcbusError):
+                raise
+            if isinstance(error, (EOFError, BrokenPipeError, ConnectionResetError)):
+                raise _Gone(f"the process that keeps {self.address} (pid {self.pid}) has ended; {_ADVICE}") from error
             if isinstance(error, TimeoutError):
                 raise ChannelBroken(
                     f"process {self.pid} at {self.address} did not answer within {self.patience:g} s"
                 ) from error
-            if isinstance(error, (EOFError, BrokenPipeError, ConnectionResetError)):
-                raise _Gone(f"the process that keeps {self.address} (pid {self.pid}) has ended; {_ADVICE}") from error
+            if isinstance(error, Cut):
+                raise ChannelBroken(str(error)) from error
             if isinstance(error, ValueError):
                 raise ChannelBroken(f"what process {self.pid} at {self.address} answers makes no sense: {error}") from error
+            if isinstance(error, OSError):
+                raise ChannelBroken(f"{self.address} cannot be asked: {error.strerror}; see 'ulimit -n'") from error
             raise
 
     def _round_trip(self, operation: Operation, key: bytes, content: bytes, fds: Sequence[int], deadline: Deadline) -> Datagram:
-        sock = self._connected()
-        self._token = (self._token + 1) & 0xFFFFFFFF
+        sock = self._connected(deadline)
+        self._token = self._token % 0xFFFFFFFF + 1
         sock.settimeout(_positive(deadline))
-        wire.send(sock, Datagram(operation, self._token, key, content, list(fds)))
-        sock.settimeout(_positive(deadline))
-        answer = wire.receive(sock)
+        try:
+            wire.send(sock, Datagram(operation, self._token, key, content, list(fds)))
+            sock.settimeout(_positive(deadline))
+            answer = wire.receive(sock)
+        except (BrokenPipeError, ConnectionResetError):
+            sock.settimeout(_positive(deadline))
+            answer = wire.receive(sock)  # it hung up, and perhaps it said why
         if answer is None:
             raise EOFError
+        if answer.token == UNASKED:
+            answer.close()
+            raise _rebuilt(answer)
         if answer.token != self._token:
             answer.close()
             raise ValueError(f"an answer to question {answer.token} came for question {self._token}")
         return answer
 
-    def _connected(self) -> socket.socket:
+    def _connected(self, deadline: Deadline) -> socket.socket:
         if self._sock is None:
-            rundir.check(Path(self.address))
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                self.pid = _connect(sock, self.address, self.patience)
+                self.pid = _connect(sock, self.address, deadline, self.patience)
             except BaseException:
                 sock.close()
                 raise
@@ -193,17 +235,33 @@ class Place:
 
     def _disconnect(self) -> None:
         sock, self._sock = self._sock, None
+        self._untold.clear()
         if sock is not None:
             sock.close()
 
 
-def _connect(sock: socket.socket, address: str, patience: float) -> int:
+def _connect(sock: socket.socket, address: str, deadline: Deadline, patience: float) -> int:
     """Connect and return the pid of the process at the other end, which is one of this user's."""
     path = rundir.socket_path(Path(address), SOCKET)
     try:
-        sock.settimeout(patience)
-        sock.connect(str(path))
+        rundir.check(Path(address))
+    except ChannelBroken as error:
+        raise ChannelBroken(
+            f"nobody answers at {address} ({getattr(error.__cause__, 'strerror', error)}); {_ADVICE}"
+        ) from error
+    try:
+        sock.settimeout(None)
+        while True:
+            # The kernel's own timeout: a socket that Python times does not wait for its turn where many connect at once.
+            left = _positive(deadline)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(left), int(left % 1 * 1e6)))
+            sock.connect(str(path))
+            with contextlib.suppress(OSError):
+                sock.getpeername()
+                break  # else a signal ended the call, which Python takes for success
         pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    except BlockingIOError as error:
+        raise ChannelBroken(f"the home at {address} let nobody in for {patience:g} s: it hangs, or is stopped") from error
     except OSError as error:
         raise ChannelBroken(f"nobody answers at {address} ({error.strerror or error}); {_ADVICE}") from error
     if uid != os.geteuid():
@@ -211,13 +269,18 @@ def _connect(sock: socket.socket, address: str, patience: float) -> int:
     return int(pid)
 
 
-def _positive(deadline: Deadline) -> float | None:
+def _positive(deadline: Deadline) -> float:
     """Return what is left, but never 0, which sockets take for *do not wait*."""
-    left = deadline.remaining()
-    return None if left is None else max(left, 0.001)
+    return max(deadline.remaining() or 0.0, 0.001)
 
 
-class _Gone(ChannelBroken, ConnectionError):
+def _rebuilt(answer: Datagram) -> IpcbusError:
+    """Return the error that the other side sent."""
+    error = pickle.loads(answer.content)
+    return error if isinstance(error, IpcbusError) else ChannelBroken(f"the other side failed: {error!r}")
+
+
+class _Gone(Exception):
     """The home ended while there was a connection to it."""
 
 
@@ -344,7 +407,7 @@ def put(address: str, key: bytes, content: bytes, fds: Sequence[int], *, held: b
     there = place(address)
     there.ask(Operation.PUT, key, content, fds).close()
     if not held:
-        there.tell(Operation.DROP, key)
+        there.drop(key)
     return there.generation
 
 
@@ -381,7 +444,7 @@ def drop(address: str, key: bytes) -> None:
     if kept is not None:
         kept.drop(key)
     elif (there := _here.places.get(address)) is not None:
-        there.tell(Operation.DROP, key)
+        there.drop(key)
 
 
 def call(address: str, name: str, content: bytes = b"") -> Found:

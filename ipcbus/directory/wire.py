@@ -11,12 +11,13 @@ import array
 import enum
 import os
 import socket
+import stat
 import struct
 from dataclasses import dataclass, field
 
 from ipcbus.errors import ChannelBroken
 
-__all__ = ["MAX_CONTENT", "MAX_FDS", "Datagram", "Operation", "Status", "receive", "send"]
+__all__ = ["MAX_CONTENT", "MAX_FDS", "UNASKED", "Cut", "Datagram", "Operation", "Status", "receive", "send"]
 
 VERSION = 1
 _SPILLED = 0x80
@@ -28,7 +29,17 @@ MAX_CONTENT = 16 << 20
 MAX_KEY = 1024
 MAX_FDS = 64
 """Descriptors beside one datagram; the system allows 253."""
+UNASKED = 0
+"""The token of what a directory says before it hangs up. No question has it."""
 _ROOM = socket.CMSG_SPACE((MAX_FDS + 1) * array.array("i").itemsize)
+
+
+class Cut(ValueError):
+    """A datagram came without all of its descriptors, because this process may not have more. ``token`` is the datagram's."""
+
+    def __init__(self, token: int) -> None:
+        super().__init__("this process has no descriptors left for those that came; see 'ulimit -n'")
+        self.token = token
 
 
 class Operation(enum.IntEnum):
@@ -101,47 +112,53 @@ def receive(sock: socket.socket, flags: int = 0) -> Datagram | None:
 
     Raises:
         OSError: nothing came.
-        ValueError: what came makes no sense. Its descriptors are closed.
+        Cut: its descriptors did not all come.
+        ValueError: what came makes no sense. Its descriptors are closed, whatever is raised.
     """
     data, ancillary, state, _ = sock.recvmsg(_head.size + MAX_KEY + SPILL, _ROOM, flags | socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
+    numbers = array.array("i")
     for level, kind, words in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(words[: len(words) - len(words) % fds.itemsize])
+            numbers.frombytes(words[: len(words) - len(words) % numbers.itemsize])
+    came = Datagram(0, 0, fds=numbers.tolist())
     if not data:
-        _close(fds)
+        came.close()
         return None
     try:
-        return _parse(data, list(fds), cut=bool(state & (socket.MSG_CTRUNC | socket.MSG_TRUNC)))
-    except (struct.error, ValueError) as error:
-        _close(fds)
-        raise ValueError(f"no datagram of a directory: {error}") from error
+        _parse(came, data, state)
+    except BaseException as error:
+        came.close()
+        if isinstance(error, (struct.error, ValueError, OSError)) and not isinstance(error, Cut):
+            raise ValueError(f"no datagram of a directory: {error}") from error  # noqa: TRY004  what came is wrong, not its type
+        raise
+    return came
 
 
-def _parse(data: bytes, fds: list[int], *, cut: bool) -> Datagram:
-    if cut:
-        raise ValueError("cut off: too large, or no descriptors were free")
-    kind, version, length, token = _head.unpack_from(data)
+def _parse(came: Datagram, data: bytes, state: int) -> None:
+    """Fill in a datagram that has its descriptors already; raises ``ValueError``, ``struct.error`` or ``OSError``."""
+    came.kind, version, length, came.token = _head.unpack_from(data)
     if version & ~_SPILLED != VERSION:
         raise ValueError(f"version {version & ~_SPILLED}, and this ipcbus speaks {VERSION}")
-    key, content = data[_head.size : _head.size + length], data[_head.size + length :]
-    if len(key) != length:
+    if state & socket.MSG_TRUNC:
+        raise ValueError("longer than any is")
+    if len(came.fds) > MAX_FDS + bool(version & _SPILLED):
+        raise ValueError(f"more than {MAX_FDS} descriptors")
+    if state & socket.MSG_CTRUNC:
+        raise Cut(came.token)
+    came.key, came.content = data[_head.size : _head.size + length], data[_head.size + length :]
+    if len(came.key) != length:
         raise ValueError("the key ends behind the datagram")
     if version & _SPILLED:
-        if content or not fds:
+        if came.content or not came.fds:
             raise ValueError("the memory file is missing")
-        content = _read(fds[-1])
-        os.close(fds.pop())
-    return Datagram(kind, token, key, content, fds)
+        came.content = _read(came.fds[-1])
+        os.close(came.fds.pop())
 
 
 def _read(fd: int) -> bytes:
-    size = os.fstat(fd).st_size
-    if size > MAX_CONTENT:
-        raise ValueError(f"{size} bytes of content; {MAX_CONTENT} is the most")
-    return os.pread(fd, size, 0)
-
-
-def _close(fds: array.array[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+    state = os.fstat(fd)
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("the content is in no file")  # and reading it might block
+    if state.st_size > MAX_CONTENT:
+        raise ValueError(f"{state.st_size} bytes of content; {MAX_CONTENT} is the most")
+    return os.pread(fd, state.st_size, 0)

@@ -18,6 +18,7 @@ class _Basket(threading.local):
 
     packed: list[int] | None = None
     arrived: list[int] | None = None
+    unpacked: list[TravellingFd] | None = None
 
 
 _basket = _Basket()
@@ -39,13 +40,21 @@ def packing() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def unpacking(fds: Sequence[int]) -> Iterator[None]:
-    """Unpickle inside what was pickled in ``packing``: its descriptors are these. Those that it does not take are closed."""
-    before, arrived = _basket.arrived, list(fds)
-    _basket.arrived = arrived
+    """Unpickle inside what was pickled in ``packing``: its descriptors are these.
+
+    Those that it does not take are closed, and those that it took too, when it fails.
+    """
+    before, before_unpacked, arrived = _basket.arrived, _basket.unpacked, list(fds)
+    unpacked: list[TravellingFd] = []
+    _basket.arrived, _basket.unpacked = arrived, unpacked
     try:
         yield
+    except BaseException:
+        for taken in unpacked:
+            taken.close()
+        raise
     finally:
-        _basket.arrived = before
+        _basket.arrived, _basket.unpacked = before, before_unpacked
         for fd in arrived:
             if fd >= 0:
                 os.close(fd)
@@ -99,7 +108,10 @@ def _unpack(index: int) -> TravellingFd:
     if arrived is None or not 0 <= index < len(arrived) or arrived[index] < 0:
         raise ValueError("this pickle names descriptors that did not come with it")
     fd, arrived[index] = arrived[index], -1
-    return TravellingFd(fd)
+    taken = TravellingFd(fd)
+    if _basket.unpacked is not None:
+        _basket.unpacked.append(taken)
+    return taken
 
 
 def _arrive(ticket: Any) -> TravellingFd:

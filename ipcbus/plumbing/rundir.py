@@ -65,7 +65,8 @@ def create() -> Path:
         if _reaped_by != os.getpid():
             _reaped_by = os.getpid()
             reap(parent)
-        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        # Whose it is shows in its name, too: who is killed now leaves it empty.
+        directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
         try:
             (directory / _HOME).write_text(f"{os.getpid()} {start_time(os.getpid())}")
         except BaseException:
@@ -157,13 +158,18 @@ def reap(parent: Path) -> list[Path]:
         try:
             check(directory)
             fd = os.open(directory / _HOME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            if _maker_ended(directory):
+                remove(directory)
+                removed.append(directory)
+            continue  # else it is just being made, or just being removed
         except (OSError, InsecureConfiguration):
-            continue  # not ours, just being made, or just being removed
+            continue  # not ours
         try:
-            if not _home_ended(os.pread(fd, 100, 0)):
+            if not _home_ended(os.pread(fd, 100, 0), directory):
                 continue  # not locked even for a moment: somebody who wants to hold it would take it for gone
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _home_ended(os.pread(fd, 100, 0)):
+            if _home_ended(os.pread(fd, 100, 0), directory):
                 remove(directory)
                 removed.append(directory)
         except BlockingIOError:
@@ -189,10 +195,15 @@ def socket_path(directory: Path, name: str) -> Path:
     return path
 
 
-def _home_ended(said: bytes) -> bool:
+def _maker_ended(directory: Path) -> bool:
+    pid = directory.name.removeprefix(PREFIX).partition("-")[0]
+    return pid.isdecimal() and not start_time(int(pid))
+
+
+def _home_ended(said: bytes, directory: Path) -> bool:
     words = said.split()
     if len(words) != 2:
-        return False  # its home has not written it yet
+        return _maker_ended(directory)  # its home has not written it yet
     return start_time(int(words[0])) != words[1].decode()
 
 

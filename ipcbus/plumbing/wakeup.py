@@ -17,6 +17,7 @@ class Wakeup:
     __slots__ = ("_fd",)
 
     def __init__(self, fd: int | None = None) -> None:
+        self._fd = -1  # for the finalizer, where the system refuses the next line
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if fd is None else fd
 
     def fileno(self) -> int:

@@ -114,6 +114,11 @@ class Future(Generic[T]):
         return self.finish(None, ChannelClosed("this request was cancelled here"))
 
     def __await__(self) -> Generator[Any, None, T]:
+        yield from self.arrival()
+        return self.result(0)
+
+    def arrival(self) -> asyncio.Future[None]:
+        """Return a future of the running event loop that is done when this one is; it has no value and no error."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -126,8 +131,7 @@ class Future(Generic[T]):
                 pass  # that loop is over, and nobody waits in it
 
         self.add_done_callback(wake)
-        yield from waiting
-        return self.result(0)
+        return waiting
 
     def fileno(self) -> int:
         """Return a descriptor that polls readable when the future is done; :func:`ipcbus.wait` takes futures."""
@@ -197,10 +201,10 @@ class Future(Generic[T]):
         """Whether its value comes from another future, as a pair of value and error."""
         return self._origin is not None
 
-    def enter(self, inbox: Inbox) -> None:
+    def enter(self, inbox: Inbox, addressee: int | None) -> None:
         """Become a request of an inbox."""
         self._inbox = inbox
-        inbox.adopt(self)
+        inbox.adopt(self, addressee)
 
     def abort(self, error: BaseException) -> None:
         """Fail because the question could not be put."""

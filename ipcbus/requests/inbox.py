@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections import OrderedDict
+from time import monotonic, time  # the wall clock is for other processes
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.directory import client as directory
@@ -28,6 +28,7 @@ from ipcbus.errors import (
 from ipcbus.plumbing import forks
 from ipcbus.requests import reply
 from ipcbus.requests.future import Future
+from ipcbus.requests.spin import Spin
 from ipcbus.requests.table import Requests
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from ipcbus.directory.server import Guest
     from ipcbus.endpoint import Endpoint
+    from ipcbus.frame import Parsed
     from ipcbus.plumbing.clock import Deadline
     from ipcbus.transport import Frame
 
@@ -44,6 +46,8 @@ logger = logging.getLogger("ipcbus.requests")
 
 _CAPACITY = 4096
 """Replies that may wait in the inbox (of each process that answers, as the transport counts)."""
+_FRESH = 0.02
+"""Seconds for which what a link says of its receiver is taken to be so: asking the kernel costs as much as sending."""
 _EXPORTED = 4096
 """Futures that are done and that other processes may still ask for."""
 
@@ -63,6 +67,7 @@ class Inbox:
         from ipcbus.channel import open_channel  # which imports this: a channel asks, and the inbox is one
 
         self.late = 0
+        self._pid = os.getpid()
         self._channel = open_channel(url, capacity=_CAPACITY)
         self._end = self._channel._end  # noqa: SLF001  this package's
         self._table = Requests()
@@ -76,8 +81,9 @@ class Inbox:
         self._last_export = 0
         self._role = threading.Lock()
         """Held by the leader: whoever receives from the inbox."""
+        self._spin = Spin()
         self._steward: threading.Thread | None = None
-        self._closed = False
+        self.closed = False
         self._directory = directory.own()
         self.address = reply.publish(self._end, self._table.fd)
         self._directory.gone.append(self._gone)
@@ -89,43 +95,56 @@ class Inbox:
     ) -> tuple[Future[Any], Frame]:
         """Enter a request and return its future and the frame to send; ``give_up`` undoes it.
 
+        From here on, the death of the process that is the one receiver of the channel ends the request.
+
         Raises:
             Unsupported: strangers can send through this channel.
             EncodeError: the object cannot travel.
             ChannelFull: too many requests wait already.
         """
-        if not end.codec.trusted:
+        codec = end.codec
+        if not codec.trusted:
             raise Unsupported(
                 f"requests cannot go through {end.url}: other users or machines can reach it, and would be told how to reach "
                 "this process; use a private channel such as pipe:, or give both ends a key_file"
             )
-        future = self.adopt(Future(self))
-        deadline = None if timeout is None else time.time() + timeout  # the wall clock, because another process reads it
+        addressee, known_at = end.addressee
+        if monotonic() - known_at > _FRESH:
+            addressee = self._find_addressee(end)
+        future: Future[Any] = Future(self)
+        self.adopt(future, addressee)
+        deadline = None if timeout is None else time() + timeout  # the wall clock, because another process reads it
         try:
-            return future, end.codec.encode_routed(obj, (future.number, self.address), deadline, headers)
+            return future, codec.encode_routed(obj, (future.number, self.address), deadline, headers)
         except BaseException:
             self.give_up(future)
             raise
 
-    def adopt(self, future: Future[Any]) -> Future[Any]:
-        """Give a future a number by which its reply is known."""
-        with self._lock:
-            future.number = self._table.open()
-            self._waiting[future.number] = future
-        return future
+    def adopt(self, future: Future[Any], addressee: int | None) -> None:
+        """Give a future the number by which its reply is known.
 
-    def sent(self, future: Future[Any], receiver: int | None) -> None:
-        """Note that a request was sent, and watch the process that is the one to receive it, if that can be told."""
-        if receiver is None or receiver == os.getpid():
-            return
+        Args:
+            future: it.
+            addressee: the process that is to answer, if it is known and another one.
+        """
         with self._lock:
-            if future.number not in self._waiting:
+            number = future.number = self._table.open()
+            self._waiting[number] = future
+            if addressee is None:
                 return
-            known = receiver in self._addressed
-            self._addressed.setdefault(receiver, set()).add(future.number)
-            future.addressee = receiver
-        if not known:
-            self._watch(receiver)
+            future.addressee = addressee
+            others = self._addressed.get(addressee)
+            if others is not None:
+                others.add(number)
+                return
+            self._addressed[addressee] = {number}
+        self._watch(addressee)
+
+    def _find_addressee(self, end: Endpoint) -> int | None:
+        pid = (end.tx or end.open_sender()).receiver()
+        found = None if pid == self._pid else pid
+        end.addressee = found, 0.0 if pid is None else monotonic()
+        return found
 
     def give_up(self, future: Future[Any], error: BaseException | None = None) -> bool:
         """Forget a request; a reply that comes is late. False if it was answered already."""
@@ -145,7 +164,8 @@ class Inbox:
                     self._lead(future, deadline)
                 finally:
                     self._role.release()
-                    self._promote()
+                    if self._followers:
+                        self._promote()
                 return
             if not self._follow(future, deadline):
                 return
@@ -153,12 +173,12 @@ class Inbox:
     def attend(self) -> None:
         """Have a thread receive from now on whenever nobody waits."""
         with self._lock:
-            if self._steward is None and not self._closed:
+            if self._steward is None and not self.closed:
                 self._steward = threading.Thread(target=self._serve, name="ipcbus-inbox", daemon=True)
                 self._steward.start()
 
     def _serve(self) -> None:
-        while not self._closed:
+        while not self.closed:
             with self._role:
                 try:
                     self._lead(None, None)
@@ -169,7 +189,7 @@ class Inbox:
         link = self._end.rx or self._end.open_receiver()
         while future is None or not future.is_done:
             try:
-                frame = link.recv(None if deadline is None else deadline.remaining())
+                frame = self._spin.recv(link, None if deadline is None else deadline.remaining())
             except ChannelEmpty:
                 return
             self._dispatch(frame)
@@ -179,11 +199,10 @@ class Inbox:
         woken = threading.Lock()
         woken.acquire()
         with self._lock:
-            if future.is_done:
-                return True
             self._followers.setdefault(future, []).append(woken)
-        if not self._role.locked():
-            self._promote()  # the leader left before it could see this follower
+        # Who finishes a future, and who stops leading, looks for followers after that; so here it is the other way round.
+        if future.is_done or not self._role.locked():
+            self._wake(future)
         left = deadline.remaining()
         if woken.acquire(timeout=-1 if left is None else left):
             return True
@@ -196,6 +215,12 @@ class Inbox:
                 return False
         self._promote()  # it was this one's turn just when its time was up
         return False
+
+    def _wake(self, future: Future[Any]) -> None:
+        with self._lock:
+            followers = self._followers.pop(future, ())
+        for woken in followers:
+            woken.release()
 
     def _promote(self) -> None:
         """Wake one follower, which then leads."""
@@ -219,7 +244,7 @@ class Inbox:
             return  # a nudge
         number, kind = parsed.route
         if kind not in (reply.VALUE, reply.ERROR):
-            self._answer(frame, parsed)
+            self._answer(parsed)
             return
         with self._lock:
             future = self._take_out(number)
@@ -230,7 +255,7 @@ class Inbox:
         value: Any = None
         failure: BaseException | None = None
         try:
-            value = self._end.codec.message(frame, parsed).body
+            value = self._end.codec.load(parsed)
             if kind == reply.ERROR:
                 value, failure = None, reply.remote_error(value)
             elif future.passed_on:
@@ -239,11 +264,12 @@ class Inbox:
             failure = error
         self._finish(future, value, failure)
 
-    def _answer(self, frame: Frame, parsed: Any) -> None:
+    def _answer(self, parsed: Parsed) -> None:
         """Do what another process asks of this one."""
+        assert parsed.route is not None
         answer = reply.ReplyTo(*parsed.route)
         try:
-            body = self._end.codec.message(frame, parsed).body
+            body = self._end.codec.load(parsed)
             if body[0] == "future":
                 self._pass_on(body[1], answer)
             else:
@@ -331,14 +357,12 @@ class Inbox:
 
     def _finish(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
         future.finish(value, error)
-        with self._lock:
-            followers = self._followers.pop(future, ())
-        for woken in followers:
-            woken.release()
+        if self._followers:
+            self._wake(future)
 
     def close(self) -> None:
         """Stop receiving; whoever waits for a reply gets ``ChannelClosed``. Called once."""
-        self._closed = True
+        self.closed = True
         self._directory.gone.remove(self._gone)
         self._directory.forget(reply.key(self.address))
         self._channel.destroy()
@@ -371,6 +395,8 @@ def inbox(end: Endpoint | None = None) -> Inbox:
     """Return this process's inbox for replies to what goes through a channel: on the same transport, if that is private."""
     from ipcbus.selection import best
 
+    if end is not None and (known := end.inbox) is not None and not known.closed:
+        return known  # type: ignore[no-any-return]  # an endpoint knows nothing of what it keeps here
     transport = best({}) if end is None else end.transport
     if transport.capabilities.crosses_hosts or transport.capabilities.addressable:
         transport = best({})
@@ -379,7 +405,9 @@ def inbox(end: Endpoint | None = None) -> Inbox:
         found = _here.inboxes.get(transport.scheme)
         if found is None:
             found = _here.inboxes[transport.scheme] = Inbox(f"{transport.scheme}:")
-        return found
+    if end is not None:
+        end.inbox = found
+    return found
 
 
 def ask(address: bytes, body: tuple[Any, ...], future: Future[Any]) -> None:
@@ -391,10 +419,9 @@ def ask(address: bytes, body: tuple[Any, ...], future: Future[Any]) -> None:
     try:
         way = reply.route(address)
         box = inbox(way.end)
-        future.enter(box)
+        future.enter(box, way.pid)
         frame = way.end.codec.encode_routed(body, (future.number, box.address))
         (way.end.tx or way.end.open_sender()).send(frame, reply.PATIENCE)
-        box.sent(future, way.pid)
     except ChannelError as error:
         future.abort(error)
     except BaseException:

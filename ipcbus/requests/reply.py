@@ -16,7 +16,7 @@ from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
 from ipcbus.requests.table import View
 
-__all__ = ["ERROR", "VALUE", "ReplyTo", "Route", "key", "publish", "refuse", "remote_error", "route", "settle"]
+__all__ = ["ERROR", "VALUE", "ReplyTo", "Route", "key", "publish", "remote_error", "route", "settle"]
 
 logger = logging.getLogger("ipcbus.requests")
 
@@ -141,6 +141,13 @@ class ReplyTo:
         if way is not None:
             way.send(self._number, ERROR, _describe(error), timeout)
 
+    def refuse(self, why: str) -> None:
+        """Answer that nobody will, so that nobody waits; what prevents that is logged."""
+        try:
+            self.fail(Unsupported(f"this request gets no answer: {why}"))
+        except ChannelError as error:
+            logger.warning("a request could not even be refused: %s", error)
+
     @property
     def answered(self) -> bool:
         """Whether it has answered, or was sent to another process that may."""
@@ -203,14 +210,17 @@ def publish(channel_end: endpoint.Endpoint, table: int) -> bytes:
 
 def route(address: bytes) -> Route:
     """Return the way to an inbox; raises ``PeerDied``."""
+    known = _here.routes.get(address)
+    if known is not None:
+        return known
     _hook()
     with _here.lock:
         found = _here.routes.get(address)
         if found is not None:
             return found
-        for known, old in list(_here.routes.items()):
+        for other, old in list(_here.routes.items()):
             if not old.alive or len(_here.routes) >= _MOST:
-                del _here.routes[known]
+                del _here.routes[other]
                 old.close()
         found = _here.routes[address] = Route(address)
         return found
@@ -266,11 +276,3 @@ def remote_error(said: Any) -> Exception:
         except Exception:  # noqa: BLE001  its class may not exist here; what it says is in the text
             error.__cause__ = None
     return error
-
-
-def refuse(number: int, address: bytes, why: str) -> None:
-    """Answer a request that nobody can answer any more, so that nobody waits for it."""
-    try:
-        ReplyTo(number, address).fail(Unsupported(why))
-    except ChannelError as error:
-        logger.warning("a request could not even be refused: %s", error)

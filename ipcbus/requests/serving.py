@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelError, ContentRefused, DecodeError, EncodeError
-from ipcbus.requests import reply
+from ipcbus.requests.spin import Spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ipcbus.channel import Channel
-    from ipcbus.endpoint import Endpoint
     from ipcbus.message import Message
 
-__all__ = ["accept", "handle", "refuse", "serve"]
+__all__ = ["handle", "serve"]
 
 logger = logging.getLogger("ipcbus.requests")
 
 
 def serve(channel: Channel, handler: Callable[[Message], Any]) -> None:
     """Receive until the end of a channel, and answer each request with what a function returns for it."""
+    spin = Spin()
     while True:
+        link = channel._for_receiving()  # noqa: SLF001  this package's
         try:
-            message = channel.recv_message()
+            message = channel._message(spin.recv(link, None))  # noqa: SLF001  as above
         except EOFError:
             return
         except (DecodeError, ContentRefused) as error:
             logger.warning("%s: %s", channel.url, error)
             continue
         handle(message, handler)
-
-
-def accept(message: Message, end: Endpoint) -> Message:
-    """Return a request with what answers it, and tell who asked that this process has it. Never fails: answering may."""
-    assert message.route is not None
-    if not end.codec.trusted:
-        return message  # a stranger does not make this process connect to anything
-    return dataclasses.replace(message, reply_to=reply.ReplyTo(*message.route))
-
-
-def refuse(message: Message) -> None:
-    """Tell who asked that its request was taken by ``recv``, which cannot answer."""
-    assert message.route is not None
-    reply.refuse(*message.route, "the request was received with recv(), which cannot answer it; receive it with recv_message()")
 
 
 def handle(message: Message, handler: Callable[[Message], Any]) -> None:

@@ -98,8 +98,8 @@ def reduce_public_channel(channel: Any) -> Any:
     """Reduce a channel for a message that may leave this machine: only what other machines can open can go there."""
     if not channel.capabilities.addressable:
         raise TypeError(
-            f"{channel!r} exists on this machine only, and other machines or users can reach the channel that it is to be "
-            "sent through; send it through a private one, such as pipe:, or open it with an address, such as zmq+tcp:"
+            f"{channel!r} cannot leave this machine, and other machines or users can reach the channel that it is to be sent "
+            "through; send it through a private one, such as pipe:, or open it with an address, such as zmq+tcp:"
         )
     return channel.__reduce__()
 

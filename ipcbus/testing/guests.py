@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import ipcbus
@@ -46,6 +49,75 @@ def receive_role(line: Line, jobs: ipcbus.Channel) -> str:
         channel.send("sent", timeout=PATIENCE)
         return "limited"
     return "both"
+
+
+def obey(line: Line) -> None:
+    """Do with a bus what the check says, one verb at a time, and tell it what came of it: a value, or the error."""
+    bus: ipcbus.Bus | None = None
+    while True:
+        verb, *args = line.hear(60.0)
+        try:
+            if verb == "end":
+                if bus is not None:
+                    bus.close()
+                return
+            if verb == "home":
+                bus = ipcbus.Bus(*args[:1], address=args[1])
+                line.say(bus.address)
+            elif verb == "connect":
+                bus = ipcbus.Bus.connect(*args)
+                line.say(bus.address)
+            elif verb == "take":
+                (bus,) = args
+                line.say(None)
+            else:
+                assert bus is not None
+                channel = bus.channel(args[0])
+                if verb == "send":
+                    channel.send(args[1], timeout=PATIENCE)
+                elif verb == "close":
+                    channel.close()
+                line.say(channel.recv(timeout=PATIENCE) if verb == "recv" else channel.url)
+        except ipcbus.IpcbusError as error:
+            line.say(error)
+
+
+def make_orphan(line: Line, address: str) -> None:
+    """Keep a bus, fork a child that goes on, and say its pid."""
+    bus = ipcbus.Bus(address=address)
+    child = os.fork()
+    if not child:
+        signal.pause()
+        os._exit(0)
+    line.say(child)
+    line.hear(60.0)
+    bus.close()
+
+
+def attach_until_it_fails(line: Line, address: str) -> None:
+    """Open one name after another until the home is gone, whenever the check says so; say how it failed, and what took long."""
+    while line.hear(60.0) == "go":
+        longest, count, started = 0.0, 0, time.monotonic()
+        try:
+            bus = ipcbus.Bus.connect(address)
+            while True:
+                with bus.channel(f"x{count}") as channel:
+                    channel.sender.ready()
+                count += 1
+                now = time.monotonic()
+                longest, started = max(longest, now - started), now
+        except ipcbus.IpcbusError as error:
+            line.say((type(error).__name__, str(error), max(longest, time.monotonic() - started), count))
+
+
+def share_over_and_over(line: Line, address: str, jobs: ipcbus.Channel, url: str) -> None:
+    """Make channels, leave a message in each, and send them away in messages, without end."""
+    ipcbus.Bus.connect(address)
+    line.say("connected")
+    while True:
+        with ipcbus.open(url) as own:
+            own.send("in it", timeout=PATIENCE)
+            jobs.send([own], timeout=PATIENCE)
 
 
 def bus_facts(line: Line, address: str) -> list[ipcbus.ChannelFacts]:  # noqa: ARG001  every function that a child runs gets the line

@@ -13,6 +13,7 @@ URLS = {
     "inproc": "inproc:",
     "queue": "queue:",
     "pipe": "pipe:",
+    "unix": "unix:",
     "zmq": "zmq:",
     "zmq+tcp": lambda: f"zmq+tcp://127.0.0.1:{free_port()}",
 }

@@ -29,14 +29,14 @@ def _assert_sound(report):
     assert set(report.errors) <= {"ChannelFull", "PeerDied", "ChannelBroken"}
 
 
-@pytest.mark.parametrize("scheme", ["pipe", "zmq"])
+@pytest.mark.parametrize("scheme", ["pipe", "unix", "zmq"])
 def test_sender_killed(scheme):
     report = _run(f"{scheme}:", "sender", KILLS)
     _assert_sound(report)
     assert report.total("lost") == 0, f"accepted of a survivor and lost: {_with(report, 'lost')}"
 
 
-@pytest.mark.parametrize("scheme", ["pipe", "zmq"])
+@pytest.mark.parametrize("scheme", ["pipe", "unix", "zmq"])
 def test_receiver_killed(scheme):
     report = _run(f"{scheme}:", "receiver", KILLS)
     _assert_sound(report)
@@ -44,6 +44,24 @@ def test_receiver_killed(scheme):
         assert trial.succeeded, f"a successor received nothing: {trial}"
         # What every transport may lose with its receiver: what it had been given room for, and the one in its hand.
         assert trial.lost <= SENDERS * (CAPACITY + 1), f"more than the capacity was lost with the receiver: {trial}"
+
+
+@pytest.mark.parametrize("capacity", [1, CAPACITY])
+@pytest.mark.parametrize("receivers", [1, 2])
+def test_unix_loses_one_message_with_its_receiver(receivers, capacity):
+    report = run_trials("unix:", "receiver", KILLS // 2, senders=SENDERS, receivers=receivers, capacity=capacity)
+    REPORTS.append(report)
+    if receivers > 1:
+        assert not report.errors
+    _assert_sound(report)
+    assert max(trial.lost for trial in report.trials) <= 1
+
+
+def test_unix_loses_nothing_with_one_of_several_senders():
+    report = run_trials("unix:", "sender", KILLS // 2, senders=4, receivers=2, capacity=2)
+    REPORTS.append(report)
+    _assert_sound(report)
+    assert report.total("lost") == report.total("lost_of_victim") == 0
 
 
 @pytest.mark.slow

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
+import resource
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +14,7 @@ import pytest
 import ipcbus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _SERVE = """
 import traceback
@@ -58,3 +62,30 @@ def child() -> Iterator[Child]:
                 process.kill()
                 process.join()
     assert process.exitcode == 0
+
+
+@pytest.fixture
+def few() -> Iterator[Callable[[int], None]]:
+    """Set how many descriptors this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def scarce(few: Callable[[int], None]) -> Iterator[Callable[[int], list[int]]]:
+    """Leave this process so many descriptors to open, and return some that can be closed for more."""
+    taken: list[int] = []
+
+    def leave(count: int) -> list[int]:
+        few(max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 1 + count)
+        with contextlib.suppress(OSError):  # EMFILE, and that is meant
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(count):
+            os.close(taken.pop())
+        return taken
+
+    yield leave
+    while taken:
+        os.close(taken.pop())

@@ -128,7 +128,7 @@ class TestLs:
         line_of(process.stdout)
         bus.close()
         assert process.wait(TIMEOUT) == 1
-        assert "has ended" in process.stderr.read()
+        assert "start the process again that keeps the bus" in process.stderr.read()
 
     def test_no_bus(self, tmp_path):
         environment = {name: value for name, value in os.environ.items() if name != "IPCBUS_ADDRESS"}

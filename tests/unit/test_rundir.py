@@ -161,6 +161,17 @@ def test_what_is_just_being_made_stays(said, runtime):
     assert rundir.reap(runtime) == []
 
 
+@pytest.mark.parametrize("said", [None, b"", b"12"])
+def test_what_was_being_made_by_a_process_that_was_killed_goes(said, home, runtime):
+    if said is None:
+        (home.directory / "home").unlink()
+    else:
+        (home.directory / "home").write_bytes(said)
+    assert rundir.reap(runtime) == []
+    end(home)
+    assert rundir.reap(runtime) == [home.directory]
+
+
 def test_a_pid_that_was_given_again_is_not_the_home(runtime):
     directory = rundir.create()
     (directory / "home").write_text(f"{os.getpid()} 1")

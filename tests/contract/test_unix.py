@@ -1,0 +1,7 @@
+"""The contract, kept by unix."""
+
+from ipcbus.testing.cases import ChannelContract
+
+
+class TestUnix(ChannelContract):
+    url = "unix:"

@@ -1,0 +1,600 @@
+"""What is special to unix: sealed memory files, descriptors that run out, room that heals, and what strangers write."""
+
+import errno
+import fcntl
+import os
+import resource
+import select
+import socket
+import threading
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+import ipcbus
+from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel
+from ipcbus.transport import ChannelSpec
+from ipcbus_unix import Unix, UnixOptions, _board
+from ipcbus_unix._board import LARGE, STEP
+from ipcbus_unix._intake import MARK, Intake
+from ipcbus_unix._memory import SEALS, fill, open_sealed
+
+PATIENCE = 10
+BIG = bytes(200_000)
+
+
+class Ends:
+    """A channel and the ends opened of it, all closed by the test's end."""
+
+    def __init__(self, stack, capacity=8, receivers="one", drops_old=False, **options):
+        spec = ChannelSpec("0" * 32, "", capacity, receivers, max_message=1 << 20, drops_old=drops_old)
+        self.stack = stack
+        self.handle = Unix.create(spec, UnixOptions(**options))
+        stack.callback(self.handle.release)
+
+    def sender(self):
+        link = self.handle.open_sender()
+        self.stack.callback(link.close)
+        return link
+
+    def receiver(self):
+        link = self.handle.open_receiver()
+        self.stack.callback(link.close)
+        return link
+
+    def write(self, data, fds=()):
+        """Write what no sender of ours would."""
+        socket.send_fds(self.handle.inlet, [data], fds)
+
+    def steal(self):
+        """Take a message out as a receiver does that is killed in the same instant."""
+        return self.handle.outlet.recv(1 << 20)
+
+
+@pytest.fixture
+def make():
+    with ExitStack() as stack:
+        yield lambda *args, **options: Ends(stack, *args, **options)
+
+
+@contextmanager
+def file_of(content, seals=SEALS):
+    fd = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.write(fd, content)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def descriptors():
+    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
+
+
+@contextmanager
+def no_descriptors():
+    """Use up this process's descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()) + 2, hard))
+    try:
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            yield
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def drain(link):
+    got = []
+    try:
+        while True:
+            got.append(bytes(link.recv(0)[0]))
+    except ChannelEmpty:
+        return got
+
+
+def fill_with(link, message):
+    """Send until the socket has no room for more bytes; return how often that went well."""
+    for sent in range(1000):
+        try:
+            link.send([message], 0)
+        except ChannelFull as error:
+            if "socket_bytes" in str(error):
+                return sent
+            raise
+    raise AssertionError("the socket took a thousand messages")
+
+
+def readable(link, seconds):
+    poller = select.poll()  # select() knows no descriptor above 1023
+    poller.register(link.fileno(), select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
+def in_thread(call, *args):
+    """Run a call in a thread; return a function that waits for it and returns what it returned or raised."""
+    said = []
+
+    def run():
+        try:
+            said.append(call(*args))
+        except Exception as error:
+            said.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def result():
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "the call is stuck"
+        return said[0]
+
+    return result
+
+
+class TestMemoryFiles:
+    def test_what_is_sent_can_not_be_changed_any_more(self):
+        fd = fill([b"ab", bytearray(b"cd"), memoryview(b"ef")], 6)
+        try:
+            assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
+            with pytest.raises(PermissionError):
+                os.pwrite(fd, b"x", 0)
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, 0)
+            assert bytes(open_sealed(fd, 6, 100)) == b"abcdef"
+        finally:
+            os.close(fd)
+
+    @pytest.mark.parametrize("lacking", [fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW, fcntl.F_SEAL_WRITE])
+    def test_every_seal_is_insisted_on(self, lacking):
+        with file_of(b"abc", SEALS & ~lacking) as fd, pytest.raises(ChannelBroken, match="not sealed"):
+            open_sealed(fd, 3, 100)
+
+    @pytest.mark.parametrize(("size", "limit"), [(2, 100), (4, 100), (0, 100), (3, 2), (1 << 62, 1 << 63)])
+    def test_size_is_checked(self, size, limit):
+        with file_of(b"abc") as fd, pytest.raises(ChannelBroken, match="max_message"):
+            open_sealed(fd, size, limit)
+
+    def test_type_is_checked(self):
+        reading, writing = os.pipe()
+        try:
+            with pytest.raises(ChannelBroken, match="no memory file"):
+                open_sealed(reading, 3, 100)
+        finally:
+            os.close(reading)
+            os.close(writing)
+
+    def test_ordinary_file_is_none(self, tmp_path):
+        (tmp_path / "file").write_bytes(b"abc")
+        with (tmp_path / "file").open("rb") as file, pytest.raises(ChannelBroken):
+            open_sealed(file.fileno(), 3, 100)
+
+    def test_what_arrives_can_be_written_to_and_is_nobody_elses(self):
+        with file_of(b"abc") as fd:
+            first, second = open_sealed(fd, 3, 100), open_sealed(fd, 3, 100)
+            first[0] = ord("x")
+            assert (bytes(first), bytes(second)) == (b"xbc", b"abc")
+
+
+class TestLarge:
+    @pytest.mark.parametrize("receivers", ["one", "many"])
+    def test_order_around_the_first_one(self, make, receivers):
+        ends = make(receivers=receivers)
+        sender, other, receiver = ends.sender(), ends.sender(), ends.receiver()
+        messages = [b"1", BIG, b"2", BIG + b"x", b"3"]
+        for message in messages:
+            sender.send([message], 0)
+        other.send([BIG + b"other"], 0)
+        assert drain(receiver) == [*messages, BIG + b"other"]
+
+    def test_successor_of_a_receiver_that_had_heard_of_them(self, make):
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([BIG], 0)
+        assert drain(receiver) == [BIG]
+        receiver.close()
+        sender.send([BIG + b"2"], 0)
+        assert drain(ends.receiver()) == [BIG + b"2"]
+
+    def test_announced_before_anybody_relies_on_it(self, make, monkeypatch):
+        ends = make()
+        sender, other = ends.sender(), ends.sender()
+
+        def die(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sender, "_pass", die)
+            with pytest.raises(KeyboardInterrupt):
+                sender.send([BIG], 0)
+        other.send([BIG + b"2"], 0)
+        assert drain(ends.receiver()) == [BIG + b"2"]
+
+    @pytest.mark.parametrize("way", ["recv", "_recv_slowly"])
+    def test_announcement_lost_in_an_interruption(self, make, way):
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        real = receiver._into
+
+        def interrupted(*args):
+            real(*args)
+            raise KeyboardInterrupt
+
+        receiver._into = receiver._intake._into = interrupted
+        sender.send([BIG], 0)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(receiver, way)(0)
+        assert drain(receiver) == [BIG]
+
+    def test_no_descriptor_for_each_that_is_kept(self, make):
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([BIG], 0)
+        kept = [receiver.recv(0)]
+        before = descriptors()
+        for _ in range(5):
+            sender.send([BIG], 0)
+            kept.append(receiver.recv(0))
+        assert descriptors() == before
+
+    def test_memory_that_the_kernel_lacks_for_a_datagram(self, make, monkeypatch):
+        ends = make()
+        sender = ends.sender()
+        for code in (errno.ENOBUFS, errno.EMSGSIZE):
+
+            def refuse(*_, code=code):
+                raise OSError(code, os.strerror(code))
+
+            monkeypatch.setattr(sender, "_put", refuse)
+            sender.send([b"%d" % code], 0)
+        assert drain(ends.receiver()) == [b"%d" % errno.ENOBUFS, b"%d" % errno.EMSGSIZE]
+
+
+class TestDescriptors:
+    @pytest.mark.parametrize("receivers", ["one", "many"])
+    def test_receiver_without_any_loses_nothing(self, make, receivers):
+        ends = make(receivers=receivers)
+        sender, receiver = ends.sender(), ends.receiver()
+        for message in (b"1", BIG, b"2"):
+            sender.send([message], 0)
+        got = [receiver.recv(0)[0]] if receivers == "one" else []
+        with no_descriptors(), pytest.raises(ChannelBroken, match="nothing is lost"):
+            receiver.recv(0)
+        assert got + drain(receiver) == [b"1", BIG, b"2"]
+
+    def test_sender_without_any_sends_nothing(self, make):
+        ends = make(capacity=1)
+        sender, receiver = ends.sender(), ends.receiver()
+        for _ in range(3):
+            with no_descriptors(), pytest.raises(ChannelBroken, match="nothing was sent"):
+                sender.send([BIG], 0)
+        sender.send([b"small"], 0)
+        assert drain(receiver) == [b"small"]
+
+    def test_too_many_on_their_way(self, make, monkeypatch):
+        ends = make(capacity=1)
+        sender, receiver = ends.sender(), ends.receiver()
+
+        def refuse(*_):
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "send_fds", refuse)
+            before = descriptors()
+            with pytest.raises(ChannelBroken, match=r"on their way.*nothing was sent"):
+                sender.send([BIG], 0)
+            assert descriptors() == before
+        sender.send([BIG], 0)
+        assert drain(receiver) == [BIG]
+
+    def test_one_that_was_lost_on_its_way(self, make, monkeypatch):
+        ends = make(receivers="many", capacity=2)
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([BIG], 0)
+        sender.send([b"next"], 0)
+        monkeypatch.setattr(Intake, "_make_sure", lambda _: None)  # another thread was faster
+        with no_descriptors(), pytest.raises(ChannelBroken, match="it is lost"):
+            receiver.recv(0)
+        assert drain(receiver) == [b"next"]
+        sender.send([b"1"], 0)
+        sender.send([b"2"], 0)
+        assert drain(receiver) == [b"1", b"2"]
+
+    def test_failed_opening_claims_nothing(self, make):
+        ends = make(capacity=1)
+        sender = ends.sender()
+        sender.send([b"1"], 0)
+        with no_descriptors():
+            with pytest.raises(ChannelBroken, match="ulimit"):
+                ends.handle.open_receiver()
+            with pytest.raises(ChannelBroken, match="ulimit"):
+                ends.handle.open_sender()
+        with pytest.raises(ChannelFull):
+            sender.send([b"2"], 0.01)
+        assert drain(ends.receiver()) == [b"1"]
+
+
+class TestStrangers:
+    @pytest.mark.parametrize("receivers", ["one", "many"])
+    @pytest.mark.parametrize(
+        "data",
+        [b"x", b"1234567", bytes(150_000), MARK.pack(LARGE, 5), MARK.pack(LARGE | STEP, 1 << 60), bytes(8) + b"\xff" * 200_000],
+    )
+    def test_what_they_write_is_dropped(self, make, receivers, data):
+        ends = make(receivers=receivers)
+        sender, receiver = ends.sender(), ends.receiver()
+        ends.write(data)
+        sender.send([b"next"], 0)
+        with pytest.raises(ChannelBroken):
+            receiver.recv(0)
+        assert drain(receiver) == [b"next"]
+
+    @pytest.mark.parametrize("count", [1, 2, 20])
+    @pytest.mark.parametrize("data", [b"x", MARK.pack(LARGE, 3), MARK.pack(LARGE, 0), bytes(100)])
+    def test_descriptors_they_send_are_closed(self, make, data, count):
+        ends = make(receivers="many")
+        sender, receiver = ends.sender(), ends.receiver()
+        with file_of(b"abc", seals=0) as fd:
+            ends.write(data, [fd] * count)
+        sender.send([b"next"], 0)
+        before = descriptors()
+        with pytest.raises(ChannelBroken):
+            receiver.recv(0)
+        assert drain(receiver) == [b"next"]
+        assert descriptors() == before
+
+    def test_quick_way_throws_descriptors_away(self, make):
+        ends = make()
+        receiver = ends.receiver()
+        with file_of(b"abc") as fd:
+            ends.write(bytes(8) + b"message", [fd])
+        before = descriptors()
+        assert drain(receiver) == [b"message"]
+        assert descriptors() == before
+
+
+class TestRoom:
+    @pytest.mark.parametrize("capacity", [1, 2, 8, 100])
+    def test_all_of_it_is_back_after_receivers_were_killed(self, make, capacity):
+        ends = make(capacity=capacity, receivers="many")
+        sender = ends.sender()
+        for _ in range(3):
+            for n in range(capacity):
+                sender.send([b"%d" % n], 0)
+            with pytest.raises(ChannelFull):
+                sender.send([b"over"], 0)
+            for _ in range(capacity):
+                ends.steal()
+            assert sender.ready()
+        assert sender.depth() == 0
+
+    def test_some_of_it_is_back_with_the_next_message_taken(self, make):
+        ends = make(capacity=4, receivers="many")
+        sender, receiver = ends.sender(), ends.receiver()
+        for n in range(4):
+            sender.send([b"%d" % n], 0)
+        ends.steal()
+        assert receiver.recv(0) == (b"1",)
+        assert sender.depth() == 2
+
+    def test_a_sender_that_sleeps_wakes_though_the_receiver_was_killed(self, make):
+        ends = make(capacity=1, receivers="many")
+        sender = ends.sender()
+        sender.send([b"1"], 0)
+        result = in_thread(sender.send, [b"2"], PATIENCE)
+        threading.Event().wait(0.05)  # so that the send is likely to sleep; it must be woken either way
+        ends.steal()
+        assert result() is None
+
+    def test_descriptor_shows_it_though_the_receiver_was_killed(self, make):
+        ends = make(capacity=1, receivers="many")
+        sender = ends.sender()
+        sender.send([b"1"], 0)
+        sender.fileno()
+        assert not sender.ready()
+        assert not readable(sender, 0.02)
+        ends.steal()
+        assert readable(sender, PATIENCE)
+        assert sender.ready()
+
+    def test_descriptor_shows_it_after_a_send_that_found_none(self, make):
+        ends = make(capacity=16)
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.fileno()
+        for _ in range(16):
+            sender.send([b"x"], 0)
+        with pytest.raises(ChannelFull):
+            sender.send([b"x"], 0)
+        assert not readable(sender, 0.02)
+        assert len(drain(receiver)) == 16
+        assert readable(sender, PATIENCE)
+
+    def test_bytes_are_a_bound_too(self, make):
+        ends = make(capacity=1000, socket_bytes=1 << 16, large=1 << 14)
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.fileno()
+        sent = fill_with(sender, bytes(4000))
+        assert 1 < sent < 100
+        assert not sender.ready()
+        assert not readable(sender, 0.02)
+        assert len(drain(receiver)) == sent
+        assert readable(sender, PATIENCE)
+        assert sender.ready()
+        assert sender.depth() == 0, "a send that failed used up room"
+
+    def test_room_for_bytes_that_lacked_once_is_forgotten(self, make):
+        ends = make(capacity=1000, socket_bytes=1 << 16, large=1 << 14)
+        sender, receiver = ends.sender(), ends.receiver()
+        sent = fill_with(sender, bytes(4000))
+        drain(receiver)
+        for _ in range(sent // 2 + 1):
+            sender.send([bytes(4000)], 0)
+        assert sender.ready()
+
+    def test_sends_that_found_no_room_for_bytes_use_up_none(self, make):
+        ends = make(capacity=20, socket_bytes=1 << 16)
+        sender, receiver = ends.sender(), ends.receiver()
+        for _ in range(100):
+            fill_with(sender, bytes(8000))
+        drain(receiver)
+        for _ in range(20):
+            sender.send([b"x"], 0)
+        with pytest.raises(ChannelFull, match="20 messages"):
+            sender.send([b"x"], 0)
+
+    def test_every_sender_has_its_own(self, make):
+        ends = make(capacity=2)
+        senders = [ends.sender() for _ in range(3)]
+        for sender in senders:
+            sender.send([b"1"], 0)
+            sender.send([b"2"], 0)
+            with pytest.raises(ChannelFull):
+                sender.send([b"3"], 0)
+        receiver = ends.receiver()
+        assert len(drain(receiver)) == 6
+        assert [sender.depth() for sender in senders] == [0, 0, 0]
+
+    def test_successor_in_a_slot_is_not_confused_by_what_waits_of_the_one_before(self, make):
+        ends = make(capacity=2)
+        first, receiver = ends.sender(), ends.receiver()
+        first.send([b"1"], 0)
+        first.send([b"2"], 0)
+        first.close()
+        second = ends.sender()
+        second.send([b"3"], 0)
+        second.send([b"4"], 0)
+        for n in (1, 2):
+            assert receiver.recv(0) == (b"%d" % n,)
+            with pytest.raises(ChannelFull):
+                second.send([b"over"], 0)
+        assert drain(receiver) == [b"3", b"4"]
+
+    def test_number_of_senders_is_bounded(self, make, monkeypatch):
+        monkeypatch.setattr(_board, "SLOTS", 2)
+        ends = make()
+        first, _ = ends.sender(), ends.sender()
+        with pytest.raises(ChannelBroken, match="2 processes"):
+            ends.handle.open_sender()
+        first.close()
+        ends.sender().send([b"x"], 0)
+
+    def test_numbers_are_reserved_again_when_they_run_out(self, make, monkeypatch):
+        monkeypatch.setattr(_board, "_BLOCK", 3 * STEP)
+        ends = make(capacity=100)
+        sender = ends.sender()
+        for n in range(20):
+            sender.send([b"%d" % n], 0)
+        assert drain(ends.receiver()) == [b"%d" % n for n in range(20)]
+
+    def test_oldest_is_dropped_whatever_its_size(self, make):
+        ends = make(capacity=2, drops_old=True)
+        sender, receiver = ends.sender(), ends.receiver()
+        before = descriptors()
+        for n in range(6):
+            while True:
+                try:
+                    sender.send([b"%d" % n if n % 2 else BIG + b"%d" % n], 0)
+                    break
+                except ChannelFull:
+                    assert sender.discard_oldest()
+        assert drain(receiver) == [BIG + b"4", b"5"]
+        assert descriptors() == before
+        assert not sender.discard_oldest()
+
+
+class TestEnd:
+    def test_every_receiver_sees_it(self, make):
+        ends = make(receivers="many")
+        sender, receivers = ends.sender(), [ends.receiver() for _ in range(3)]
+        waiting = [in_thread(receiver.recv, PATIENCE) for receiver in receivers]
+        sender.shutdown()
+        assert [type(result()) for result in waiting] == [EndOfChannel] * 3
+        for receiver in receivers:
+            assert receiver.ready()
+            with pytest.raises(EndOfChannel):
+                receiver.recv(None)
+
+    def test_message_between_the_two_looks_of_the_kernel(self, make):
+        ends = make()
+        receiver = ends.receiver()
+        looks = iter([0])
+        real = receiver._intake._into
+
+        def look(*args):
+            return next(looks, None) if not receiver._intake._ended else real(*args)
+
+        receiver._into = receiver._intake._into = look
+        ends.sender().send([b"late"], 0)
+        ends.handle.shut()
+        assert receiver.recv(0) == (b"late",)
+        with pytest.raises(EndOfChannel):
+            receiver.recv(0)
+
+    def test_full_and_shut_is_shut(self, make):
+        ends = make(capacity=1)
+        sender = ends.sender()
+        sender.send([b"1"], 0)
+        ends.receiver().shutdown()
+        with pytest.raises(ChannelClosed, match="shut down"):
+            sender.send([b"2"], 0)
+        with pytest.raises(ChannelClosed, match="shut down"):
+            ends.handle.open_sender()
+
+    def test_default_timeout_of_sockets_changes_nothing(self, make):
+        socket.setdefaulttimeout(5)
+        try:
+            ends = make(capacity=1)
+            sender, receiver = ends.sender(), ends.receiver()
+            with pytest.raises(ChannelEmpty):
+                receiver.recv(0)
+            sender.send([b"1"], 0)
+            assert drain(receiver) == [b"1"]
+        finally:
+            socket.setdefaulttimeout(None)
+
+
+def test_forked_child_leaves_what_its_parent_waits_for():
+    with ExitStack() as stack:
+        sender = Ends(stack).sender()
+        waits = Path(f"/proc/self/fdinfo/{sender.fileno()}")
+        sender._watch._open(os.getppid())
+        before = waits.read_text()
+        assert before.count("tfd") == 4
+        if not (pid := os.fork()):
+            sender.abandon()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert waits.read_text() == before
+
+
+def test_closed_ends_keep_no_descriptor():
+    before = descriptors()
+    channel = ipcbus.open("unix:", capacity=1)
+    for message in (1, BIG):
+        channel.send(message, timeout=0)
+        ipcbus.wait([channel, channel.sender], timeout=0)
+        channel.recv(timeout=PATIENCE)
+    channel.close()
+    assert descriptors() == before
+
+
+def test_one_receiver():
+    with ExitStack() as stack:
+        ends = Ends(stack)
+        ends.receiver()
+        with pytest.raises(ChannelBusy, match=str(os.getpid())):
+            ends.handle.open_receiver()
+
+
+def test_auto_picks_it():
+    with ipcbus.open("auto:") as channel:
+        assert channel.url == "unix:"
+    with ipcbus.open("auto:", receivers="many") as channel:
+        assert channel.url == "unix:"
