@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ipcbus.channel import Channel, Stats
+from ipcbus.channel import Channel
 from ipcbus.channel import open_channel as open  # noqa: A004  ipcbus.open reads like the built-in it resembles
+from ipcbus.endpoint import Stats
 from ipcbus.errors import (
     ChannelBroken,
     ChannelBusy,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import importlib
 import pickle
 import secrets
@@ -33,22 +33,7 @@ if TYPE_CHECKING:
     from ipcbus.requests.reply import ReplyTo
     from ipcbus.transport import Capabilities, Frame, Guarantees, Handle, RecvLink, SendLink
 
-__all__ = ["Channel", "Stats", "open_channel", "rebuild"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stats:
-    """A snapshot of what this process did with a channel."""
-
-    sent: int
-    received: int
-    dropped: int
-    """Messages this process dropped because the channel was full (overflow ``drop_new`` and ``drop_old``)."""
-    undecodable: int
-    """Messages this process consumed and could not or would not decode."""
-    depth: int | None
-    """Messages waiting in the channel; None where the transport cannot tell."""
-    capacity: int
+__all__ = ["Channel", "open_channel", "rebuild"]
 
 
 @final
@@ -282,11 +267,11 @@ class Channel:
         """Return what the transport promises, in the words of the documentation."""
         return self._end.transport.guarantees
 
-    def stats(self) -> Stats:
+    def stats(self) -> endpoint.Stats:
         """Return a snapshot of this process's counters and the depth of the channel."""
         end = self._end
         link = end.rx or end.tx
-        return Stats(
+        return endpoint.Stats(
             sent=end.sent,
             received=end.received,
             dropped=end.dropped,
@@ -442,6 +427,7 @@ def _arrive(
     role: str,
 ) -> Channel:
     """Rebuild a channel from a pickle."""
+    endpoint.find(spec.id, role)
     return Channel(rebuild(handle, spec, settings, url, transport_path, private, meter), role)
 
 
@@ -483,7 +469,7 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
     """Rebuild a channel that came in a message."""
     from ipcbus.directory import client as directory
 
-    end = endpoint.find(channel_id)
+    end = endpoint.find(channel_id, role)
     if end is not None:
         return Channel(end, role)
     try:
@@ -497,6 +483,11 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
 
 
 def _answer(number: int, address: bytes) -> ReplyTo:
-    from ipcbus.requests.reply import ReplyTo
+    return _reply_class()(number, address)
 
-    return ReplyTo(number, address)
+
+@functools.cache
+def _reply_class() -> type[ReplyTo]:
+    from ipcbus.requests.reply import ReplyTo  # which imports this, and is not needed before somebody asks
+
+    return ReplyTo

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import threading
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ipcbus.errors import ChannelClosed
@@ -21,7 +22,22 @@ if TYPE_CHECKING:
     from ipcbus.settings import ChannelOptions
     from ipcbus.transport import ChannelSpec, RecvLink, SendLink, Transport
 
-__all__ = ["Endpoint", "Meter", "Watcher", "adopt", "destroy", "destroy_closed", "find"]
+__all__ = ["Endpoint", "Meter", "Stats", "Watcher", "adopt", "destroy", "destroy_closed", "find"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of what this process did with a channel."""
+
+    sent: int
+    received: int
+    dropped: int
+    """Messages this process dropped because the channel was full (overflow ``drop_new`` and ``drop_old``)."""
+    undecodable: int
+    """Messages this process consumed and could not or would not decode."""
+    depth: int | None
+    """Messages waiting in the channel; None where the transport cannot tell."""
+    capacity: int
 
 
 class Watcher(Protocol):
@@ -174,6 +190,10 @@ class Endpoint:
         """What the channel is kept under in directories."""
         return bytes.fromhex(self.spec.id)
 
+    def closed_for(self, role: str) -> bool:
+        """Tell whether the end that a sender or a receiver uses is closed here, while the other may be open."""
+        return (role == "sender" and self._closed_tx) or (role == "receiver" and self._closed_rx)
+
     def after_fork(self) -> None:
         """Start afresh in a forked child."""
         self._lock = threading.Lock()
@@ -216,9 +236,16 @@ _lock = threading.Lock()
 _hooked = False
 
 
-def find(channel_id: str) -> Endpoint | None:
-    """Return this process's endpoint of a channel, if it has one that is not closed."""
-    return _ends.get(channel_id)
+def find(channel_id: str, role: str = "both") -> Endpoint | None:
+    """Return this process's endpoint of a channel, if it has one that is not closed.
+
+    One whose end for the role is closed is forgotten: what comes is open, even where what came before was closed.
+    """
+    end = _ends.get(channel_id)
+    if end is not None and end.closed_for(role):
+        forget(end)
+        return None
+    return end
 
 
 def adopt(end: Endpoint, *, home: bool) -> Endpoint:

@@ -50,6 +50,8 @@ MAX_BUFFERS = 65_536
 """Out-of-band buffers of one frame."""
 MAC_SIZE = 48
 _route = struct.Struct("<BBBBQH")
+_ROUTE_SIZE = _route.size
+_unpack_route = _route.unpack_from
 _seconds = struct.Struct("<d")
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -161,6 +163,25 @@ def routed(serializer: int, route: tuple[int, bytes], deadline: float | None, pa
     return (start + address + _seconds.pack(deadline) + payload,)
 
 
+def unroute(first: bytes) -> tuple[int, int, bytes, float | None, bytes] | None:
+    """Take apart what ``routed`` made; None when it made no such thing, and ``parse`` is to say what this is.
+
+    Returns:
+        Serializer, correlation id, address, deadline, payload.
+    """
+    if len(first) < _ROUTE_SIZE:
+        return None
+    magic, version, flags, serializer, number, size = _unpack_route(first)
+    if magic != MAGIC or version != VERSION or not serializer:
+        return None
+    at = _ROUTE_SIZE + size
+    if flags == ROUTE and at <= len(first):
+        return serializer, number, first[_ROUTE_SIZE:at], None, first[at:]
+    if flags == ROUTE | DEADLINE and at + 8 <= len(first):
+        return serializer, number, first[_ROUTE_SIZE:at], _seconds.unpack_from(first, at)[0], first[at + 8 :]
+    return None
+
+
 def parse(frame: Frame, max_message: int, key: bytes | None = None) -> Parsed:
     """Take a frame apart without decoding its payload.
 
@@ -183,10 +204,6 @@ def parse(frame: Frame, max_message: int, key: bytes | None = None) -> Parsed:
     if not flags and key is None and serializer:
         # The common case, kept short: no sections, the payload is the rest.
         return Parsed(serializer, "", _joined(_rest(first, 4, frame)))
-    if flags in (ROUTE, ROUTE | DEADLINE) and key is None and serializer and len(frame) == 1 and type(first) is bytes:
-        parsed = _parse_routed(first, flags, serializer)
-        if parsed is not None:
-            return parsed
     if flags & ~_KNOWN:
         raise _bad(frame, f"has unknown flags 0x{flags & ~_KNOWN:02x}")
     try:
@@ -195,24 +212,6 @@ def parse(frame: Frame, max_message: int, key: bytes | None = None) -> Parsed:
         raise _bad(frame, str(error)) from None
     except (struct.error, ValueError, RecursionError) as error:
         raise _bad(frame, f"is cut short or damaged ({error})") from error
-
-
-def _parse_routed(first: bytes, flags: int, serializer: int) -> Parsed | None:
-    """Take apart what ``routed`` makes; None when something is wrong with it, which the long way will say."""
-    if len(first) < _route.size:
-        return None
-    *_, number, size = _route.unpack_from(first)
-    at = _route.size + size
-    deadline: float | None = None
-    if flags & DEADLINE:
-        if len(first) < at + _seconds.size:
-            return None
-        (deadline,) = _seconds.unpack_from(first, at)
-        at += _seconds.size
-    elif len(first) < at:
-        return None
-    address = first[_route.size : _route.size + size]
-    return Parsed(serializer, "", memoryview(first)[at:], route=(number, address), deadline=deadline)
 
 
 class _Forged(Exception):

@@ -7,7 +7,6 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ipcbus import endpoint
 from ipcbus.bus import page
 from ipcbus.bus.facts import ChannelFacts
 from ipcbus.errors import ChannelBroken, Unsupported
@@ -106,8 +105,8 @@ class Board:
             sent, received = page.total(note.words, page.SENT), page.total(note.words, page.RECEIVED)
             waiting = note.waiting()
             taps = sorted(owner.pid if owner else os.getpid() for _, owner in note.taps.values())
-        here = endpoint.find(end.spec.id)
-        if here is not None and (here.tx is not None or here.rx is not None):
+        sends, receives = end.tx is not None, end.rx is not None
+        if (sends and not end.closed_for("sender")) or (receives and not end.closed_for("receiver")):
             users = sorted({*users, os.getpid()})
         return ChannelFacts(
             name=name,

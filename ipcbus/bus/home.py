@@ -304,9 +304,9 @@ def _claim_once(directory: Path) -> Claim | None:
         if not directory.parent.is_dir():
             raise ChannelBroken(f"{directory} cannot be made for a bus: there is no {directory.parent}") from None
         return None
-    except ChannelBroken:
-        if not directory.exists():
-            return None
+    except ChannelBroken as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None  # it was removed behind mkdir; by now there may be another
         raise
     except OSError as error:
         raise ChannelBroken(f"the directory {directory} cannot be used for a bus: {error.strerror}") from error

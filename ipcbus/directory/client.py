@@ -67,14 +67,12 @@ class Place:
     """A directory of another process as seen from here: its address, and the connection to it, made when it is needed.
 
     Attributes:
-        patience: seconds that it has for an answer.
         pid: the process that keeps it, once there was a connection.
         generation: grows with every connection: what was put before may be gone with the home that it was put at.
     """
 
-    def __init__(self, address: str, *, patience: float = PATIENCE) -> None:
-        self.address = address
-        self.patience = patience
+    def __init__(self, address: str, patience: float | None = None) -> None:
+        self.address, self._patience = address, patience  # None: PATIENCE
         self.pid = 0
         self.generation = 0
         self._sock: socket.socket | None = None
@@ -91,7 +89,7 @@ class Place:
             InsecureConfiguration: the address is not private.
             IpcbusError: what the other side says.
         """
-        deadline = Deadline(self.patience)
+        deadline = Deadline(self._patience or PATIENCE)
         with self._lock:
             tries = 1 if self._sock is None else 2  # a new home may have taken over since the connection was made
             while True:
@@ -189,9 +187,7 @@ class Place:
             if isinstance(error, (EOFError, BrokenPipeError, ConnectionResetError)):
                 raise _Gone(f"the process that keeps {self.address} (pid {self.pid}) has ended; {_ADVICE}") from error
             if isinstance(error, TimeoutError):
-                raise ChannelBroken(
-                    f"process {self.pid} at {self.address} did not answer within {self.patience:g} s"
-                ) from error
+                raise ChannelBroken(f"process {self.pid} at {self.address} did not answer within {PATIENCE:g} s") from error
             if isinstance(error, Cut):
                 raise ChannelBroken(str(error)) from error
             if isinstance(error, ValueError):
@@ -225,7 +221,7 @@ class Place:
         if self._sock is None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                self.pid = _connect(sock, self.address, deadline, self.patience)
+                self.pid = _connect(sock, self.address, deadline)
             except BaseException:
                 sock.close()
                 raise
@@ -240,7 +236,7 @@ class Place:
             sock.close()
 
 
-def _connect(sock: socket.socket, address: str, deadline: Deadline, patience: float) -> int:
+def _connect(sock: socket.socket, address: str, deadline: Deadline) -> int:
     """Connect and return the pid of the process at the other end, which is one of this user's."""
     path = rundir.socket_path(Path(address), SOCKET)
     try:
@@ -261,7 +257,7 @@ def _connect(sock: socket.socket, address: str, deadline: Deadline, patience: fl
                 break  # else a signal ended the call, which Python takes for success
         pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     except BlockingIOError as error:
-        raise ChannelBroken(f"the home at {address} let nobody in for {patience:g} s: it hangs, or is stopped") from error
+        raise ChannelBroken(f"the home at {address} let nobody in for {PATIENCE:g} s: it hangs, or is stopped") from error
     except OSError as error:
         raise ChannelBroken(f"nobody answers at {address} ({error.strerror or error}); {_ADVICE}") from error
     if uid != os.geteuid():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ipcbus.endpoint import Endpoint
     from ipcbus.requests.future import Future
+    from ipcbus.requests.inbox import Inbox
     from ipcbus.transport import Frame
 
 __all__ = ["request", "request_async", "submit"]
@@ -20,9 +21,11 @@ __all__ = ["request", "request_async", "submit"]
 def request(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Any:
     """Send a request and return the reply; see ``Channel.request``."""
     deadline = Deadline(timeout)
-    future = _send(end, obj, timeout, headers)
+    box = inbox(end)
+    future = _send(box, end, obj, timeout, headers)
     try:
-        return future.result(deadline.remaining())
+        box.wait_for(future, deadline)
+        return future.result(0)
     finally:
         if not future.is_done:
             future.cancel()
@@ -30,8 +33,9 @@ def request(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str
 
 def submit(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
     """Send a request and return a future of the reply; see ``Channel.submit``."""
-    future = _send(end, obj, timeout, headers)
-    inbox(end).attend()
+    box = inbox(end)
+    future = _send(box, end, obj, timeout, headers)
+    box.attend()
     return future
 
 
@@ -68,8 +72,7 @@ async def request_async(
             future.cancel()
 
 
-def _send(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
-    box = inbox(end)
+def _send(box: Inbox, end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
     future, frame = box.begin(end, obj, timeout, headers)
     try:
         link = end.tx or end.open_sender()

@@ -76,7 +76,7 @@ class Future(Generic[T]):
             PeerDied: the process that had the request has died.
             DecodeError: the reply cannot be rebuilt here.
         """
-        error = self.exception(timeout)
+        error = self._error if self._done else self.exception(timeout)
         if error is not None:
             raise error
         return self._value  # type: ignore[no-any-return]  # what the other side sent is known to nobody here
@@ -88,7 +88,7 @@ class Future(Generic[T]):
             if self._inbox is not None:
                 self._inbox.wait_for(self, Deadline(timeout))
             if not self._done:
-                raise ChannelEmpty(f"no reply came within {timeout:g} s" if timeout else "the reply is not here yet")
+                raise ChannelEmpty(f"no reply came within {timeout:g} s" if timeout else "the reply has not come")
         return self._error
 
     def add_done_callback(self, function: Callable[[Self], object]) -> None:

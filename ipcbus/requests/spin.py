@@ -46,20 +46,25 @@ class Spin:
         if self._quick >= self._wanted and (timeout is None or timeout > _LONGEST):
             until = began + _LONGEST
             recv = link.recv
+            found: Frame | None = None
             while True:
                 try:
-                    frame = recv(0)
+                    found = recv(0)
                 except ChannelEmpty:
                     began = monotonic()
-                    if began >= until:
-                        break
-                else:
-                    self._hits += 1
-                    if self._hits >= _RARELY:
-                        self._wanted = 2
-                    return frame
+                    if began < until:
+                        continue
+                break
+            if found is not None and monotonic() < until:
+                self._hits += 1
+                if self._hits >= _RARELY:
+                    self._wanted = 2
+                return found
+            # In vain, or it took longer: the other side could not run, perhaps because this one did.
             self._quick = self._hits = 0
             self._wanted = min(2 * self._wanted, _RARELY)
+            if found is not None:
+                return found
         frame = link.recv(timeout)
         self._quick = self._quick + 1 if monotonic() - began < _WORTH else 0
         return frame

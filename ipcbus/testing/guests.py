@@ -120,6 +120,13 @@ def share_over_and_over(line: Line, address: str, jobs: ipcbus.Channel, url: str
             jobs.send([own], timeout=PATIENCE)
 
 
+def answer_and_close(line: Line, jobs: ipcbus.Channel) -> None:  # noqa: ARG001  every such function gets the line
+    """Answer each job through the channel that came with it, and close that."""
+    for number, reply_to in jobs:
+        with reply_to:
+            reply_to.send(number, timeout=PATIENCE)
+
+
 def bus_facts(line: Line, address: str) -> list[ipcbus.ChannelFacts]:  # noqa: ARG001  every function that a child runs gets the line
     """Return what is known of the channels of a bus."""
     return ipcbus.Bus.connect(address).channels()

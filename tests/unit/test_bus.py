@@ -467,3 +467,15 @@ class TestBusesInBuses:
             child.child.result()
             assert bus.channel("y").url == "pipe:"
             assert Path(bus.address).exists()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_end_that_comes_again_is_open_although_the_first_was_closed(scheme, subject):
+    """As every worker does that answers through the channel in each job, and closes that."""
+    with ipcbus.open(f"{scheme}:") as answers, ipcbus.open("pipe:") as jobs:
+        child = subject.start(guests.answer_and_close, jobs.receiver)
+        for number in range(3):
+            jobs.send((number, answers.sender), timeout=PATIENCE)
+            assert answers.recv(timeout=PATIENCE) == number
+        jobs.shutdown()
+        child.result()

@@ -1,0 +1,45 @@
+"""No polling: a server with two hundred channels on every transport sleeps in one wait."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ipcbus
+
+CHANNELS = 200
+IDLE = 5.0
+"""Seconds in which nothing comes."""
+SHARE = 0.002
+"""Of a processor, that waiting may cost."""
+
+
+def used(pid):
+    """Return the seconds that all threads of a process have had a processor; the kernel counts nanoseconds there."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+@pytest.mark.slow
+def test_two_hundred_channels_wait_in_one_call(programs):
+    urls = []
+    for scheme in ipcbus.transports:
+        try:
+            transport = ipcbus.transports.get(scheme)
+        except ipcbus.TransportUnavailable:
+            continue
+        if not transport.capabilities.addressable:
+            urls.append(f"{scheme}:")
+    assert len(urls) >= 3
+    command = [sys.executable, programs / "idle.py", str(IDLE), str(CHANNELS), *(url for url in urls if url != "inproc:")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout.readline() == "waiting\n"
+            before = used(server.pid)
+            assert server.stdout.readline() == "idle\n"
+            assert used(server.pid) - before <= SHARE * IDLE
+            assert server.stdout.readline().split() == sorted(command[4:])
+            assert server.wait(20) == 0
+        finally:
+            server.kill()
