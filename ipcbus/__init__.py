@@ -50,6 +50,8 @@ from ipcbus.wait import wait
 
 if TYPE_CHECKING:
     from ipcbus.bus.bus import Bus
+    from ipcbus.bus.facts import ChannelFacts
+    from ipcbus.bus.tap import Tap
     from ipcbus.requests.callback import Callback, callback
     from ipcbus.requests.future import Future
     from ipcbus.requests.reply import ReplyTo
@@ -66,6 +68,7 @@ __all__ = [
     "ChannelClosed",
     "ChannelEmpty",
     "ChannelError",
+    "ChannelFacts",
     "ChannelFull",
     "ConfigError",
     "ContentRefused",
@@ -94,6 +97,7 @@ __all__ = [
     "StartFailed",
     "Stats",
     "Supervisor",
+    "Tap",
     "TransportUnavailable",
     "UnknownSerializer",
     "UnknownTransport",
@@ -110,8 +114,10 @@ __all__ = [
 _LATER = {
     "Bus": "ipcbus.bus.bus",
     "Callback": "ipcbus.requests.callback",
+    "ChannelFacts": "ipcbus.bus.facts",
     "Future": "ipcbus.requests.future",
     "ReplyTo": "ipcbus.requests.reply",
+    "Tap": "ipcbus.bus.tap",
     "callback": "ipcbus.requests.callback",
     **dict.fromkeys(("Life", "Occurrence", "Program", "Supervisor"), "ipcbus.supervisor"),
 }
