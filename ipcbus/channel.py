@@ -414,11 +414,12 @@ def _arrive(
     url: str,
     transport_path: str,
     private: bool,  # noqa: FBT001  a pickle's positional state
+    meter: endpoint.Meter | None,
     role: str,
 ) -> Channel:
     """Rebuild a channel from a pickle."""
     endpoint.find(spec.id, role)
-    return Channel(rebuild(handle, spec, settings, url, transport_path, private), role)
+    return Channel(rebuild(handle, spec, settings, url, transport_path, private, meter), role)
 
 
 def rebuild(
@@ -428,6 +429,7 @@ def rebuild(
     url: str,
     transport_path: str,
     private: bool,  # noqa: FBT001  as above
+    meter: endpoint.Meter | None = None,
 ) -> endpoint.Endpoint:
     """Return this process's endpoint of a channel that came; the second object for a channel shares the first one's ends."""
     end = endpoint.find(spec.id)
@@ -442,7 +444,9 @@ def rebuild(
         handle.release()
         raise
     codec.answer = _answer
-    return endpoint.adopt(endpoint.Endpoint(handle, spec, settings, codec, url, transport), home=False)
+    end = endpoint.Endpoint(handle, spec, settings, codec, url, transport)
+    end.meter = meter
+    return endpoint.adopt(end, home=False)
 
 
 def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:

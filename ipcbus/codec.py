@@ -103,6 +103,10 @@ class Codec:
         """Makes what answers a request, from its number and the address of who asked."""
         self.after_fork()
 
+    def use(self, serializer: Serializer) -> None:
+        """Have something decoded by another serializer than the installed one of its name, from the first message on."""
+        self._made[serializer.name] = serializer
+
     @property
     def trusted(self) -> bool:
         """Whether what arrives can only come from this user, or from who has the key."""

@@ -18,7 +18,7 @@ from ipcbus.options import build
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Config", "configured_transport", "load", "load_file"]
+__all__ = ["Config", "configured", "configured_transport", "load", "load_file"]
 
 T = TypeVar("T")
 
@@ -86,8 +86,18 @@ def configured_transport() -> str | None:
     """
     if said := os.environ.get(TRANSPORT_VARIABLE):
         return said
+    found = configured()
+    return None if found is None else found.transport
+
+
+def configured() -> Config | None:
+    """Return the configuration of the file that ``IPCBUS_CONFIG`` names, else of ``ipcbus.toml`` here, None without one.
+
+    Raises:
+        ConfigError: the file that is named or found is wrong.
+    """
     named = os.environ.get(CONFIG_VARIABLE)
     path = Path(named or DEFAULT_FILE)
     if named is None and not path.is_file():
         return None
-    return load_file(Config, path).transport
+    return load_file(Config, path)

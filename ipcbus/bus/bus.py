@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from ipcbus.bus.facts import ChannelFacts
     from ipcbus.bus.home import Home
+    from ipcbus.bus.tap import Tap
     from ipcbus.config import Config
 
 __all__ = ["Bus"]
@@ -117,8 +119,7 @@ class Bus:
             ChannelClosed: the bus is closed here.
         """
         check_name(name)
-        if self._closed:
-            raise ChannelClosed("this bus is closed in this process")
+        self._check_open()
         if self._home is not None and self._home.here:
             return self._home.channel(name)
         from ipcbus.directory import client
@@ -140,8 +141,7 @@ class Bus:
             ConfigError: it cannot be one.
             ChannelClosed: the bus is closed here.
         """
-        if self._closed:
-            raise ChannelClosed("this bus is closed in this process")
+        self._check_open()
         topic = self._topics.get(name)
         if topic is None:
             topic = self._topics.setdefault(name, Topic(self._address, name))
@@ -149,6 +149,46 @@ class Bus:
                 with contextlib.suppress(RuntimeError):  # another thread entered one just now, and makes room
                     self._topics.pop(next(iter(self._topics)), None)
         return topic
+
+    def channels(self) -> list[ChannelFacts]:
+        """Return what is known of every channel that some process has opened by name, in the order of their names.
+
+        For rates look twice: ``after.since(before)``.
+
+        Raises:
+            ChannelBroken: the home has ended.
+            ChannelClosed: the bus is closed here.
+        """
+        self._check_open()
+        if self._home is not None and self._home.here:
+            return self._home.channels()
+        from ipcbus.directory import client
+
+        found: list[ChannelFacts] = pickle.loads(client.call(self._address, "channels").content)
+        return found
+
+    def tap(self, name: str, capacity: int = 1024) -> Tap:
+        """Have a copy of every message that is sent by a name from now on; nothing is taken from the channel.
+
+        Copies come from every process that has the channel from the bus, or from one that has. No sender waits for them:
+        what this process has no room for is missed, and counted.
+
+        Args:
+            name: the channel's; it is made if there is none.
+            capacity: copies from each sending process that may wait here.
+
+        Raises:
+            Unsupported: the channel has as many taps as it can have.
+            ConfigError, ChannelBroken, ChannelClosed: as for ``channel``.
+        """
+        from ipcbus.bus.tap import Tap
+
+        board = self._home.board if self._home is not None and self._home.here else None
+        return Tap(self._address, self.channel(name), capacity, board)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ChannelClosed("this bus is closed in this process")
 
     def close(self) -> None:
         """Leave the bus; in its home, close it for all: nobody can open a channel by name any more. Idempotent.

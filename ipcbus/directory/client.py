@@ -71,8 +71,8 @@ class Place:
         generation: grows with every connection: what was put before may be gone with the home that it was put at.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, address: str, patience: float | None = None) -> None:
+        self.address, self._patience = address, patience  # None: PATIENCE
         self.pid = 0
         self.generation = 0
         self._sock: socket.socket | None = None
@@ -89,7 +89,7 @@ class Place:
             InsecureConfiguration: the address is not private.
             IpcbusError: what the other side says.
         """
-        deadline = Deadline(PATIENCE)
+        deadline = Deadline(self._patience or PATIENCE)
         with self._lock:
             tries = 1 if self._sock is None else 2  # a new home may have taken over since the connection was made
             while True:

@@ -142,7 +142,7 @@ class Inbox:
         self._watch(addressee)
 
     def _find_addressee(self, end: Endpoint) -> int | None:
-        pid = (end.tx or end.open_sender()).receiver()
+        pid = (end.tx or end.open_sender()).receiver() or None  # 0: it has just come, and has not said who it is
         found = None if pid == self._pid else pid
         end.addressee = found, 0.0 if pid is None else monotonic()
         return found
