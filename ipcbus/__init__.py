@@ -50,6 +50,9 @@ from ipcbus.wait import wait
 
 if TYPE_CHECKING:
     from ipcbus.bus.bus import Bus
+    from ipcbus.bus.facts import ChannelFacts
+    from ipcbus.bus.tap import Tap
+    from ipcbus.bus.topic import Subscription, Topic
     from ipcbus.requests.callback import Callback, callback
     from ipcbus.requests.future import Future
     from ipcbus.requests.reply import ReplyTo
@@ -66,6 +69,7 @@ __all__ = [
     "ChannelClosed",
     "ChannelEmpty",
     "ChannelError",
+    "ChannelFacts",
     "ChannelFull",
     "ConfigError",
     "ContentRefused",
@@ -93,7 +97,10 @@ __all__ = [
     "SerializerUnavailable",
     "StartFailed",
     "Stats",
+    "Subscription",
     "Supervisor",
+    "Tap",
+    "Topic",
     "TransportUnavailable",
     "UnknownSerializer",
     "UnknownTransport",
@@ -110,9 +117,12 @@ __all__ = [
 _LATER = {
     "Bus": "ipcbus.bus.bus",
     "Callback": "ipcbus.requests.callback",
+    "ChannelFacts": "ipcbus.bus.facts",
     "Future": "ipcbus.requests.future",
     "ReplyTo": "ipcbus.requests.reply",
+    "Tap": "ipcbus.bus.tap",
     "callback": "ipcbus.requests.callback",
+    **dict.fromkeys(("Subscription", "Topic"), "ipcbus.bus.topic"),
     **dict.fromkeys(("Life", "Occurrence", "Program", "Supervisor"), "ipcbus.supervisor"),
 }
 """Names that are imported at their first use, and from where: what they need would make the import of ipcbus heavy."""

@@ -9,18 +9,17 @@ import secrets
 from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import endpoint
-from ipcbus.codec import Codec
 from ipcbus.errors import (
     ChannelBroken,
     ChannelError,
     ChannelFull,
     Unsupported,
 )
-from ipcbus.options import URL, build, parse_url
+from ipcbus.options import URL, build
+from ipcbus.plan import make_codec, resolve
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import unpacking
-from ipcbus.settings import PRIVATE_MAX_MESSAGE, PUBLIC_MAX_MESSAGE, ChannelOptions, check, read_key, split
-from ipcbus.transport import ChannelSpec, Transport
+from ipcbus.transport import ChannelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
     from ipcbus.message import Message
     from ipcbus.requests.future import Future
     from ipcbus.requests.reply import ReplyTo
-    from ipcbus.transport import Capabilities, Frame, Guarantees, Handle, RecvLink, SendLink
+    from ipcbus.settings import ChannelOptions
+    from ipcbus.transport import Capabilities, Frame, Guarantees, Handle, RecvLink, SendLink, Transport
 
 __all__ = ["Channel", "open_channel", "rebuild"]
 
@@ -389,30 +389,21 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         Unsupported: the transport cannot do what an option asks.
         InsecureConfiguration: strangers could use it to run code here.
     """
-    from ipcbus.selection import select
-
-    parsed = parse_url(url)
-    transport, parsed = select(parsed, options)
-    where = str(parsed)
-    common, own = split({**parsed.options, **options}, transport, where)
-    settings = build(ChannelOptions, common, where)
-    check(settings, transport, where)
-    private = not (transport.capabilities.crosses_hosts or transport.capabilities.addressable)
-    limit = settings.max_message or (PRIVATE_MAX_MESSAGE if private else PUBLIC_MAX_MESSAGE)
-    key = read_key(settings.key_file, where)
-    # Made before the channel, so that a wrong serializer or an insecure wish leaves nothing behind.
-    codec = Codec(settings.serializer, settings.accept, private=private, max_message=limit, key=key, checksum=settings.checksum)
+    plan = resolve(url, **options)
     spec = ChannelSpec(
         id=secrets.token_hex(16),
-        address=parsed.address,
-        capacity=settings.capacity,
-        receivers=settings.receivers,
-        max_message=limit,
-        drops_old=settings.overflow == "drop_old",
+        address=plan.url.address,
+        capacity=plan.settings.capacity,
+        receivers=plan.settings.receivers,
+        max_message=plan.max_message,
+        drops_old=plan.settings.overflow == "drop_old",
     )
+    # Made before the channel, so that a wrong serializer or an insecure wish leaves nothing behind.
+    codec = make_codec(plan.settings, private=plan.private, max_message=plan.max_message, where=str(plan.url))
     codec.answer = _answer
-    handle = transport.create(spec, build(transport.options, own, where))
-    end = endpoint.Endpoint(handle, spec, settings, codec, str(URL(transport.scheme, parsed.address, {})), transport)
+    handle = plan.transport.create(spec, build(plan.transport.options, plan.own, str(plan.url)))
+    where = str(URL(plan.transport.scheme, plan.url.address, {}))
+    end = endpoint.Endpoint(handle, spec, plan.settings, codec, where, plan.transport)
     endpoint.adopt(end, home=True)
     return Channel(end)
 
@@ -424,11 +415,12 @@ def _arrive(
     url: str,
     transport_path: str,
     private: bool,  # noqa: FBT001  a pickle's positional state
+    meter: endpoint.Meter | None,
     role: str,
 ) -> Channel:
     """Rebuild a channel from a pickle."""
     endpoint.find(spec.id, role)
-    return Channel(rebuild(handle, spec, settings, url, transport_path, private), role)
+    return Channel(rebuild(handle, spec, settings, url, transport_path, private, meter), role)
 
 
 def rebuild(
@@ -438,6 +430,7 @@ def rebuild(
     url: str,
     transport_path: str,
     private: bool,  # noqa: FBT001  as above
+    meter: endpoint.Meter | None = None,
 ) -> endpoint.Endpoint:
     """Return this process's endpoint of a channel that came; the second object for a channel shares the first one's ends."""
     end = endpoint.find(spec.id)
@@ -447,19 +440,14 @@ def rebuild(
     try:
         module, _, name = transport_path.partition(":")
         transport: type[Transport] = getattr(importlib.import_module(module), name)
-        codec = Codec(
-            settings.serializer,
-            settings.accept,
-            private=private,
-            max_message=spec.max_message,
-            key=read_key(settings.key_file, url),
-            checksum=settings.checksum,
-        )
+        codec = make_codec(settings, private=private, max_message=spec.max_message, where=url)
     except BaseException:
         handle.release()
         raise
     codec.answer = _answer
-    return endpoint.adopt(endpoint.Endpoint(handle, spec, settings, codec, url, transport), home=False)
+    end = endpoint.Endpoint(handle, spec, settings, codec, url, transport)
+    end.meter = meter
+    return endpoint.adopt(end, home=False)
 
 
 def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:

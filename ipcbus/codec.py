@@ -103,6 +103,10 @@ class Codec:
         """Makes what answers a request, from its number and the address of who asked."""
         self.after_fork()
 
+    def use(self, serializer: Serializer) -> None:
+        """Have something decoded by another serializer than the installed one of its name, from the first message on."""
+        self._made[serializer.name] = serializer
+
     @property
     def trusted(self) -> bool:
         """Whether what arrives can only come from this user, or from who has the key."""
@@ -136,6 +140,20 @@ class Codec:
         if not buffers and headers is None and short and len(payload) <= self._short:
             return (short + payload,)
         return self._frame(serializer, payload, buffers, wire.Sections(headers=headers))
+
+    def encode_headed(self, obj: Any, headed: wire.Headed) -> Frame:
+        """Make the frame that ``encode`` makes with these headers, sooner; raises what that raises."""
+        kind = type(obj)
+        dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
+        try:
+            payload, buffers = dumps(obj)
+        except Exception as error:
+            raise self._explain(obj, serializer, error) from error
+        if short and not buffers:
+            start = headed.starts.get(serializer.id) or headed.start(serializer.id)
+            if len(start) + len(payload) <= self._short:
+                return (start + payload,)
+        return self._frame(serializer, payload, buffers, wire.Sections(headers=headed.headers))
 
     def encode_routed(
         self, obj: Any, route: tuple[int, bytes], deadline: float | None = None, headers: Mapping[str, str] | None = None

@@ -18,7 +18,7 @@ from ipcbus.options import build
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Config", "configured_transport", "load", "load_file"]
+__all__ = ["Config", "configured", "configured_transport", "load", "load_file"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,8 @@ class Config:
     """How processes find each other."""
     channels: dict[str, Any] = field(default_factory=dict)
     """By name: the URL of a channel, or a table of ``url`` and what :func:`ipcbus.open` takes; ``"*"`` is every other name."""
+    topics: dict[str, Any] = field(default_factory=dict)
+    """By name or pattern: how the channels of subscribers are made, as for ``channels``; ``"*"`` is every other topic."""
     front: dict[str, Any] = field(default_factory=dict)
     services: dict[str, Any] = field(default_factory=dict)
 
@@ -84,8 +86,18 @@ def configured_transport() -> str | None:
     """
     if said := os.environ.get(TRANSPORT_VARIABLE):
         return said
+    found = configured()
+    return None if found is None else found.transport
+
+
+def configured() -> Config | None:
+    """Return the configuration of the file that ``IPCBUS_CONFIG`` names, else of ``ipcbus.toml`` here, None without one.
+
+    Raises:
+        ConfigError: the file that is named or found is wrong.
+    """
     named = os.environ.get(CONFIG_VARIABLE)
     path = Path(named or DEFAULT_FILE)
     if named is None and not path.is_file():
         return None
-    return load_file(Config, path).transport
+    return load_file(Config, path)

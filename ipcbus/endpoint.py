@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ipcbus.settings import ChannelOptions
     from ipcbus.transport import ChannelSpec, RecvLink, SendLink, Transport
 
-__all__ = ["Endpoint", "Stats", "Watcher", "adopt", "destroy", "destroy_closed", "find"]
+__all__ = ["Endpoint", "Meter", "Stats", "Watcher", "adopt", "destroy", "destroy_closed", "find", "receiver"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,19 @@ class Watcher(Protocol):
         """Be told, by any thread, that an end was closed; try it again."""
 
 
+class Meter(Protocol):
+    """Somebody who wants to know what goes through the ends: it opens them, and may put a link of its own around each."""
+
+    def open_sender(self, end: Endpoint) -> SendLink:
+        """Open a sending end; raises what ``Handle.open_sender`` raises."""
+
+    def open_receiver(self, end: Endpoint) -> RecvLink:
+        """Open a receiving end; raises what ``Handle.open_receiver`` raises."""
+
+    def after_fork(self) -> None:
+        """Start afresh in a forked child: must not lock or wait."""
+
+
 class Endpoint:
     """This process's ends of one channel."""
 
@@ -67,6 +80,7 @@ class Endpoint:
         self.codec = codec
         self.url = url
         self.transport = transport
+        self.meter: Meter | None = None
         self.patient = options.overflow == "block"
         self.tx: SendLink | None = None
         self.rx: RecvLink | None = None
@@ -89,7 +103,7 @@ class Endpoint:
             if self._closed_tx:
                 raise ChannelClosed(f"{self.url} was closed in this process")
             if self.tx is None:
-                self.tx = self.handle.open_sender()
+                self.tx = self.handle.open_sender() if self.meter is None else self.meter.open_sender(self)
             return self.tx
 
     def open_receiver(self) -> RecvLink:
@@ -98,7 +112,7 @@ class Endpoint:
             if self._closed_rx:
                 raise ChannelClosed(f"{self.url} was closed in this process")
             if self.rx is None:
-                self.rx = self.handle.open_receiver()
+                self.rx = self.handle.open_receiver() if self.meter is None else self.meter.open_receiver(self)
             return self.rx
 
     def shutdown(self, *, may_send: bool, may_receive: bool) -> None:
@@ -146,7 +160,7 @@ class Endpoint:
         if self._closed_tx and self._closed_rx:
             raise ChannelClosed(f"{self.url} was closed in this process and cannot be passed on")
         path = f"{self.transport.__module__}:{self.transport.__qualname__}"
-        return self.handle, self.spec, self.options, self.url, path, self.codec.private
+        return self.handle, self.spec, self.options, self.url, path, self.codec.private, self.meter
 
     def share(self) -> str | None:
         """Leave the channel where any process of this user can have it, and return where; None if it is but an address.
@@ -189,6 +203,8 @@ class Endpoint:
             if link is not None:
                 link.abandon()
         self.tx = self.rx = None
+        if self.meter is not None:
+            self.meter.after_fork()
         self.shared = {}
         self.inbox = None
         self.addressee = (None, 0.0)
@@ -232,6 +248,15 @@ def find(channel_id: str, role: str = "both") -> Endpoint | None:
         forget(end)
         return None
     return end
+
+
+def receiver(channel_id: str) -> int | None:
+    """Return the process that is the one receiver of a channel that this process sends to, if it is known."""
+    end = _ends.get(channel_id)
+    try:
+        return None if end is None or end.tx is None else end.tx.receiver() or None
+    except OSError:
+        return None  # it was closed just now
 
 
 def adopt(end: Endpoint, *, home: bool) -> Endpoint:

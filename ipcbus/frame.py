@@ -35,7 +35,19 @@ if TYPE_CHECKING:
 
     from ipcbus.transport import Buffer, Frame
 
-__all__ = ["JOIN_LIMIT", "MAGIC", "MAX_BUFFERS", "NO_HEADERS", "VERSION", "Parsed", "Sections", "encode", "head", "parse"]
+__all__ = [
+    "JOIN_LIMIT",
+    "MAGIC",
+    "MAX_BUFFERS",
+    "NO_HEADERS",
+    "VERSION",
+    "Headed",
+    "Parsed",
+    "Sections",
+    "encode",
+    "head",
+    "parse",
+]
 
 MAGIC = 0xB5
 """The first byte of every frame."""
@@ -152,6 +164,31 @@ def encode(
     if _size(payload) <= JOIN_LIMIT:
         return [start + payload, *buffers]
     return [start, *tail]
+
+
+class Headed:
+    """Headers that go with many messages, written once.
+
+    Args:
+        headers: texts to texts; not to be changed any more.
+
+    Raises:
+        ValueError: they do not fit in a frame, or are no Unicode.
+        TypeError: one is not a text.
+    """
+
+    __slots__ = ("_section", "headers", "starts")
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.headers = headers
+        self._section = _counted("<I", _write_headers(headers), "headers")
+        self.starts: dict[int, bytes] = {}
+        """By serializer: how a frame with nothing but these and a payload starts."""
+
+    def start(self, serializer: int) -> bytes:
+        """Return how a frame of a serializer starts, for the payload to follow."""
+        made = self.starts[serializer] = bytes((MAGIC, VERSION, HEADERS, serializer)) + self._section
+        return made
 
 
 def routed(serializer: int, route: tuple[int, bytes], deadline: float | None, payload: Buffer) -> tuple[bytes]:

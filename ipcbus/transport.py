@@ -208,10 +208,11 @@ class Handle(ABC):
         """
 
     def destroy(self) -> None:  # noqa: B027  most handles name nothing, and then there is nothing to write
-        """Remove what has a name, for everybody. Called once, in the process that made the channel (its home).
+        """Remove what has a name, for everybody. Idempotent. Called in the process that made the channel (its home).
 
         That is when somebody calls ``Channel.destroy``, else at the process's exit. All ends of this process are closed
-        and the handle is released by then.
+        and the handle is released by then. Where a topic's subscriber made the channel, those who sent to it and who
+        learn that it has gone call this, too.
         """
 
 

@@ -1,13 +1,15 @@
-"""Bus: channels by name, for every process of this user on this machine, at any time."""
+"""Bus: channels and topics by name, for every process of this user on this machine, at any time."""
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import endpoint
+from ipcbus.bus.topic import Topic
 from ipcbus.channel import Channel, rebuild
 from ipcbus.errors import ChannelClosed, ConfigError
 from ipcbus.plumbing.fds import unpacking
@@ -18,17 +20,21 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from ipcbus.bus.facts import ChannelFacts
     from ipcbus.bus.home import Home
+    from ipcbus.bus.tap import Tap
     from ipcbus.config import Config
 
 __all__ = ["Bus"]
 
+_MOST_TOPICS = 1000
+"""Topics whose ends are kept open though nobody has an object for them."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 
 
 @final
 class Bus:
-    """Channels by name. The process that makes one is its *home*; any other of the same user and machine can ``connect``.
+    """Channels and topics by name. Who makes one is its *home*; any other process of this user and machine can ``connect``.
 
     ::
 
@@ -37,6 +43,7 @@ class Bus:
 
         bus = ipcbus.Bus.connect()                      # in any other, whenever it starts
         bus.channel("orders").send(order)
+        bus.topic("prices.eu.dax").publish(18_700)
 
     The home only introduces processes to each other: no message goes through it. When it ends, channels that are open go
     on, and opening another raises ``ChannelBroken`` until a new home takes over its address. Picklable: what arrives in
@@ -45,7 +52,8 @@ class Bus:
     Args:
         config: the path of a TOML file, a mapping with the same keys, or None for no configuration. ``[channels]`` says how
             each name is carried: a URL, or a table of ``url`` and what :func:`ipcbus.open` takes. A name that it does not
-            mention is opened as ``transport`` says, unless ``strict`` in ``[bus]`` forbids.
+            mention is opened as ``transport`` says, unless ``strict`` in ``[bus]`` forbids. ``[topics]`` says the same of the
+            channels of those who subscribe, by name or pattern.
         address: a directory for the bus, made if it is not there; None is ``address`` in ``[bus]``, or a new one.
 
     Raises:
@@ -94,6 +102,8 @@ class Bus:
         self._home = home
         self._address = address
         self._closed = False
+        self._topics: dict[str, Topic] = {}
+        """Kept, because ends to all its subscribers are closed with the last object for a topic."""
 
     @property
     def address(self) -> str:
@@ -109,8 +119,7 @@ class Bus:
             ChannelClosed: the bus is closed here.
         """
         check_name(name)
-        if self._closed:
-            raise ChannelClosed("this bus is closed in this process")
+        self._check_open()
         if self._home is not None and self._home.here:
             return self._home.channel(name)
         from ipcbus.directory import client
@@ -122,12 +131,72 @@ class Bus:
         end.shared.setdefault(self._address, client.current(self._address))
         return Channel(end)
 
+    def topic(self, name: str) -> Topic:
+        """Return a topic, to publish to, or a pattern of topics, to subscribe to.
+
+        Args:
+            name: words with dots between them; in a pattern ``*`` stands for any one word, and ``>`` at the end for the rest.
+
+        Raises:
+            ConfigError: it cannot be one.
+            ChannelClosed: the bus is closed here.
+        """
+        self._check_open()
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics.setdefault(name, Topic(self._address, name))
+            if len(self._topics) > _MOST_TOPICS:
+                with contextlib.suppress(RuntimeError):  # another thread entered one just now, and makes room
+                    self._topics.pop(next(iter(self._topics)), None)
+        return topic
+
+    def channels(self) -> list[ChannelFacts]:
+        """Return what is known of every channel that some process has opened by name, in the order of their names.
+
+        For rates look twice: ``after.since(before)``.
+
+        Raises:
+            ChannelBroken: the home has ended.
+            ChannelClosed: the bus is closed here.
+        """
+        self._check_open()
+        if self._home is not None and self._home.here:
+            return self._home.channels()
+        from ipcbus.directory import client
+
+        found: list[ChannelFacts] = pickle.loads(client.call(self._address, "channels").content)
+        return found
+
+    def tap(self, name: str, capacity: int = 1024) -> Tap:
+        """Have a copy of every message that is sent by a name from now on; nothing is taken from the channel.
+
+        Copies come from every process that has the channel from the bus, or from one that has. No sender waits for them:
+        what this process has no room for is missed, and counted.
+
+        Args:
+            name: the channel's; it is made if there is none.
+            capacity: copies from each sending process that may wait here.
+
+        Raises:
+            Unsupported: the channel has as many taps as it can have.
+            ConfigError, ChannelBroken, ChannelClosed: as for ``channel``.
+        """
+        from ipcbus.bus.tap import Tap
+
+        board = self._home.board if self._home is not None and self._home.here else None
+        return Tap(self._address, self.channel(name), capacity, board)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ChannelClosed("this bus is closed in this process")
+
     def close(self) -> None:
         """Leave the bus; in its home, close it for all: nobody can open a channel by name any more. Idempotent.
 
         Channels that other processes have open go on. The home closes its ends of those that were opened by name.
         """
         self._closed = True
+        self._topics.clear()
         if self._home is not None and self._home.here:
             self._home.close()
 

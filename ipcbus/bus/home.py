@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ipcbus import config as configuration
 from ipcbus import endpoint
+from ipcbus.bus.board import Board
+from ipcbus.bus.bulletin import BULLETIN
+from ipcbus.bus.meter import Meter
+from ipcbus.bus.topics_home import TopicsHome
 from ipcbus.channel import Channel, open_channel, rebuild
 from ipcbus.directory import client
 from ipcbus.directory.server import SOCKET, Directory
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from ipcbus.bus.facts import ChannelFacts
     from ipcbus.directory.server import Guest
 
     Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | configuration.Config | None
@@ -67,8 +72,23 @@ class Home:
         except BaseException:
             self._give_up()
             raise
-        self.directory.left.append(self._let_go)
-        self.directory.handle("channel", self._answer_channel)
+        try:
+            self._topics = TopicsHome(self._config, self.directory)
+        except BaseException:
+            self.directory.close()
+            self._give_up()
+            raise
+        self.board = Board(self.directory)
+        self.directory.left += [self._let_go, self.board.abandon]
+        for name, answer in (
+            ("channel", self._answer_channel),
+            ("channels", self._answer_channels),
+            ("meter", self._answer_meter),
+            ("tap", self._answer_tap),
+            ("taps", self._answer_taps),
+            ("untap", self._answer_untap),
+        ):
+            self.directory.handle(name, answer)
         self.directory.forgotten = _destroy
         client.keep(self.directory)
         client.attach(self.address)
@@ -100,6 +120,11 @@ class Home:
                 channel = self._channels[name] = self._reopen(key)
             return channel
 
+    def channels(self) -> list[ChannelFacts]:
+        """Return what is known of the channels that were opened by name, by name."""
+        with self._lock:
+            return [self.board.facts(name, channel) for name, channel in sorted(self._channels.items())]
+
     def close(self) -> None:
         """Close the directory and the channels that were opened by name. Idempotent."""
         if not self.here:
@@ -114,8 +139,10 @@ class Home:
             client.attach(None)
         self._restore_variable()
         self.directory.close()
+        self._topics.close()
         for channel in self._channels.values():
             channel.destroy()
+        self.board.close()
         self._give_up()
 
     def _restore_variable(self) -> None:
@@ -139,7 +166,7 @@ class Home:
             rundir.remove(self._directory)
             return
         # The directory is somebody's, who may have other things in it.
-        for name in (SOCKET, _CLAIM):
+        for name in (SOCKET, BULLETIN, _CLAIM):
             (self._directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._directory.rmdir()
@@ -153,9 +180,11 @@ class Home:
         if key is None:
             channel = self._open(name)
             end = channel._end  # noqa: SLF001  this package's
+            end.meter = Meter(self.address, end.key, self.board)
             try:
                 with packing() as fds:
                     state = pickle.dumps(end.state())
+                self.board.enter(end.key)
                 self.directory.put(end.key, state, fds, held=True, pinned=True)
             except BaseException:
                 channel.destroy()
@@ -170,6 +199,7 @@ class Home:
         content, fds = self._found(key)
         with unpacking(fds):
             end = rebuild(*pickle.loads(content))
+        end.meter = Meter(self.address, key, self.board)
         end.shared[self.address] = 0
         self.directory.hold(key)
         return Channel(end)
@@ -206,6 +236,25 @@ class Home:
         state, fds = self._found(key)
         self.directory.use(guest, key)
         return key + state, fds
+
+    def _answer_channels(self, _guest: Guest, _content: bytes) -> tuple[bytes, Sequence[int]]:
+        return pickle.dumps(self.channels()), ()
+
+    def _answer_meter(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
+        self.directory.use(guest, content)  # it may have the channel by inheritance
+        number, fd = self.board.attach(guest, content)
+        return number.to_bytes(8, "little"), [fd]
+
+    def _answer_tap(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
+        number, fd = self.board.tap(guest, content[:16], content[16:])
+        return bytes([number]), [fd]
+
+    def _answer_taps(self, _guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
+        return b"".join(bytes([number]) + key for number, key in self.board.taps(content)), ()
+
+    def _answer_untap(self, _guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
+        self.board.untap(content)
+        return b"", ()
 
 
 _homes: weakref.WeakSet[Home] = weakref.WeakSet()
@@ -264,9 +313,9 @@ def _claim_once(directory: Path) -> Claim | None:
         if not directory.parent.is_dir():
             raise ChannelBroken(f"{directory} cannot be made for a bus: there is no {directory.parent}") from None
         return None
-    except ChannelBroken:
-        if not directory.exists():
-            return None
+    except ChannelBroken as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None  # it was removed behind mkdir; by now there may be another
         raise
     except OSError as error:
         raise ChannelBroken(f"the directory {directory} cannot be used for a bus: {error.strerror}") from error

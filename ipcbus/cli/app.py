@@ -6,9 +6,13 @@ import typer
 from typer.core import TyperGroup
 
 from ipcbus import __version__
+from ipcbus.cli.bus import bus
 from ipcbus.cli.check import check
 from ipcbus.cli.demo import demo
+from ipcbus.cli.recv import recv
+from ipcbus.cli.send import send
 from ipcbus.cli.serve import serve
+from ipcbus.cli.tap import tap
 from ipcbus.cli.transports import transports
 from ipcbus.errors import (
     ConfigError,
@@ -45,8 +49,9 @@ app = typer.Typer(
 )
 """The application, for tests and for programs that mount it in their own."""
 
-for _command in (transports, check, demo, serve):
+for _command in (transports, check, demo, serve, send, recv, tap):
     app.command()(_command)
+app.add_typer(bus, name="bus")
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001  the option parser passes the flag by position

@@ -72,11 +72,9 @@ class Place:
         session: the generation of the connection that there is; 0 without one.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.pid = 0
-        self.generation = 0
-        self.session = 0
+    def __init__(self, address: str, patience: float | None = None) -> None:
+        self.address, self._patience = address, patience  # None: PATIENCE
+        self.pid = self.generation = self.session = 0
         self._sock: socket.socket | None = None
         self._token = 0
         self._lock = threading.Lock()
@@ -91,7 +89,7 @@ class Place:
             InsecureConfiguration: the address is not private.
             IpcbusError: what the other side says.
         """
-        deadline = Deadline(PATIENCE)
+        deadline = Deadline(self._patience or PATIENCE)
         with self._lock:
             tries = 1 if self._sock is None else 2  # a new home may have taken over since the connection was made
             while True:
@@ -228,13 +226,11 @@ class Place:
                 sock.close()
                 raise
             self._sock = sock
-            self.generation += 1
-            self.session = self.generation
+            self.generation = self.session = self.generation + 1
         return self._sock
 
     def _disconnect(self) -> None:
-        sock, self._sock = self._sock, None
-        self.session = 0
+        sock, self._sock, self.session = self._sock, None, 0
         self._untold.clear()
         if sock is not None:
             sock.close()

@@ -15,7 +15,19 @@ from pathlib import Path
 
 from ipcbus.errors import ChannelBroken, InsecureConfiguration
 
-__all__ = ["MAX_SOCKET_PATH", "PREFIX", "base", "check", "create", "entrust", "hold", "reap", "remove", "socket_path"]
+__all__ = [
+    "MAX_SOCKET_PATH",
+    "PREFIX",
+    "base",
+    "check",
+    "create",
+    "entrust",
+    "hold",
+    "reap",
+    "remove",
+    "socket_path",
+    "start_time",
+]
 
 PREFIX = "ipcbus-"
 """How the names of these directories begin."""
@@ -56,7 +68,7 @@ def create() -> Path:
         # Whose it is shows in its name, too: who is killed now leaves it empty.
         directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
         try:
-            (directory / _HOME).write_text(f"{os.getpid()} {_start_time(os.getpid())}")
+            (directory / _HOME).write_text(f"{os.getpid()} {start_time(os.getpid())}")
         except BaseException:
             remove(directory)
             raise
@@ -126,7 +138,7 @@ def entrust(directory: Path, pid: int) -> None:
     check(directory)
     try:
         # Not another file in its place: those who hold the directory have locked this one.
-        (directory / _HOME).write_text(f"{pid} {_start_time(pid)}")
+        (directory / _HOME).write_text(f"{pid} {start_time(pid)}")
     except OSError as error:
         raise ChannelBroken(f"{directory} cannot be handed to process {pid}: {error.strerror}") from error
 
@@ -185,17 +197,17 @@ def socket_path(directory: Path, name: str) -> Path:
 
 def _maker_ended(directory: Path) -> bool:
     pid = directory.name.removeprefix(PREFIX).partition("-")[0]
-    return pid.isdecimal() and not _start_time(int(pid))
+    return pid.isdecimal() and not start_time(int(pid))
 
 
 def _home_ended(said: bytes, directory: Path) -> bool:
     words = said.split()
     if len(words) != 2:
         return _maker_ended(directory)  # its home has not written it yet
-    return _start_time(int(words[0])) != words[1].decode()
+    return start_time(int(words[0])) != words[1].decode()
 
 
-def _start_time(pid: int) -> str:
+def start_time(pid: int) -> str:
     """Return when a process started, in clock ticks since boot: with it a pid names one process for ever. Empty if it ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()

@@ -154,7 +154,7 @@ class Inbox:
 
     def _find_addressee(self, end: Endpoint) -> int | str | None:
         pid = (end.tx or end.open_sender()).receiver()
-        if pid is None:
+        if not pid:  # 0: it has just come, and has not said who it is
             return end.spec.id if end.spec.receivers == "one" else None
         found = None if pid == self._pid else pid
         end.addressee = found, monotonic()
@@ -291,7 +291,7 @@ class Inbox:
         with self._lock:
             channels = [key for key in self._addressed if isinstance(key, str)]
         for channel in channels:
-            pid = _receiver(channel)
+            pid = endpoint.receiver(channel)
             addressee = None if pid == self._pid else pid
             with self._lock:
                 numbers = self._addressed.get(channel)
@@ -397,15 +397,6 @@ class Inbox:
 
 def _death(pid: int) -> PeerDied:
     return PeerDied(f"process {pid} died; whether it did what it was asked is not known", pid)
-
-
-def _receiver(channel_id: str) -> int | None:
-    """Return the one receiver of a channel, if it is known."""
-    end = endpoint.find(channel_id)
-    try:
-        return None if end is None or end.tx is None else end.tx.receiver()
-    except OSError:
-        return None  # it was closed just now
 
 
 class _Here:

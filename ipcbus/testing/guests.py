@@ -125,3 +125,31 @@ def answer_and_close(line: Line, jobs: ipcbus.Channel) -> None:  # noqa: ARG001 
     for number, reply_to in jobs:
         with reply_to:
             reply_to.send(number, timeout=PATIENCE)
+
+
+def bus_facts(line: Line, address: str) -> list[ipcbus.ChannelFacts]:  # noqa: ARG001  every function that a child runs gets the line
+    """Return what is known of the channels of a bus."""
+    return ipcbus.Bus.connect(address).channels()
+
+
+def send_when_told(line: Line, channel: ipcbus.Channel) -> None:
+    """Open nothing before the check says so."""
+    line.say("ready")
+    line.hear()
+    channel.send("sent", timeout=PATIENCE)
+
+
+def send_by_name(line: Line, address: str, name: str, values: list[Any]) -> None:
+    """Send values to a channel of a bus, each when the check says so."""
+    channel = ipcbus.Bus.connect(address).channel(name)
+    for value in values:
+        line.say("ready")
+        line.hear()
+        channel.send(value, timeout=PATIENCE)
+
+
+def tap_until_end(line: Line, address: str, name: str, capacity: int = 1024) -> tuple[list[Any], int]:
+    """Tap a channel until it is shut down; return the copies and how many were missed."""
+    with ipcbus.Bus.connect(address).tap(name, capacity) as tap:
+        line.say("tapping")
+        return [message.body for message in tap], tap.missed

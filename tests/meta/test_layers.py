@@ -13,6 +13,7 @@ LAYERS = (
     {"ipcbus.explain"},
     {"ipcbus.message", "ipcbus.serializers", "ipcbus.selection", "ipcbus.check"},
     {"ipcbus.codec", "ipcbus.settings"},
+    {"ipcbus.plan"},
     {"ipcbus.endpoint"},
     {"ipcbus.channel", "ipcbus.aio", "ipcbus.requests"},
     {"ipcbus.pair", "ipcbus.wait"},

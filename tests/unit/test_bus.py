@@ -262,7 +262,7 @@ class TestAddresses:
         place.mkdir(0o700)
         (place / "precious").write_text("kept")
         with ipcbus.Bus(address=address):
-            assert sorted(path.name for path in place.iterdir()) == ["claim", "directory", "precious"]
+            assert sorted(path.name for path in place.iterdir()) == ["claim", "directory", "ipcbus-topics", "precious"]
             with pytest.raises(ipcbus.ConfigError):
                 ipcbus.Bus(address=address)
         assert [path.name for path in place.iterdir()] == ["precious"]

@@ -407,3 +407,25 @@ class TestOwnSerializer:
     def test_its_errors_are_encode_errors(self) -> None:
         with pytest.raises(ipcbus.EncodeError, match=r"reverse cannot encode int.*nothing was sent"):
             make("reverse").encode(1)
+
+
+@pytest.mark.parametrize(
+    "obj", [b"", b"x", {"a": [1]}, b"x" * 20_000, "x" * 16_380, bytearray(70_000)], ids=lambda obj: str(len(obj))
+)
+@pytest.mark.parametrize("options", [{}, {"checksum": True}, {"serializer": "json"}])
+def test_headers_written_once_make_the_same_frame(obj: Any, options: dict[str, Any]) -> None:
+    codec = make(**options)
+    headers = {"topic": "prices.eu.dax", "n": "é"}
+    if options.get("serializer") == "json" and not isinstance(obj, (dict, str)):
+        obj = {"size": len(obj)}
+    headed = wire.Headed(headers)
+    for _ in range(2):
+        quick, slow = codec.encode_headed(obj, headed), codec.encode(obj, headers)
+        assert [bytes(part) for part in quick] == [bytes(part) for part in slow]
+    assert codec.decode_message(quick).headers == headers
+
+
+def test_headers_written_once_are_bounded() -> None:
+    codec = make("raw", max_message=100)
+    with pytest.raises(ipcbus.MessageTooLarge):
+        codec.encode_headed(b"x" * 90, wire.Headed({"topic": "a"}))

@@ -363,7 +363,9 @@ class TestWithoutDescriptors:
             assert ask(guest, Operation.HELLO).kind == Status.OK
             while taken:
                 os.close(taken.pop())
-            assert ask(newcomer, Operation.HELLO).kind == Status.OK
+            until(lambda: not directory._deaf)
+            with dial(directory) as later:  # the first may be turned away: not all were free yet when it was heard
+                assert ask(later, Operation.HELLO).kind == Status.OK
 
     def test_what_cannot_be_kept_is_refused(self, directory, pipe, scarce):
         with dial(directory) as guest:

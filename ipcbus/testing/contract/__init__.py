@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ipcbus.testing.contract import bus, life, limits, messages, processes, requests, waiting
+from ipcbus.testing.contract import bus, life, limits, messages, processes, requests, topics, waiting
 from ipcbus.testing.contract.registry import CHECKS, Check
 from ipcbus.testing.subject import Subject
 
@@ -34,6 +34,7 @@ __all__ = [
     "methods_for",
     "processes",
     "requests",
+    "topics",
     "waiting",
 ]
 

@@ -1,0 +1,89 @@
+"""``ipcbus send``: messages from a shell."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ipcbus.cli.target import Address, Name, connect, mention
+from ipcbus.errors import ConfigError
+
+__all__ = ["send"]
+
+
+def send(
+    name: Name,
+    value: Annotated[
+        str | None,
+        typer.Argument(help="What to send, in JSON; '-' sends each line of standard input.", show_default=False),
+    ] = None,
+    *,
+    text: Annotated[bool, typer.Option("--text", help="Send VALUE, or each line, as the text that it is.")] = False,
+    bytes_from: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Send what is in this file, as bytes.", show_default=False)
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A text to travel beside it; may be repeated.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long a message may wait for room. Default: for ever.", min=0),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Send a message to a channel of a bus, or one for each line of standard input."""
+    headers = dict(_split(entry) for entry in header or ()) or None
+    messages = _messages(value, bytes_from, text=text)
+    # What was typed is looked at before anything is opened.
+    first = [] if value == "-" else list(messages)
+    bus = connect(address)
+    mention(bus, name)
+    with bus.channel(name) as channel:
+        for message in first or messages:
+            channel.send(message, timeout, headers=headers)
+
+
+def _messages(value: str | None, file: Path | None, *, text: bool) -> Iterator[Any]:
+    if (value is None) == (file is None):
+        raise ConfigError("give one of VALUE and --bytes-from FILE; VALUE '-' is standard input")
+    if file is not None:
+        if text:
+            raise ConfigError("--text and --bytes-from exclude each other: what is in a file is sent as bytes")
+        yield _read(file)
+    elif value == "-":
+        yield from _lines(text=text)
+    else:
+        yield value if text else _parse(str(value), "VALUE")
+
+
+def _lines(*, text: bool) -> Iterator[Any]:
+    for number, line in enumerate(sys.stdin, 1):
+        content = line.removesuffix("\n")
+        if text:
+            yield content
+        elif content.strip():
+            yield _parse(content, f"line {number} of standard input")
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not JSON: {error}; --text sends it as it is") from error
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _split(entry: str) -> tuple[str, str]:
+    key, found, value = entry.partition("=")
+    if not found or not key:
+        raise ConfigError(f"--header {entry!r}: write KEY=VALUE")
+    return key, value

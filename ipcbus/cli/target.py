@@ -1,0 +1,35 @@
+"""What the commands that look at a bus have in common: how they find it, and its channels."""
+
+from typing import Annotated
+
+import typer
+
+from ipcbus.bus.bus import Bus
+
+__all__ = ["Address", "Name", "connect", "mention"]
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIRECTORY",
+        help="The bus. Default: that of IPCBUS_ADDRESS, that of ipcbus.toml, or the only one of yours on this machine.",
+    ),
+]
+"""The option by which a bus is chosen."""
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The channel's name on the bus.", show_default=False)]
+"""The argument that names a channel."""
+
+
+def connect(address: str | None) -> Bus:
+    """Return the bus that is meant; raises ``ConfigError`` where that is not clear."""
+    from ipcbus.bus.find import find
+
+    return Bus.connect(find(address))
+
+
+def mention(bus: Bus, name: str) -> None:
+    """Say it if nobody has opened a channel by this name: it may be a slip."""
+    known = [facts.name for facts in bus.channels()]
+    if name not in known:
+        there = f"; there are {', '.join(known)}" if known else ""
+        typer.echo(f"ipcbus: nobody has opened {name!r} on this bus before, so it is made now{there}", err=True)

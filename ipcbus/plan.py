@@ -1,0 +1,56 @@
+"""Plans: what a URL and options ask for, checked and complete, before anything is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ipcbus.codec import Codec
+from ipcbus.options import URL, build, parse_url
+from ipcbus.settings import PRIVATE_MAX_MESSAGE, PUBLIC_MAX_MESSAGE, ChannelOptions, check, read_key, split
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ipcbus.transport import Transport
+
+__all__ = ["Plan", "make_codec", "resolve"]
+
+
+class Plan(NamedTuple):
+    """What a URL and options ask for."""
+
+    transport: type[Transport]
+    url: URL
+    settings: ChannelOptions
+    own: Mapping[str, Any]
+    """The transport's options."""
+    private: bool
+    max_message: int
+    """Bytes."""
+
+
+def resolve(url: str, **options: Any) -> Plan:
+    """Find out what a channel would be, and make none; arguments and errors are those of :func:`ipcbus.open`."""
+    from ipcbus.selection import select
+
+    parsed = parse_url(url)
+    transport, parsed = select(parsed, options)
+    where = str(parsed)
+    common, own = split({**parsed.options, **options}, transport, where)
+    settings = build(ChannelOptions, common, where)
+    check(settings, transport, where)
+    private = not (transport.capabilities.crosses_hosts or transport.capabilities.addressable)
+    limit = settings.max_message or (PRIVATE_MAX_MESSAGE if private else PUBLIC_MAX_MESSAGE)
+    return Plan(transport, parsed, settings, own, private, limit)
+
+
+def make_codec(settings: ChannelOptions, *, private: bool, max_message: int, where: str) -> Codec:
+    """Make the codec that a channel's settings ask for; raises what :func:`ipcbus.open` raises."""
+    return Codec(
+        settings.serializer,
+        settings.accept,
+        private=private,
+        max_message=max_message,
+        key=read_key(settings.key_file, where),
+        checksum=settings.checksum,
+    )

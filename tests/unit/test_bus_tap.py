@@ -1,0 +1,295 @@
+"""A tap gets copies and nothing else: nobody waits for it, and what is for the receiver stays the receiver's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+import ipcbus
+from ipcbus.bus.looking import StandIn
+from ipcbus.testing import children, guests
+from ipcbus.testing.children import PATIENCE
+from ipcbus.testing.subject import Subject, raises
+
+METHODS = ("fork", "spawn", "forkserver")
+
+
+@pytest.fixture(params=METHODS)
+def subject(request):
+    with Subject("pipe:", request.param) as subject:
+        yield subject
+
+
+@pytest.fixture
+def bus():
+    with ipcbus.Bus() as bus:
+        yield bus
+
+
+def taps(bus):
+    (facts,) = bus.channels()
+    return facts.taps
+
+
+def wait_until(condition):
+    """Look again whenever something may have happened to another process; there is nothing to wait on."""
+    over = threading.Event()
+    for _ in range(int(PATIENCE * 50)):
+        if condition():
+            return
+        over.wait(0.02)
+    raise AssertionError("it did not come to pass")
+
+
+@pytest.mark.parametrize("url", ["pipe:", "queue:", "zmq:"])
+def test_copies_of_what_is_sent_from_now_on(url):
+    with ipcbus.Bus({"channels": {"orders": url}}) as bus:
+        orders = bus.channel("orders")
+        orders.send("before")
+        with bus.tap("orders") as tap:
+            assert taps(bus) == (os.getpid(),)
+            orders.send({"n": 1}, headers={"key": "value"})
+            copy = tap.recv_message(timeout=PATIENCE)
+            assert (copy.body, dict(copy.headers)) == ({"n": 1}, {"key": "value"})
+            raises(ipcbus.ChannelEmpty, tap.recv_message, timeout=0)
+            assert tap.missed == 0
+        assert taps(bus) == ()
+        orders.send("after")
+        assert [orders.recv(timeout=PATIENCE) for _ in range(3)] == ["before", {"n": 1}, "after"]
+
+
+def test_every_sender_whoever_gave_it_the_channel(subject, bus):
+    """By name or by argument, open before or after the tap came."""
+    orders = bus.channel("orders")
+    with bus.tap("orders") as tap:
+        early = subject.start(guests.send_by_name, bus.address, "orders", ["a", "b"])
+        handed = subject.start(guests.send_when_told, orders)
+        for child in (early, handed, early):
+            assert child.hear() == "ready"
+            child.say()
+        for child in (early, handed):
+            child.result()
+        orders.send("home")
+        copies = [tap.recv_message(timeout=PATIENCE).body for _ in range(4)]
+        assert sorted(copies) == ["a", "b", "home", "sent"]
+        assert copies.index("a") < copies.index("b")
+    assert sorted(orders.recv(timeout=PATIENCE) for _ in range(4)) == ["a", "b", "home", "sent"]
+
+
+def test_a_child_forked_in_the_middle(bus):
+    """It opens ends, a slot and ways to the tap of its own; its parent's go on."""
+    orders, unused = bus.channel("orders"), ipcbus.open("pipe:")
+    with bus.tap("orders") as tap, Subject("pipe:", "fork") as subject:
+        orders.send("before")
+        for number in range(2):
+            unused.send(number)
+        children.inherited[:] = [unused, orders]
+        unused.sender.close()
+        subject.start(children.use_inherited).result()
+        children.inherited.clear()
+        orders.send("after")
+        copies = [tap.recv_message(timeout=PATIENCE).body for _ in range(3)]
+        assert sorted(copies, key=str) == [[0, 1], "after", "before"]
+        assert tap.missed == 0
+    unused.close()
+
+
+def test_threads_are_counted_each(bus):
+    orders = bus.channel("orders")
+    with bus.tap("orders", 10_000) as tap, Subject("pipe:", "fork") as subject:
+        tasks = [subject.thread(lambda: [orders.send(number) for number in range(200)]) for _ in range(4)]
+        for task in tasks:
+            task.result()
+        assert bus.channels()[0].sent == 800
+        for _ in range(800):
+            tap.recv_message(timeout=PATIENCE)
+
+
+def test_a_tap_that_comes_to_a_sender_at_work(subject, bus):
+    orders = bus.channel("orders")
+    sender = subject.start(guests.send_by_name, bus.address, "orders", ["unseen", "seen", "unseen too"])
+    assert sender.hear() == "ready"
+    sender.say()
+    assert sender.hear() == "ready"
+    with bus.tap("orders") as tap:
+        sender.say()
+        assert tap.recv_message(timeout=PATIENCE).body == "seen"
+        assert sender.hear() == "ready"
+    sender.say()
+    sender.result()
+    assert [orders.recv(timeout=PATIENCE) for _ in range(3)] == ["unseen", "seen", "unseen too"]
+
+
+def test_the_end_of_the_channel_is_the_end_of_the_tap(subject, bus):
+    orders = bus.channel("orders")
+    child = subject.start(guests.tap_until_end, bus.address, "orders")
+    assert child.hear() == "tapping"
+    orders.send(1)
+    orders.receiver.shutdown()
+    assert child.result() == ([1], 0)
+
+
+def test_a_stopped_tap_delays_nobody_and_counts_what_it_missed(subject, bus):
+    orders = bus.channel("orders")
+    child = subject.start(guests.tap_until_end, bus.address, "orders", 10)
+    assert child.hear() == "tapping"
+    os.kill(child.pid, signal.SIGSTOP)
+    longest = 0.0
+    for number in range(500):
+        started = time.monotonic()
+        orders.send((number, bytes(20_000 if number % 10 == 0 else 10)), timeout=PATIENCE)
+        longest = max(longest, time.monotonic() - started)
+        assert orders.recv(timeout=PATIENCE)[0] == number
+    assert longest < 1, "a send waited for the tap"
+    os.kill(child.pid, signal.SIGCONT)
+    orders.shutdown()
+    copies, missed = child.result()
+    assert [number for number, _ in copies] == sorted(number for number, _ in copies)
+    assert len(copies) + missed == 500
+    assert missed >= 400
+
+
+def test_closing_does_not_wait_for_a_stopped_tap(bus):
+    with Subject("pipe:", "fork") as subject:
+        child = subject.start(guests.tap_until_end, bus.address, "orders", 10)
+        assert child.hear() == "tapping"
+        os.kill(child.pid, signal.SIGSTOP)
+        orders = bus.channel("orders")
+        for number in range(20):
+            orders.send((number, bytes(100_000)), timeout=PATIENCE)
+            orders.recv(timeout=PATIENCE)
+        started = time.monotonic()
+        orders.close()
+        assert time.monotonic() - started < 1
+        os.kill(child.pid, signal.SIGCONT)
+        child.kill()
+
+
+def test_a_killed_tap_is_forgotten(subject, bus):
+    orders = bus.channel("orders")
+    child = subject.start(guests.tap_until_end, bus.address, "orders", 10)
+    assert child.hear() == "tapping"
+    orders.send(0)
+    link = orders._end.tx
+    assert link._copies._links
+    child.kill()
+    for number in range(1, 100):  # more than it had room for
+        orders.send(number, timeout=PATIENCE)
+    wait_until(lambda: taps(bus) == ())
+    orders.send(100)
+    assert not link._copies._links, "the sender still holds what it sent copies by"
+    assert [orders.recv(timeout=PATIENCE) for _ in range(101)] == list(range(101))
+
+
+def test_a_tap_that_is_closed(bus):
+    """A child that was forked meanwhile, and has what its parent had, keeps nothing going."""
+    orders = bus.channel("orders")
+    with Subject("pipe:", "fork") as subject:
+        tap = bus.tap("orders")
+        child = subject.start(children.idle)
+        orders.send(1)
+        tap.close()
+        tap.close()
+        orders.send(2)
+        assert taps(bus) == ()
+        assert not orders._end.tx._copies._links
+        child.say()
+        child.result()
+
+
+def test_no_more_than_a_few(bus):
+    held = [bus.tap("orders") for _ in range(4)]
+    error = raises(ipcbus.Unsupported, bus.tap, "orders")
+    assert str(os.getpid()) in str(error)
+    held.pop().close()
+    held.append(bus.tap("orders"))
+    orders = bus.channel("orders")
+    orders.send(1)
+    assert [tap.recv_message(timeout=PATIENCE).body for tap in held] == [1, 1, 1, 1]
+    for tap in held:
+        tap.close()
+
+
+def test_misses_are_each_taps_own(bus):
+    with bus.tap("orders", 2) as small, bus.tap("orders", 100) as large:
+        orders = bus.channel("orders")
+        for number in range(10):
+            orders.send(number)
+        assert (small.missed, large.missed) == (8, 0)
+    with bus.tap("orders", 100) as later:
+        assert later.missed == 0
+
+
+def test_what_did_not_fit_into_the_channel_has_no_copy():
+    with ipcbus.Bus({"channels": {"orders": {"url": "pipe:", "capacity": 1, "overflow": "drop_new"}}}) as bus:
+        orders = bus.channel("orders")
+        with bus.tap("orders") as tap:
+            orders.send(1)
+            orders.send(2)
+            assert tap.recv_message(timeout=PATIENCE).body == 1
+            raises(ipcbus.ChannelEmpty, tap.recv_message, timeout=0)
+        assert orders.recv(timeout=PATIENCE) == 1
+
+
+def test_a_keyed_channel(tmp_path):
+    key = tmp_path / "key"
+    key.write_bytes(b"sixteen bytes and more")
+    key.chmod(0o600)
+    with ipcbus.Bus({"channels": {"orders": {"url": "pipe:", "key_file": str(key)}}}) as bus:
+        orders = bus.channel("orders")
+        with bus.tap("orders") as tap:
+            orders.send({"n": 1})
+            assert tap.recv_message(timeout=PATIENCE).body == {"n": 1}
+        assert orders.recv(timeout=PATIENCE) == {"n": 1}
+
+
+class TestWhatOnlyItsReceiverMayHave:
+    def test_a_descriptor(self, bus):
+        """It can be had once."""
+        orders = bus.channel("orders")
+        reading, writing = os.pipe()
+        with bus.tap("orders") as tap, ipcbus.Fd(writing) as descriptor:
+            orders.send({"descriptor": descriptor, "other": [1]})
+            copy = tap.recv_message(timeout=PATIENCE).body
+            assert isinstance(copy["descriptor"], StandIn)
+            assert repr(copy) == "{'descriptor': <a fd, for its receiver>, 'other': [1]}"
+        with orders.recv(timeout=PATIENCE)["descriptor"] as arrived:
+            os.write(arrived.fileno(), b"x")
+        assert os.read(reading, 1) == b"x"
+        os.close(reading)
+
+    def test_a_channel(self, bus):
+        with bus.tap("orders") as tap, ipcbus.open("pipe:") as own:
+            bus.channel("orders").send([own, ipcbus.Stats(1, 2, 3, 4, None, 6)])
+            assert repr(tap.recv_message(timeout=PATIENCE).body[0]) == "<a channel, for its receiver>"
+            assert bus.channel("orders").recv(timeout=PATIENCE)[0] == own
+
+    def test_a_request(self, bus):
+        """The receiver answers, and who asked does not hear of the tap."""
+        orders = bus.channel("orders")
+        with bus.tap("orders") as tap:
+            future = orders.submit("question", timeout=PATIENCE)
+            copy = tap.recv_message(timeout=PATIENCE)
+            assert (copy.body, copy.reply_to) == ("question", None)
+            assert not future.is_done
+            orders.recv_message(timeout=PATIENCE).reply("answer")
+            assert future.result(PATIENCE) == "answer"
+
+    def test_what_is_by_value(self):
+        with ipcbus.Bus({"channels": {"orders": {"url": "pipe:", "serializer": "cloudpickle"}}}) as bus:
+            with bus.tap("orders") as tap:
+                bus.channel("orders").send(lambda: 7)
+                assert tap.recv_message(timeout=PATIENCE).body() == 7
+            assert bus.channel("orders").recv(timeout=PATIENCE)() == 7
+
+
+def test_copies_and_the_wait(bus):
+    with bus.tap("orders") as tap:
+        assert ipcbus.wait([tap], timeout=0) == []
+        bus.channel("orders").send(1)
+        assert ipcbus.wait([tap], timeout=PATIENCE) == [tap]
+        assert tap.ready()

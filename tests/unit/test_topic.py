@@ -1,0 +1,255 @@
+"""Topics: what is not the same on every transport, and what no transport can see."""
+
+import asyncio
+import pickle
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import ipcbus
+from ipcbus.bus import route
+from ipcbus.testing.subject import raises
+
+PATIENCE = 10
+
+
+@pytest.fixture
+def bus():
+    with ipcbus.Bus({"topics": {"*": "pipe:"}}) as bus:
+        yield bus
+    settle()
+
+
+def settle():
+    for thread in route.partings():
+        thread.join(PATIENCE)
+
+
+class Counted:
+    """Counts how often it is pickled."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __reduce__(self):
+        self.times += 1
+        return int, ()
+
+
+def test_encodes_once(bus):
+    with ExitStack() as stack:
+        subs = [stack.enter_context(bus.topic("a").subscribe()) for _ in range(50)]
+        value = Counted()
+        bus.topic("a").publish(value)
+        assert value.times == 1
+        assert [sub.recv(timeout=PATIENCE) for sub in subs] == [0] * 50
+
+
+def test_more_subscribers_than_one_answer_has_room_for(bus):
+    topic = bus.topic("a")
+    with ExitStack() as stack:
+        subs = [stack.enter_context(bus.topic("*").subscribe()) for _ in range(40)]
+        assert topic.subscribers() == 40
+        topic.publish(1)
+        assert all(sub.recv(timeout=PATIENCE) == 1 for sub in subs)
+    assert topic.subscribers() == 0
+
+
+def test_subscribers_of_different_ways_get_what_they_can_read():
+    ways = {"a": "pipe:?serializer=json&accept=json", "*.>": "zmq:?checksum=yes", "*": "pipe:", ">": "queue:"}
+    with ipcbus.Bus({"topics": ways}) as bus, bus.topic("a").subscribe() as json, bus.topic(">").subscribe() as pickled:
+        topic = bus.topic("a")
+        topic.publish({"n": 1})
+        assert json.recv_message(timeout=PATIENCE).content_type == "application/json"
+        assert pickled.recv_message(timeout=PATIENCE).content_type == "application/x-python-pickle"
+        raises(ipcbus.EncodeError, topic.publish, object())
+        raises(ipcbus.ChannelEmpty, pickled.recv, timeout=0)
+        with bus.topic("*.b").subscribe() as other, bus.topic("*.>").subscribe() as checked:
+            bus.topic("a.b").publish(2)
+            assert [sub.recv(timeout=PATIENCE) for sub in (other, checked, pickled)] == [2, 2, 2]
+    settle()
+
+
+@pytest.mark.parametrize(
+    ("topics", "said"),
+    [
+        ({"*": "pipe:?overflow=block"}, "drop_new or drop_old"),
+        ({"*": {"url": "pipe:", "overflow": "fail"}}, "drop_new or drop_old"),
+        ({"*": {"url": "queue:", "receivers": "many"}}, "receivers='many'"),
+        ({"a": {"b": "pipe:"}}, 'topics."a"'),
+        ({"a": 1}, "topics.a must be"),
+        ({"*": "pipe:?capacty=1"}, "did you mean 'capacity'"),
+    ],
+)
+def test_wrong_configuration(topics, said):
+    with ipcbus.Bus({"topics": topics}) as bus, pytest.raises(ipcbus.ConfigError, match=said):
+        bus.topic("a").subscribe()
+
+
+def test_wrong_key():
+    with pytest.raises(ipcbus.ConfigError, match="can only come last"):
+        ipcbus.Bus({"topics": {"a.>.b": "pipe:"}})
+
+
+def test_strict():
+    with ipcbus.Bus({"topics": {"prices.>": "pipe:"}, "bus": {"strict": True}}) as bus:
+        bus.topic("prices.eu").publish(1)
+        with pytest.raises(ipcbus.ConfigError, match=r"did you mean 'prices\.>'"):
+            bus.topic("price.eu").publish(1)
+        with bus.topic("prices.*").subscribe():
+            pass
+
+
+def test_threads_are_not_processes():
+    with ipcbus.Bus({"topics": {"*": "inproc:"}}) as bus, pytest.raises(ipcbus.Unsupported, match="pipe:"):
+        bus.topic("a").subscribe()
+
+
+def test_the_topics_name_is_a_header_that_is_taken(bus):
+    with pytest.raises(ipcbus.ConfigError, match="topic"):
+        bus.topic("a").publish(1, headers={"topic": "b"})
+    with pytest.raises(ipcbus.EncodeError):
+        bus.topic("a").publish(1, headers={"n": 1})
+
+
+def test_closed(bus):
+    sub = bus.topic("a").subscribe()
+    sub.close()
+    sub.close()
+    assert sub.dropped == 0
+    raises(ipcbus.ChannelClosed, sub.recv)
+    raises(ipcbus.ChannelClosed, sub.fileno)
+    assert list(sub) == []
+    bus.close()
+    raises(ipcbus.ChannelClosed, bus.topic, "a")
+
+
+def test_closing_wakes_who_receives(bus):
+    sub = bus.topic("a").subscribe()
+    got = []
+    thread = threading.Thread(target=lambda: got.extend(sub))
+    thread.start()
+    bus.topic("a").publish(1)
+    while not got:
+        time.sleep(0.001)
+    sub.close()
+    thread.join(PATIENCE)
+    assert got == [1]
+
+
+def test_never_closed(bus):
+    with pytest.warns(ResourceWarning, match="never closed"):
+        assert bus.topic("a").subscribe().dropped == 0
+
+
+def test_what_travels(bus):
+    topic = pickle.loads(pickle.dumps(bus.topic("a")))
+    assert topic == bus.topic("a")
+    assert len({topic, bus.topic("a"), bus.topic("b")}) == 2
+    with topic.subscribe() as sub, pytest.raises(ipcbus.Unsupported, match="pass the Topic on"):
+        pickle.dumps(sub)
+
+
+def test_drops_are_counted_over_threads(bus):
+    with bus.topic("a").subscribe(capacity=10) as sub:
+
+        def publish():
+            for n in range(200):
+                bus.topic("a").publish(n)
+
+        threads = [threading.Thread(target=publish) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sub.dropped == 790
+        assert len(sub.recv_many(20, timeout=PATIENCE)) == 10
+
+
+async def test_asyncio(bus):
+    with bus.topic("a").subscribe() as sub:
+        waiting = asyncio.ensure_future(sub.aio.recv())
+        await asyncio.sleep(0)
+        bus.topic("a").publish(1)
+        assert await asyncio.wait_for(waiting, PATIENCE) == 1
+
+
+def test_wait_takes_it_among_others(bus):
+    with bus.topic("a").subscribe() as one, bus.topic("b").subscribe() as other, ipcbus.open("queue:") as channel:
+        assert ipcbus.wait([one, other, channel], timeout=0) == []
+        bus.topic("b").publish(1)
+        assert ipcbus.wait([one, other, channel], timeout=PATIENCE) == [other]
+
+
+def test_a_process_that_lost_its_connection_is_still_subscribed(bus, child):
+    topic = bus.topic("a")
+    child.run("sub = obj.subscribe()\nimport builtins; builtins.kept = sub", topic)
+    try:
+        child.run("import ipcbus.directory.client as c; [place.close() for place in c._here.places.values()]")
+        topic.publish(1)
+        assert topic.subscribers() == 1
+        assert child.run("result = kept.recv(timeout=10)") == 1
+    finally:
+        child.run("kept.close()")
+    assert topic.subscribers() == 0
+
+
+def test_a_new_home_after_one_that_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr(route, "_RETRY", 0.0)
+    address = str(tmp_path / "bus")
+    topic = None
+    for turn in range(3):
+        with ipcbus.Bus({"topics": {"*": "pipe:"}}, address=address) as bus:
+            topic = topic or bus.topic("a")
+            with bus.topic("a").subscribe() as sub:
+                topic.publish(turn)
+                assert sub.recv(timeout=PATIENCE) == turn
+        topic.publish("to nobody")
+    settle()
+
+
+def test_subscribers_outlive_the_home(bus):
+    topic = bus.topic("a")
+    with topic.subscribe() as sub:
+        topic.publish(1)
+        bus.close()
+        topic.publish(2)
+        assert [sub.recv(timeout=PATIENCE) for _ in range(2)] == [1, 2]
+    topic.publish(3)
+    assert topic.subscribers() == 0
+    raises(ipcbus.ChannelBroken, topic.subscribe)
+
+
+def test_no_descriptor_is_kept_of_those_who_left(bus):
+    topic = bus.topic("a")
+    topic.publish(0)
+
+    def turn():
+        with topic.subscribe() as sub:
+            topic.publish(1)
+            assert sub.recv(timeout=PATIENCE) == 1
+        topic.publish(2)
+        settle()
+
+    turn()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        turn()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_ends_stay_open_without_an_object_for_the_topic(bus):
+    with bus.topic("a").subscribe() as sub:
+        bus.topic("a").publish(0)
+        route_before = route.find(bus.address, "a")
+        ends = [target.end.tx for target in route_before._targets.values()]
+        bus.topic("a").publish(1)
+        assert route.find(bus.address, "a") is route_before
+        assert [target.end.tx for target in route_before._targets.values()] == ends
+        assert sub.recv_many(5, timeout=PATIENCE) == [0, 1]
+    for n in range(1100):
+        bus.topic(f"many.{n}")
+    assert len(bus._topics) == 1000
