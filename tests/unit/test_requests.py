@@ -182,6 +182,22 @@ def test_who_does_not_read_delays_an_answerer_once(subject, programs, monkeypatc
     asker.kill()
 
 
+def test_an_answerer_whose_connection_was_lost_is_watched_again(programs):
+    """Where several may receive, only what was noted in the table tells who has a request."""
+    with Subject("queue:", "fork") as subject:
+        channel = subject.open(receivers="many")
+        child = subject.start(programs.serve, channel)
+        child.hear()
+        with contextlib.suppress(ipcbus.PeerDied):  # as it seems just then
+            channel.request(("lose the connection",), PATIENCE)
+        assert channel.request(("echo", 1), PATIENCE) == 1
+        hanging = channel.submit(("hang",))
+        assert ipcbus.wait([hanging], 0.2) == []
+        child.kill()
+        with pytest.raises(ipcbus.PeerDied):
+            hanging.result(1)
+
+
 # --------------------------------------------------------------------------- many
 
 
@@ -265,6 +281,8 @@ def test_turns_lose_no_wake_up(subject):
 
 def test_an_interrupt_at_any_instant_leaves_the_inbox_usable(questions, subject):
     stop = threading.Event()
+    # Opening is another matter: an interrupt between making a descriptor and noting it leaves that behind.
+    assert questions.request(("echo", 0), PATIENCE) == 0
 
     def ask():
         lost = count = 0

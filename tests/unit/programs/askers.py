@@ -4,6 +4,7 @@ import os
 import threading
 
 import ipcbus
+from ipcbus.directory import client as directory
 from ipcbus.requests import asking, inbox
 
 PATIENCE = 10
@@ -54,6 +55,11 @@ def handle(message):
         rest[0].append(message)
         message.reply_to.__reduce__()  # as if sent on: serve() leaves it alone
         return None
+    if what == "lose the connection":
+        directory.place(message.reply_to._way.home).close()  # as an interrupted call of the directory does
+        return None
+    if what == "hang":
+        threading.Event().wait(3 * PATIENCE)
     if what == "pid":
         return os.getpid()
     return rest[0](*rest[1:])
