@@ -143,7 +143,7 @@ def _mounted() -> bool:
 
 
 def _wish(scheme: str, option: str) -> int | None:
-    """Return what a transport asks of the kernel unless its URL says otherwise; None if there is no such transport or option."""
+    """Return what a transport asks of the kernel unless its URL says otherwise; None if nobody has such an option."""
     try:
         options = transports.get(scheme).options
     except IpcbusError:
