@@ -124,7 +124,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     pids = {process.pid, *_members(process.pid)}
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # before that its directories are not left over
+    with contextlib.suppress(ChildProcessError):  # it had ended, and was waited for
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # before that its directories are not left over
     for directory in rundir.leftovers(rundir.base()):
         if directory.name.removeprefix(rundir.PREFIX).partition("-")[0] in map(str, pids):
             rundir.remove(directory)
