@@ -9,6 +9,7 @@ from ipcbus import __version__
 from ipcbus.cli.bus import bus
 from ipcbus.cli.check import check
 from ipcbus.cli.demo import demo
+from ipcbus.cli.doctor import doctor
 from ipcbus.cli.recv import recv
 from ipcbus.cli.send import send
 from ipcbus.cli.serve import serve
@@ -49,7 +50,7 @@ app = typer.Typer(
 )
 """The application, for tests and for programs that mount it in their own."""
 
-for _command in (transports, check, demo, serve, send, recv, tap):
+for _command in (transports, doctor, check, demo, serve, send, recv, tap):
     app.command()(_command)
 app.add_typer(bus, name="bus")
 

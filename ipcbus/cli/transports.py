@@ -6,15 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ipcbus.channel import open_channel
-from ipcbus.errors import ConfigError, TransportUnavailable
+from ipcbus.errors import TransportUnavailable
 from ipcbus.selection import transports as registry
 from ipcbus.transport import Capabilities, Guarantees, Transport
 
 __all__ = ["Row", "survey", "transports"]
-
-_TRIAL = 2.0
-"""Seconds that one message may take through a transport on trial."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,7 +19,7 @@ class Row:
 
     scheme: str
     works: bool
-    """Whether a message went through a channel of this scheme just now, in this process."""
+    """Whether a child process sent a message through a channel of this scheme just now, and it arrived."""
     problem: str | None
     """Why it does not work, and what to do about it."""
     transport: type[Transport] | None
@@ -53,20 +49,11 @@ def _try(scheme: str) -> Row:
     except TransportUnavailable as error:
         return Row(scheme, works=False, problem=str(error), transport=None)
     except Exception as error:  # noqa: BLE001  somebody's broken plugin is a row of the table, not the end of it
-        return Row(scheme, works=False, problem=_say(error), transport=None)
-    try:
-        with open_channel(f"{scheme}:") as channel:
-            channel.send(b"", timeout=_TRIAL)
-            channel.recv(timeout=_TRIAL)
-    except ConfigError:
-        pass  # it needs an address, which only its user knows; its driver is here
-    except Exception as error:  # noqa: BLE001  as above
-        return Row(scheme, works=False, problem=_say(error), transport=transport)
-    return Row(scheme, works=True, problem=None, transport=transport)
+        return Row(scheme, works=False, problem=f"{type(error).__name__}: {error}", transport=None)
+    from ipcbus.doctor.trial import attempt
 
-
-def _say(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    problem = attempt(scheme, transport).problem
+    return Row(scheme, works=problem is None, problem=problem, transport=transport)
 
 
 def transports(

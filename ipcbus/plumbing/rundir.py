@@ -12,8 +12,12 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, InsecureConfiguration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "MAX_SOCKET_PATH",
@@ -23,9 +27,11 @@ __all__ = [
     "create",
     "entrust",
     "hold",
+    "leftovers",
     "reap",
     "remove",
     "socket_path",
+    "spare",
     "start_time",
 ]
 
@@ -154,14 +160,32 @@ def reap(parent: Path) -> list[Path]:
     A leftover is one whose home process no longer runs and that nobody holds.
     """
     removed = []
+    for directory in _each_leftover(parent):
+        remove(directory)
+        removed.append(directory)
+    return removed
+
+
+def leftovers(parent: Path) -> list[Path]:
+    """Return what ``reap`` would remove, and leave it."""
+    return list(_each_leftover(parent))
+
+
+def spare() -> None:
+    """Have ``create`` remove no leftovers in this process, for who only looks."""
+    global _reaped_by  # noqa: PLW0603  as in create
+    _reaped_by = os.getpid()
+
+
+def _each_leftover(parent: Path) -> Iterator[Path]:
+    """Yield this user's leftovers in a directory; while the caller has one, nobody can begin to hold it."""
     for directory in parent.glob(PREFIX + "*"):
         try:
             check(directory)
             fd = os.open(directory / _HOME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             if _maker_ended(directory):
-                remove(directory)
-                removed.append(directory)
+                yield directory
             continue  # else it is just being made, or just being removed
         except (OSError, InsecureConfiguration):
             continue  # not ours
@@ -170,13 +194,11 @@ def reap(parent: Path) -> list[Path]:
                 continue  # not locked even for a moment: somebody who wants to hold it would take it for gone
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _home_ended(os.pread(fd, 100, 0), directory):
-                remove(directory)
-                removed.append(directory)
+                yield directory
         except BlockingIOError:
             pass  # somebody holds it
         finally:
             os.close(fd)
-    return removed
 
 
 def socket_path(directory: Path, name: str) -> Path:

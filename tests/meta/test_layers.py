@@ -20,7 +20,7 @@ LAYERS = (
     {"ipcbus.bus"},
     {"ipcbus.supervisor"},
     {"ipcbus"},
-    {"ipcbus.testing"},
+    {"ipcbus.testing", "ipcbus.doctor"},
     {"ipcbus.web"},
     {"ipcbus.demo"},
     {"ipcbus.cli"},

@@ -48,7 +48,9 @@ class TestCommand:
     def test_help_names_every_command(self, run):
         said = run("--help")
         assert said.exit_code == 0
-        assert all(word in said.stdout for word in ("transports", "check", "demo", "serve", "bus", "send", "recv", "tap"))
+        assert all(
+            word in said.stdout for word in ("transports", "doctor", "check", "demo", "serve", "bus", "send", "recv", "tap")
+        )
 
     def test_a_wrong_command_is_a_usage_error(self, run):
         said = run("frobnicate")

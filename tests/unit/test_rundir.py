@@ -117,6 +117,21 @@ def test_what_a_killed_home_made_goes(home, runtime):
     assert not home.directory.exists()
 
 
+def test_looking_leaves_what_reaping_would_remove(home, runtime):
+    assert rundir.leftovers(runtime) == []
+    end(home)
+    assert rundir.leftovers(runtime) == rundir.leftovers(runtime) == [home.directory]
+    assert rundir.reap(runtime) == [home.directory]
+
+
+@pytest.mark.parametrize("spared", [True, False])
+def test_who_only_looks_removes_nothing_when_it_makes_one(spared, home):
+    end(home)
+    code = f"from ipcbus.plumbing import rundir\nif {spared}: rundir.spare()\nrundir.remove(rundir.create())"
+    subprocess.run([sys.executable, "-c", code], timeout=PATIENCE, check=True)
+    assert home.directory.exists() == spared
+
+
 def test_what_somebody_holds_stays(home, runtime):
     held = rundir.hold(home.directory)
     try:

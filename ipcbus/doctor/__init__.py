@@ -1,0 +1,1 @@
+"""What ``ipcbus doctor`` finds out about this machine, without a terminal. Nothing here changes anything unasked."""
