@@ -332,6 +332,27 @@ print(sorted({{os.sched_getscheduler(int(tid)) for tid in os.listdir("/proc/self
     assert (done.stdout, done.returncode) == (threads + "\n", 0), done.stderr
 
 
+def test_a_socket_that_nobody_has_does_not_keep_the_last_end_from_closing():
+    """As an interruption inside pyzmq leaves one: its context never ends."""
+    script = """
+import ipcbus, time, zmq
+from zmq.backend import Socket
+from ipcbus_zmq import _context
+channel = ipcbus.open("zmq:")
+channel.send(1)
+assert channel.recv(10) == 1
+lost = Socket(_context._shared.context, zmq.PUSH)
+began = time.monotonic()
+channel.close()
+assert time.monotonic() - began < 10
+with ipcbus.open("zmq:") as another:
+    another.send(2)
+    print(another.recv(10), flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.stdout, done.returncode) == ("2\n", 0), done.stderr
+
+
 # ---------------------------------------------------------------------- strangers
 
 

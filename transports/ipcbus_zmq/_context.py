@@ -16,6 +16,8 @@ __all__ = ["acquire", "release"]
 
 _MAX_SOCKETS = 8192
 """Sockets in one context; each end of a channel takes three, of which two watch over the first."""
+_GRACE = 2.0
+"""Seconds that zmq gets to end a context of which all sockets are closed."""
 _SPARE_FDS = 32
 """Descriptors that must be free: libzmq aborts the process when it finds none at a bad moment."""
 
@@ -66,7 +68,18 @@ def release(*, clean: bool) -> None:
             _shared.context, _shared.users = None, 0  # left alone until the process ends; the next socket gets a new one
         elif _shared.users == 0 and _shared.context is not None:
             context, _shared.context = _shared.context, None
-            context.term()
+            _end(context)
+
+
+def _end(context: Context) -> None:
+    """End a context, but wait no longer than it should take.
+
+    A signal handler that raised inside pyzmq may have left a socket that nobody has any more, and then it does not end at
+    all; the thread that waits for it goes with the process.
+    """
+    ending = threading.Thread(target=context.term, name="ipcbus-zmq-term", daemon=True)
+    ending.start()
+    ending.join(_GRACE)
 
 
 def _may_yield() -> bool:
