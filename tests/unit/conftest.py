@@ -72,13 +72,17 @@ def few() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+_CLOSABLE = 8
+"""How many of the descriptors that ``scarce`` takes there are at least, wherever the numbers in use have gaps."""
+
+
 @pytest.fixture
 def scarce(few: Callable[[int], None]) -> Iterator[Callable[[int], list[int]]]:
     """Leave this process so many descriptors to open, and return some that can be closed for more."""
     taken: list[int] = []
 
     def leave(count: int) -> list[int]:
-        few(max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 1 + count)
+        few(max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 1 + count + _CLOSABLE)
         with contextlib.suppress(OSError):  # EMFILE, and that is meant
             while True:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
