@@ -98,8 +98,10 @@ class Turns:
     def _promote(self) -> None:
         """Wake one follower, which then leads."""
         with self._lock:
-            for future, others in self.followers.items():
-                others.pop().release()
+            for future, others in list(self.followers.items()):
+                woken = others.pop() if others else None  # nobody: an interruption came before the entry was removed
                 if not others:
                     del self.followers[future]
-                return
+                if woken is not None:
+                    woken.release()
+                    return

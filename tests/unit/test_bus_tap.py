@@ -264,7 +264,7 @@ class TestWhatOnlyItsReceiverMayHave:
 
     def test_a_channel(self, bus):
         with bus.tap("orders") as tap, ipcbus.open("pipe:") as own:
-            bus.channel("orders").send([own, ipcbus.Stats(1, 2, 3, 4, None, 6)])
+            bus.channel("orders").send([own, ipcbus.Stats(1, 2, 3, 4, 5, None, 7)])
             assert repr(tap.recv_message(timeout=PATIENCE).body[0]) == "<a channel, for its receiver>"
             assert bus.channel("orders").recv(timeout=PATIENCE)[0] == own
 

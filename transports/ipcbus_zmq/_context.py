@@ -31,6 +31,8 @@ class _Shared:
         self.lock = threading.RLock()
         self.context: Context | None = None
         self.users = 0
+        self.stays = False
+        """Whether it may have a socket that nobody has any more."""
 
 
 _shared = _Shared()
@@ -60,13 +62,13 @@ def release(*, clean: bool) -> None:
     """Give the context back.
 
     Args:
-        clean: whether the caller's sockets are gone. If one is not, ending the context would wait for it without limit.
+        clean: whether the caller's sockets are gone for certain. If not, ending the context would wait for them without
+            limit: it is kept, and used again, until the process ends.
     """
     with _shared.lock:
         _shared.users -= 1
-        if not clean:
-            _shared.context, _shared.users = None, 0  # left alone until the process ends; the next socket gets a new one
-        elif _shared.users == 0 and _shared.context is not None:
+        _shared.stays |= not clean
+        if _shared.users == 0 and _shared.context is not None and not _shared.stays:
             context, _shared.context = _shared.context, None
             _end(context)
 

@@ -74,19 +74,20 @@ class Post:
             self._bell = Wakeup()
             self._epoll = select.epoll()
             self._open(context, kind, options, events)
-        except BaseException as error:
-            self._drop()
-            if isinstance(error, (zmq.ZMQError, OSError)):
-                raise broken("a socket cannot be made", error) from error
+        except (zmq.ZMQError, OSError) as error:
+            self._drop(clean=True)
+            raise broken("a socket cannot be made", error) from error
+        except BaseException:
+            self._drop(clean=False)  # an interruption inside pyzmq may have left a socket that nobody has
             raise
 
-    def _drop(self) -> None:
+    def _drop(self, *, clean: bool) -> None:
         """Undo an attempt to open, however far it came."""
         for made in (self._monitor, self.socket):
             if made is not None:
                 made.close(0)
         self.socket = self._monitor = None
-        _context.release(clean=True)
+        _context.release(clean=clean)
         self._free()
 
     def _open(self, context: Context, kind: int, options: Mapping[int, int], events: int) -> None:
@@ -159,11 +160,12 @@ class Post:
         assert monitor is not None
         while True:
             try:
-                event = monitor.recv(NOBLOCK)
-                monitor.recv(NOBLOCK)  # the address it happened at
+                part = monitor.recv(NOBLOCK)
             except zmq.Again:
                 return seen
-            seen.append(struct.unpack_from("<H", event)[0])
+            # Each is an event and the address that it happened at. A call that was interrupted may have read the first alone.
+            if monitor.get(zmq.RCVMORE):
+                seen.append(struct.unpack_from("<H", part)[0])
 
     def begin_close(self) -> bool:
         """Turn everybody away and wait until nobody sleeps in ``wait``; False when this was done before."""
