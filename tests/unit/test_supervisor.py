@@ -254,7 +254,7 @@ def test_a_plain_function_is_ready_once_it_runs(programs: Any, channel: ipcbus.C
 
 @each_method
 @pytest.mark.parametrize(
-    ("target", "restart", "whats"),
+    ("target", "restart", "happenings"),
     [
         ("succeed", "never", ["started", "ready", "done"]),
         ("succeed", "on-failure", ["started", "ready", "done"]),
@@ -262,13 +262,13 @@ def test_a_plain_function_is_ready_once_it_runs(programs: Any, channel: ipcbus.C
     ],
 )
 def test_what_has_ended_for_good(
-    programs: Any, channel: ipcbus.Channel, method: Any, target: str, restart: Any, whats: list[str]
+    programs: Any, channel: ipcbus.Channel, method: Any, target: str, restart: Any, happenings: list[str]
 ) -> None:
     program = Program("a", getattr(programs, target), (channel.sender,), handshake=False, restart=restart)
     with Supervisor([program], start_method=method) as supervisor:
         pid = channel.recv(PATIENCE)
         assert supervisor.wait(PATIENCE)
-        assert [(entry.what, entry.pid) for entry in supervisor.history] == [(what, pid) for what in whats]
+        assert [(entry.what, entry.pid) for entry in supervisor.history] == [(what, pid) for what in happenings]
         assert supervisor.history[-1].exitcode == (0 if target == "succeed" else 3)
         assert supervisor.pids == {}
         supervisor.stop("a")  # it has ended
