@@ -219,7 +219,7 @@ def test_what_does_not_become_ready_fails_the_start(
 
 
 def test_what_cannot_be_sent_to_a_process_fails_the_start(programs: Any) -> None:
-    with pytest.raises(StartFailed, match="pickle|local object"):
+    with pytest.raises(StartFailed, match=r"pickle|local object"):
         Supervisor([Program("bad", programs.serve, (lambda: None,))], start_method="spawn").start()
 
 
