@@ -412,7 +412,7 @@ def interrupted_recv(line: Line, url: str, settings: dict[str, Any]) -> int:
     with ipcbus.open(url, capacity=4, **settings) as channel:
         thread = _ReportingThread(send)
         try:
-            while True:
+            while not thread.failed:
                 done, message = interrupter.call(channel.recv, PATIENCE)
                 if done:
                     n, data = message
@@ -434,6 +434,11 @@ class _ReportingThread:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(function,), daemon=True)
         self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended with an error."""
+        return self._error is not None
 
     def _run(self, function: Callable[[], None]) -> None:
         try:
