@@ -18,7 +18,7 @@ from ipcbus.transport import SendLink
 from ipcbus_unix._board import LARGE, LARGE_ANNOUNCED, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT, STEP
 from ipcbus_unix._intake import HEAD, MARK, Intake
 from ipcbus_unix._memory import fill
-from ipcbus_unix._watch import Watch
+from ipcbus.plumbing.watch import Watch
 
 if TYPE_CHECKING:
     from ipcbus.transport import ChannelSpec, Frame
