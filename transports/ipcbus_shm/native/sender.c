@@ -454,6 +454,11 @@ static PyObject *discard_oldest(Sender *self, PyObject *nothing)
         return NULL;
     Segment *segment = side->segment;
     struct header *header = segment->ring.header;
+    struct wish wish = {self, self->wanted};
+    if (has_room(&wish)) { /* by now; or it was not room that was missing, but a lock that a stopped process has */
+        side_leave(side);
+        Py_RETURN_FALSE;
+    }
     struct record record;
     enum ring_result found = RING_EMPTY;
     enum lock_result lock;
