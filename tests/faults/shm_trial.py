@@ -53,7 +53,7 @@ def drain(channel, timeout=0.0):
 
 def work(channel, rounds):
     """Come by every point."""
-    for n in range(rounds):
+    for n in rounds:
         for k in range(7):
             channel.send(message(n * 7 + k))  # more than fit: the oldest are dropped
         for _ in range(3):
@@ -66,13 +66,13 @@ def work(channel, rounds):
 
 def victim(channel, point, number, ready):
     signal.signal(signal.SIGUSR1, interrupt)
-    work(channel, 2)
+    work(channel, range(2))
     _native.plan_fault(point, number, 1 if point == "EXTENT_GROWN" else 2)
     ready.send(None)
     interrupted = 0
-    for _ in range(2000):
+    for n in range(2, 2000):
         try:
-            work(channel, 1)
+            work(channel, [n])
             if number == signal.SIGUSR1 and interrupted:
                 break
         except Interruption:

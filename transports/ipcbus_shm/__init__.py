@@ -130,8 +130,6 @@ class ShmHandle(Handle):
         return _arrive, (self.spec, self.options, self.state, memory, receivers, senders)
 
 
-def _arrive(
-    spec: ChannelSpec, options: ShmOptions, state: SharedState, *fds: TravellingFd
-) -> ShmHandle:
+def _arrive(spec: ChannelSpec, options: ShmOptions, state: SharedState, *fds: TravellingFd) -> ShmHandle:
     memory, receivers, senders = (fd.detach() for fd in fds)
     return ShmHandle(spec, options, state, Segment(options.ring_bytes, spec.capacity, memory, receivers, senders))

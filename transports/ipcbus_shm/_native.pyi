@@ -7,11 +7,10 @@ LEAST_RING_BYTES: int
 MOST_RING_BYTES: int
 
 def create(ring_bytes: int, capacity: int, /) -> Segment: ...
+
 @final
 class Segment:
-    def __new__(
-        cls, ring_bytes: int, capacity: int, memory_fd: int, receivers_bell: int, senders_bell: int, /
-    ) -> Segment: ...
+    def __new__(cls, ring_bytes: int, capacity: int, memory_fd: int, receivers_bell: int, senders_bell: int, /) -> Segment: ...
     @property
     def fds(self) -> tuple[int, int, int]: ...
     @property
