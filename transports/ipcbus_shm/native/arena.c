@@ -251,10 +251,10 @@ static struct survey survey(const struct arena *arena, uint64_t need)
     return found;
 }
 
-bool arena_has_room(struct arena *arena, uint64_t need)
+bool arena_has_room(struct arena *arena, uint64_t need, uint64_t most)
 {
     struct survey found = survey(arena, need);
-    if (found.waiting && found.waiting + need > MOST_WAITING)
+    if (found.waiting && found.waiting + need > most)
         return false;
     return found.fitting < EXTENTS || found.empty < EXTENTS || found.free;
 }

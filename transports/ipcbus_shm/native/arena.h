@@ -20,6 +20,8 @@
 
 /* Bytes of messages that may wait in the arena; one message always may, whatever its size. */
 #define MOST_WAITING ((uint64_t)256 << 20)
+/* Beyond so many bytes, a sender gives receivers a moment first: what they free is still in the caches, and more is not. */
+#define FEW_WAITING ((uint64_t)2 << 20)
 /* Bytes of free extents that are kept for later messages. */
 #define MOST_FREE ((uint64_t)192 << 20)
 
@@ -76,8 +78,8 @@ enum arena_result arena_take(struct arena *arena, struct owner *owner, uint64_t 
 /* Give a taken extent its memory, if it has none yet. No lock is held. ARENA_REFUSED leaves errno, and nothing taken. */
 enum arena_result arena_grow(struct arena *arena, struct held *held);
 
-/* Tell whether too much waits for a message of so many bytes to be taken in now. */
-bool arena_has_room(struct arena *arena, uint64_t need);
+/* Tell whether a message of so many bytes can be taken in now, so that no more than `most` wait. */
+bool arena_has_room(struct arena *arena, uint64_t need, uint64_t most);
 
 /* Map a sender's extent; NULL with errno. To be followed by arena_window_done. The interpreter's lock is held for both. */
 unsigned char *arena_window(struct arena *arena, const struct held *held);

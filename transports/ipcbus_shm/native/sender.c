@@ -129,6 +129,7 @@ static enum attempt put(Segment *segment, struct entry *entry, int64_t until)
 struct wish {
     const Sender *self;
     size_t bytes;
+    uint64_t most; /* bytes that may wait in the arena, these included */
 };
 
 static bool has_room(const void *what)
@@ -141,7 +142,7 @@ static bool has_room(const void *what)
     if (wish->bytes <= (size_t)self->most_inline)
         return ring_has_room(&segment->ring, ring_units(wish->bytes));
     return ring_has_room(&segment->ring, ring_units(sizeof(struct extent_record) + MOST_PARTS * sizeof(uint64_t))) &&
-           arena_has_room(&segment->arena, wish->bytes);
+           arena_has_room(&segment->arena, wish->bytes, wish->most);
 }
 
 static bool raise_full(const Sender *self, size_t wanted)
@@ -159,7 +160,7 @@ static bool raise_full(const Sender *self, size_t wanted)
 static bool wait_for_room(Sender *self, size_t wanted, int64_t until)
 {
     struct side *side = &self->side;
-    struct wish wish = {self, wanted};
+    struct wish wish = {self, wanted, MOST_WAITING};
     self->wanted = wanted;
     if (until && side_spin(side, has_room, &wish, until))
         return true;
@@ -299,6 +300,30 @@ static bool take_extent(Sender *self, size_t need, size_t wanted, int64_t until,
     }
 }
 
+/* Nanoseconds that a sender waits for a used extent before it takes a fresh one. */
+#define MOMENT (NANOSECONDS / 1000)
+
+/* Let receivers catch up for a moment, if that is likely to pay; false with an exception set. */
+static bool give_a_moment(Sender *self, size_t wanted, int64_t until)
+{
+    struct wish wish = {self, wanted, FEW_WAITING};
+    if (!until || has_room(&wish))
+        return true;
+    int64_t last = wait_now() + MOMENT < until ? wait_now() + MOMENT : until;
+    if (side_spin(&self->side, has_room, &wish, last))
+        return true;
+    Segment *segment = self->side.segment;
+    struct bell *bell = &segment->ring.header->to_senders;
+    Py_BEGIN_ALLOW_THREADS
+    uint32_t turn;
+    do {
+        turn = atomic_load(&bell->turn);
+        bell_arm(bell, BELL_SLEEPER);
+    } while (!has_room(&wish) && bell_sleep(bell, turn, last) == 0);
+    Py_END_ALLOW_THREADS
+    return PyErr_CheckSignals() == 0;
+}
+
 static bool send_large(Sender *self, struct message *message, int64_t until)
 {
     Segment *segment = self->side.segment;
@@ -309,7 +334,9 @@ static bool send_large(Sender *self, struct message *message, int64_t until)
         need = extent_align(need) + sizes[at];
     }
     /* Looked at first: a copy that finds no room would be for nothing. */
-    struct wish wish = {self, message->size};
+    if (!give_a_moment(self, message->size, until))
+        return false;
+    struct wish wish = {self, message->size, MOST_WAITING};
     while (!has_room(&wish))
         if (!wait_for_room(self, message->size, until))
             return false;
@@ -417,7 +444,7 @@ static PyObject *send(Sender *self, PyObject *const *args, Py_ssize_t count)
 static PyObject *arm(Sender *self, PyObject *const *args, Py_ssize_t count)
 {
     struct side *side = &self->side;
-    struct wish wish = {self, self->wanted};
+    struct wish wish = {self, self->wanted, MOST_WAITING};
     if (count)
         wish.bytes = PyLong_AsSize_t(args[0]);
     if (PyErr_Occurred() || !side_enter(side))
@@ -454,7 +481,7 @@ static PyObject *discard_oldest(Sender *self, PyObject *nothing)
         return NULL;
     Segment *segment = side->segment;
     struct header *header = segment->ring.header;
-    struct wish wish = {self, self->wanted};
+    struct wish wish = {self, self->wanted, MOST_WAITING};
     if (has_room(&wish)) { /* by now; or it was not room that was missing, but a lock that a stopped process has */
         side_leave(side);
         Py_RETURN_FALSE;
