@@ -168,12 +168,10 @@ class TestRing:
     def test_bytes_are_a_bound_too(self, make):
         ends = make(capacity=1000)
         sender, receiver = ends.both()
-        sent = 0
+        for _ in range(RING // 10_008):
+            sender.send([bytes(10_000)], 0)
         with pytest.raises(ChannelFull, match="ring_bytes"):
-            while True:
-                sender.send([bytes(10_000)], 0)
-                sent += 1
-        assert sent == RING // 10_008
+            sender.send([bytes(10_000)], 0)
         assert not sender.ready()
         receiver.recv(0)
         assert sender.ready()
@@ -328,7 +326,7 @@ class TestExtents:
         for size in (200 << 20, 100 << 20, 50 << 20):
             sender.send([bytes(size)], 0)
             receiver.recv(0)
-        used = os.stat(ends.handle.segment.fds[0]).st_blocks * 512
+        used = os.fstat(ends.handle.segment.fds[0]).st_blocks * 512
         assert used < 220 << 20
 
 
@@ -522,7 +520,7 @@ class TestWaiting:
 
     def test_a_shutdown_wakes_both_sides(self, make):
         ends = make(capacity=1, receivers="many")
-        sender, receiver = ends.both()
+        sender = ends.sender()
         receiving = [in_thread(ends.receiver().recv, None) for _ in range(3)]
         time.sleep(0.02)
         sender.shutdown()
@@ -628,7 +626,7 @@ class TestResources:
     def test_closed_ends_keep_no_descriptor(self):
         def count():
             gc.collect()
-            return len(os.listdir("/proc/self/fd"))
+            return len(list(Path("/proc/self/fd").iterdir()))
 
         before = count()
         channel = ipcbus.open("shm:?ring_bytes=65536", capacity=1)

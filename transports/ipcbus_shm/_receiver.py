@@ -23,8 +23,8 @@ class ShmReceiver(RecvLink):
 
     __slots__ = ("_bell", "_claim", "_core", "_handle", "ready", "recv")
 
-    recv: Callable[[float | None], Frame]  # type: ignore[assignment]  the method of the C object itself: no call in between
-    ready: Callable[[], bool]  # type: ignore[assignment]  as above
+    recv: Callable[[float | None], Frame]  # type: ignore[assignment]  # the C object's own method
+    ready: Callable[[], bool]
 
     def __init__(self, handle: ShmHandle) -> None:
         self._handle = handle

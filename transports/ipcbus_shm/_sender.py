@@ -33,8 +33,8 @@ class ShmSender(SendLink):
 
     __slots__ = ("_core", "_handle", "_lock", "_waiting", "_waits", "_watch", "discard_oldest", "send")
 
-    send: Callable[[Frame, float | None], None]  # type: ignore[assignment]  the method of the C object itself: no call in between
-    discard_oldest: Callable[[], bool]  # type: ignore[assignment]  as above
+    send: Callable[[Frame, float | None], None]  # type: ignore[assignment]  # the C object's own method
+    discard_oldest: Callable[[], bool]
 
     def __init__(self, handle: ShmHandle) -> None:
         self._handle = handle
