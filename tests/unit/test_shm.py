@@ -7,10 +7,12 @@ import os
 import random
 import resource
 import select
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from contextlib import ExitStack
@@ -637,6 +639,18 @@ class TestResources:
         ipcbus.wait([channel], 0)
         channel.close()
         assert count() == before
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="there is no gcc")
+@pytest.mark.parametrize("optimized", ["-O0", "-O3"])
+def test_the_compiler_finds_nothing_to_say(optimized, tmp_path):
+    native = Path(__file__).parents[2] / "transports" / "ipcbus_shm" / "native"
+    include = f"-I{sysconfig.get_path('include')}"
+    for source in native.glob("*.c"):
+        flags = ["-std=c11", optimized, "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
+        if "Python.h" in source.read_text() or "native.h" in source.read_text():
+            flags = [*flags[:4], "-Werror", include]  # its macros convert as they please
+        subprocess.run(["gcc", *flags, "-c", source, "-o", tmp_path / "out.o"], check=True, timeout=60)
 
 
 class TestOptions:

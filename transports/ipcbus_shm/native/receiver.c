@@ -221,7 +221,8 @@ static bool is_drained(Receiver *self, int64_t until)
 {
     struct header *header = self->side.segment->ring.header;
     enum lock_result lock = lock_try(&header->send_lock);
-    for (int64_t last = side_patience(until); lock == LOCK_BUSY && wait_now() < last && PyErr_CheckSignals() == 0;) {
+    for (int64_t last = side_patience(until);
+         lock == LOCK_BUSY && !self->side.closed && wait_now() < last && PyErr_CheckSignals() == 0;) {
         int64_t slice = wait_now() + NANOSECONDS / 20;
         Py_BEGIN_ALLOW_THREADS
         lock = lock_until(&header->send_lock, slice < last ? slice : last);

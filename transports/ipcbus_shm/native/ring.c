@@ -6,12 +6,12 @@
 #include "lock.h"
 
 /* The halves of a cursor. */
-static inline uint32_t number_of(uint64_t cursor) { return (uint32_t)(cursor >> 32); }
-static inline uint32_t unit_of(uint64_t cursor) { return (uint32_t)cursor; }
+static inline uint32_t number_of(uint64_t value) { return (uint32_t)(value >> 32); }
+static inline uint32_t unit_of(uint64_t value) { return (uint32_t)value; }
 
-static inline uint64_t advanced(uint64_t cursor, uint32_t units)
+static inline uint64_t advanced(uint64_t value, uint32_t units)
 {
-    return (uint64_t)(number_of(cursor) + 1) << 32 | (uint32_t)(unit_of(cursor) + units);
+    return (uint64_t)(number_of(value) + 1) << 32 | (uint32_t)(unit_of(value) + units);
 }
 
 /* Tell whether two cursors can be the ends of one ring: hostile ones cannot be used as a distance. */
