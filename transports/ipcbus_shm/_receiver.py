@@ -11,7 +11,7 @@ from ipcbus_shm._native import Receiver
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ipcbus.plumbing.claim import Claim
+    from ipcbus.plumbing.state import Seat
     from ipcbus.transport import Frame
     from ipcbus_shm import ShmHandle
 
@@ -21,7 +21,7 @@ __all__ = ["ShmReceiver"]
 class ShmReceiver(RecvLink):
     """One process's receiving end; with ``receivers="one"``, claimed for it until it closes or dies."""
 
-    __slots__ = ("_bell", "_claim", "_core", "_handle", "ready", "recv")
+    __slots__ = ("_bell", "_core", "_handle", "_seat", "ready", "recv")
 
     recv: Callable[[float | None], Frame]  # type: ignore[assignment]  # the C object's own method
     ready: Callable[[], bool]
@@ -33,10 +33,10 @@ class ShmReceiver(RecvLink):
         self._bell = segment.fds[1]
         self.recv = self._core.recv
         self.ready = self._core.ready
-        # Last of all: whoever claims to be the receiver and then fails to become it would seem to have died.
-        self._claim: Claim | None = None
+        # Last of all: an attempt that fails or is interrupted must not have been the receiver.
+        self._seat: Seat | None = None
         if handle.spec.receivers == "one":
-            self._claim, owner = handle.state.attach()
+            self._seat, owner = handle.state.attach()
             if owner is not None:
                 raise ChannelBusy(
                     f"process {owner} is the receiver of this shm: channel already; open it with receivers='many' to share "
@@ -58,16 +58,17 @@ class ShmReceiver(RecvLink):
 
     def close(self) -> None:
         """Close; what was not received stays for the next receiver."""
-        if not self._core.closed:
-            self._core.close()
-            if self._claim is not None:
-                self._handle.state.detach(self._claim)
+        self._core.close()
+        seat, self._seat = self._seat, None  # one that an interruption drops here is left, too
+        if seat is not None:
+            seat.close()
+            self._handle.state.news.set()
 
     def abandon(self) -> None:
         """Free what a forked child inherited."""
-        if self._claim is not None:
-            self._claim.close()
         self._core.abandon()
+        if self._seat is not None:
+            self._seat.close()
 
     def depth(self) -> int | None:
         """Return how many messages wait in the channel."""
