@@ -122,6 +122,15 @@ bool ring_has_room(struct ring *ring, uint32_t units)
     return !plausible(ring, tail, head) || fits(ring, tail, head, units);
 }
 
+bool ring_has_plenty(struct ring *ring, uint32_t units)
+{
+    uint64_t tail = atomic_load_explicit(&ring->header->tail, memory_order_acquire);
+    uint64_t head = atomic_load_explicit(&ring->header->head, memory_order_acquire);
+    uint32_t waiting = number_of(tail) - number_of(head) + ring->capacity / 8;
+    return !plausible(ring, tail, head) ||
+           (waiting < ring->capacity && fits(ring, tail, head, units > ring->units / 8 ? units : ring->units / 8));
+}
+
 uint32_t ring_next_number(struct ring *ring)
 {
     return number_of(atomic_load_explicit(&ring->header->tail, memory_order_relaxed));

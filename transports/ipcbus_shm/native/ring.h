@@ -54,6 +54,9 @@ enum ring_result ring_room(struct ring *ring, uint32_t units);
 /* Tell the same without a lock, for who only wants to know; never changes anything. */
 bool ring_has_room(struct ring *ring, uint32_t units);
 
+/* Tell whether there is room for a good many more: worth waiting for, for who would soon wait again. */
+bool ring_has_plenty(struct ring *ring, uint32_t units);
+
 /* The number that the next message gets. The lock is held. */
 uint32_t ring_next_number(struct ring *ring);
 

@@ -145,6 +145,16 @@ static bool has_room(const void *what)
            arena_has_room(&segment->arena, wish->bytes, wish->most);
 }
 
+/* The same, and so much of it that the next sends find some, too. */
+static bool has_plenty(const void *what)
+{
+    const struct wish *wish = what;
+    const struct side *side = &wish->self->side;
+    if (wish->bytes > (size_t)wish->self->most_inline || side->closed || ring_is_shut(&side->segment->ring))
+        return has_room(what);
+    return ring_has_plenty(&side->segment->ring, ring_units(wish->bytes));
+}
+
 static bool raise_full(const Sender *self, size_t wanted)
 {
     struct ring *ring = self->side.segment ? &self->side.segment->ring : NULL;
@@ -162,7 +172,8 @@ static bool wait_for_room(Sender *self, size_t wanted, int64_t until)
     struct side *side = &self->side;
     struct wish wish = {self, wanted, MOST_WAITING};
     self->wanted = wanted;
-    if (until && side_spin(side, has_room, &wish, until))
+    /* With each message that is taken there is room for one, and a look at it takes the cursor away from the receiver. */
+    if (until && (side_spin(side, has_plenty, &wish, until) || has_room(&wish)))
         return true;
     int64_t left = until == NEVER ? NEVER : until ? until - wait_now() : 0;
     if (left <= 0) {
