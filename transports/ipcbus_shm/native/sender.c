@@ -1,102 +1,13 @@
-#include "native.h"
+#include "sender.h"
 
-#include <errno.h>
 #include <string.h>
 
 #include "fault.h"
 #include "lock.h"
 
-/* The sending end in one process. */
-typedef struct {
-    PyObject_HEAD
-    struct side side;
-    struct owner *owner; /* of extents; claimed with the first large message */
-    PyObject *wait;      /* called with the seconds left and the bytes wanted: returns when there may be room, or raises */
-    Py_ssize_t most_inline;
-    size_t wanted;       /* bytes that found no room last; 0 when something did since */
-} Sender;
-
-/* A message on its way in. */
-struct message {
-    struct part parts[MOST_PARTS];
-    Py_buffer views[MOST_PARTS];
-    unsigned count;
-    unsigned viewed;
-    size_t size; /* bytes of all parts */
-    PyObject *joined;
-};
-
-/* ------------------------------------------------------------------ messages */
-
-static void let_go(struct message *message)
-{
-    while (message->viewed)
-        PyBuffer_Release(&message->views[--message->viewed]);
-    Py_CLEAR(message->joined);
-}
-
-static bool add(struct message *message, PyObject *object)
-{
-    struct part *part = &message->parts[message->count];
-    if (PyBytes_Check(object)) {
-        part->data = PyBytes_AsString(object);
-        part->size = (size_t)PyBytes_Size(object);
-    } else {
-        Py_buffer *view = &message->views[message->viewed];
-        if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) < 0)
-            return false;
-        message->viewed++;
-        part->data = view->buf;
-        part->size = (size_t)view->len;
-    }
-    message->size += part->size;
-    message->count++;
-    return true;
-}
-
-/* Find out where the parts of a frame are; false with an exception set. */
-static bool take_apart(struct message *message, PyObject *frame)
-{
-    message->count = 0;
-    message->size = 0;
-    Py_ssize_t count = PySequence_Size(frame);
-    if (count < 0)
-        return false;
-    if (count > (Py_ssize_t)MOST_PARTS) {
-        PyObject *nothing = PyBytes_FromStringAndSize(NULL, 0);
-        message->joined = nothing ? PyObject_CallMethod(nothing, "join", "O", frame) : NULL;
-        Py_XDECREF(nothing);
-        return message->joined && add(message, message->joined);
-    }
-    for (Py_ssize_t at = 0; at < count; at++) {
-        PyObject *object = PySequence_GetItem(frame, at);
-        if (!object)
-            return false;
-        bool added = add(message, object);
-        Py_DECREF(object); /* the frame keeps it */
-        if (!added)
-            return false;
-    }
-    if (!count) {
-        message->parts[0] = (struct part){"", 0};
-        message->count = 1;
-    }
-    return true;
-}
-
 /* ------------------------------------------------------------------ one attempt */
 
 enum attempt { SENT, FULL, SHUT, BUSY, DAMAGED };
-
-/* What goes into the ring: the message itself, or where it is. */
-struct entry {
-    enum record_kind kind;
-    struct part parts[MOST_PARTS + 1];
-    unsigned count; /* of pieces to write */
-    uint16_t said;  /* of the message's parts */
-    size_t size;
-    struct held *held;
-};
 
 /* Put an entry into the ring. `until` is 0 to look only as long as it takes an owner of the lock to finish. Needs no
  * interpreter. */
@@ -125,14 +36,7 @@ static enum attempt put(Segment *segment, struct entry *entry, int64_t until)
     return attempt;
 }
 
-/* What somebody waits for: room for so many bytes. */
-struct wish {
-    const Sender *self;
-    size_t bytes;
-    uint64_t most; /* bytes that may wait in the arena, these included */
-};
-
-static bool has_room(const void *what)
+bool sender_has_room(const void *what)
 {
     const struct wish *wish = what;
     const Sender *self = wish->self;
@@ -151,7 +55,7 @@ static bool has_plenty(const void *what)
     const struct wish *wish = what;
     const struct side *side = &wish->self->side;
     if (wish->bytes > (size_t)wish->self->most_inline || side->closed || ring_is_shut(&side->segment->ring))
-        return has_room(what);
+        return sender_has_room(what);
     return ring_has_plenty(&side->segment->ring, ring_units(wish->bytes));
 }
 
@@ -166,14 +70,13 @@ static bool raise_full(const Sender *self, size_t wanted)
     return false;
 }
 
-/* Wait until there may be room; false with an exception set. */
-static bool wait_for_room(Sender *self, size_t wanted, int64_t until)
+bool sender_wait(Sender *self, size_t wanted, int64_t until)
 {
     struct side *side = &self->side;
     struct wish wish = {self, wanted, MOST_WAITING};
     self->wanted = wanted;
     /* With each message that is taken there is room for one, and a look at it takes the cursor away from the receiver. */
-    if (until && (side_spin(side, has_plenty, &wish, until) || has_room(&wish)))
+    if (until && (side_spin(side, has_plenty, &wish, until) || sender_has_room(&wish)))
         return true;
     int64_t left = until == NEVER ? NEVER : until ? until - wait_now() : 0;
     if (left <= 0) {
@@ -191,8 +94,7 @@ static bool wait_for_room(Sender *self, size_t wanted, int64_t until)
     return room || left > 0 || raise_full(self, wanted);
 }
 
-/* Put an entry into the ring, however long that takes; false with an exception set. */
-static bool put_in_time(Sender *self, struct entry *entry, size_t wanted, int64_t until)
+bool sender_put(Sender *self, struct entry *entry, size_t wanted, int64_t until)
 {
     struct side *side = &self->side;
     Segment *segment = side->segment;
@@ -236,7 +138,7 @@ static bool put_in_time(Sender *self, struct entry *entry, size_t wanted, int64_
             break;
         case FULL:
             patience = 0;
-            if (!wait_for_room(self, wanted, until))
+            if (!sender_wait(self, wanted, until))
                 return false;
             if (side->closed) {
                 raise_closed();
@@ -247,145 +149,7 @@ static bool put_in_time(Sender *self, struct entry *entry, size_t wanted, int64_
     }
 }
 
-/* ------------------------------------------------------------------ large messages */
-
-static bool raise_memory(const char *what, size_t size)
-{
-    PyErr_Format(ChannelBroken, "%s for a message of %zu bytes: %s; nothing was sent", what, size, strerror(errno));
-    return false;
-}
-
-/* Take over an extent, however long that takes; false with an exception set. */
-static bool take_extent(Sender *self, size_t need, size_t wanted, int64_t until, struct held *held)
-{
-    struct side *side = &self->side;
-    Segment *segment = side->segment;
-    struct header *header = segment->ring.header;
-    if (!self->owner && !(self->owner = owner_claim(&segment->arena)))
-        return raise_memory("no claim on memory", wanted);
-    for (;;) {
-        enum lock_result lock = lock_try(&header->arena_lock);
-        for (int64_t last = side_patience(until); lock == LOCK_BUSY;) {
-            int64_t slice = wait_now() + NANOSECONDS / 20;
-            Py_BEGIN_ALLOW_THREADS
-            lock = lock_until(&header->arena_lock, slice < last ? slice : last);
-            Py_END_ALLOW_THREADS
-            if (lock == LOCK_BUSY && PyErr_CheckSignals() < 0)
-                return false;
-            if (lock == LOCK_BUSY && wait_now() >= last) {
-                PyErr_SetString(ChannelFull, "another sender has been at it all the time; it was stopped, or loses the processor");
-                return false;
-            }
-        }
-        if (lock == LOCK_BROKEN) {
-            raise_damaged();
-            return false;
-        }
-        enum arena_result result = arena_take(&segment->arena, self->owner, need, held);
-        lock_release(&header->arena_lock);
-        if (result == ARENA_OK) {
-            int code;
-            Py_BEGIN_ALLOW_THREADS
-            result = arena_grow(&segment->arena, held);
-            code = errno;
-            Py_END_ALLOW_THREADS
-            if (result == ARENA_OK)
-                return true;
-            errno = code;
-            if (code != EINTR)
-                return raise_memory("no memory", wanted);
-            if (PyErr_CheckSignals() < 0)
-                return false;
-            continue;
-        }
-        if (result == ARENA_DAMAGED) {
-            raise_damaged();
-            return false;
-        }
-        if (!wait_for_room(self, wanted, until))
-            return false;
-        if (side->closed || ring_is_shut(&segment->ring)) {
-            PyErr_SetString(ChannelClosed, "the shm: channel was closed or shut down");
-            return false;
-        }
-    }
-}
-
-/* Nanoseconds that a sender waits for a used extent before it takes a fresh one. */
-#define MOMENT (NANOSECONDS / 1000)
-
-/* Let receivers catch up for a moment, if that is likely to pay; false with an exception set. */
-static bool give_a_moment(Sender *self, size_t wanted, int64_t until)
-{
-    struct wish wish = {self, wanted, FEW_WAITING};
-    if (!until || has_room(&wish))
-        return true;
-    int64_t last = wait_now() + MOMENT < until ? wait_now() + MOMENT : until;
-    if (side_spin(&self->side, has_room, &wish, last))
-        return true;
-    Segment *segment = self->side.segment;
-    struct bell *bell = &segment->ring.header->to_senders;
-    Py_BEGIN_ALLOW_THREADS
-    uint32_t turn;
-    do {
-        turn = atomic_load(&bell->turn);
-        bell_arm(bell, BELL_SLEEPER);
-    } while (!has_room(&wish) && bell_sleep(bell, turn, last) == 0);
-    Py_END_ALLOW_THREADS
-    return PyErr_CheckSignals() == 0;
-}
-
-static bool send_large(Sender *self, struct message *message, int64_t until)
-{
-    Segment *segment = self->side.segment;
-    struct held held;
-    uint64_t sizes[MOST_PARTS], need = 0;
-    for (unsigned at = 0; at < message->count; at++) {
-        sizes[at] = message->parts[at].size;
-        need = extent_align(need) + sizes[at];
-    }
-    /* Looked at first: a copy that finds no room would be for nothing. */
-    if (!give_a_moment(self, message->size, until))
-        return false;
-    struct wish wish = {self, message->size, MOST_WAITING};
-    while (!has_room(&wish))
-        if (!wait_for_room(self, message->size, until))
-            return false;
-    if (self->side.closed) {
-        raise_closed();
-        return false;
-    }
-    if (!take_extent(self, need, message->size, until, &held))
-        return false;
-    unsigned char *memory = arena_window(&segment->arena, &held);
-    if (!memory) {
-        raise_memory("no address space", message->size);
-        arena_give_back(&segment->arena, &held);
-        return false;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    uint64_t offset = 0;
-    for (unsigned at = 0; at < message->count; at++) {
-        memcpy(memory + offset, message->parts[at].data, message->parts[at].size);
-        offset = extent_align(offset + sizes[at]);
-    }
-    Py_END_ALLOW_THREADS
-    FAULT(EXTENT_FILLED);
-    arena_window_done(&segment->arena, memory, held.size);
-    struct extent_record where = {held.index, message->size};
-    struct entry entry = {
-        .kind = RECORD_EXTENT,
-        .parts = {{&where, sizeof where}, {sizes, message->count * sizeof sizes[0]}},
-        .count = 2,
-        .said = (uint16_t)message->count,
-        .size = sizeof where + message->count * sizeof sizes[0],
-        .held = &held,
-    };
-    if (put_in_time(self, &entry, message->size, until))
-        return true;
-    arena_give_back(&segment->arena, &held);
-    return false;
-}
+/* ------------------------------------------------------------------ methods */
 
 static bool send_inline(Sender *self, struct message *message, int64_t until)
 {
@@ -399,10 +163,8 @@ static bool send_inline(Sender *self, struct message *message, int64_t until)
     }
     memcpy(entry.parts + entry.count, message->parts, message->count * sizeof message->parts[0]);
     entry.count += message->count;
-    return put_in_time(self, &entry, entry.size, until);
+    return sender_put(self, &entry, entry.size, until);
 }
-
-/* ------------------------------------------------------------------ methods */
 
 /* The common message, which is one piece of bytes and finds room; returns what `put` does. */
 static enum attempt put_bytes(Sender *self, PyObject *object)
@@ -438,13 +200,13 @@ static PyObject *send(Sender *self, PyObject *const *args, Py_ssize_t count)
         message.viewed = 0;
         message.joined = NULL;
         int64_t until;
-        if (side_moment(args[1], &until) && take_apart(&message, frame)) {
+        if (side_moment(args[1], &until) && message_take_apart(&message, frame)) {
             if (message.size + message.count * sizeof(uint32_t) <= (size_t)self->most_inline)
                 done = send_inline(self, &message, until);
             else
-                done = send_large(self, &message, until);
+                done = sender_put_large(self, &message, until);
         }
-        let_go(&message);
+        message_let_go(&message);
     }
     side_leave(side);
     if (!done)
@@ -460,10 +222,10 @@ static PyObject *arm(Sender *self, PyObject *const *args, Py_ssize_t count)
         wish.bytes = PyLong_AsSize_t(args[0]);
     if (PyErr_Occurred() || !side_enter(side))
         return NULL;
-    bool room = has_room(&wish);
+    bool room = sender_has_room(&wish);
     if (!room) {
         bell_arm(&side->segment->ring.header->to_senders, BELL_DOORBELL);
-        room = has_room(&wish);
+        room = sender_has_room(&wish);
     }
     side_leave(side);
     return PyBool_FromLong(room);
@@ -493,7 +255,7 @@ static PyObject *discard_oldest(Sender *self, PyObject *nothing)
     Segment *segment = side->segment;
     struct header *header = segment->ring.header;
     struct wish wish = {self, self->wanted, MOST_WAITING};
-    if (has_room(&wish)) { /* by now; or it was not room that was missing, but a lock that a stopped process has */
+    if (sender_has_room(&wish)) { /* by now; or it was not room that was missing, but a lock that a stopped process has */
         side_leave(side);
         Py_RETURN_FALSE;
     }
