@@ -294,6 +294,8 @@ enum arena_result arena_take(struct arena *arena, struct owner *owner, uint64_t 
         extent = &arena->ring->extents[held->index];
         held->offset = atomic_load_explicit(&extent->offset, memory_order_relaxed);
         held->size = atomic_load_explicit(&extent->size, memory_order_relaxed);
+        if (held->size < need) /* it was enough just now, so somebody writes here who must not */
+            return ARENA_DAMAGED;
         store(arena, held->index, state_of(WRITING, owner->slot, 0));
         FAULT(EXTENT_TAKEN);
         return ARENA_OK;
