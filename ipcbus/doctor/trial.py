@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ipcbus.channel import Channel
     from ipcbus.transport import Transport
 
-__all__ = ["TIMEOUT", "Trial", "attempt", "main"]
+__all__ = ["TIMEOUT", "Trial", "attempt", "main", "open_here"]
 
 TIMEOUT = 5.0
 """Seconds for one transport: to start two processes takes a fraction of one, a busy machine some."""
@@ -185,7 +185,7 @@ def _try(scheme: str, where: str | None, deadline: Deadline, say: Callable[..., 
         transports.register(scheme, getattr(importlib.import_module(module), name), replace=True)
     crosses = transports.get(scheme).capabilities.crosses_processes
     say(doing="making a channel")
-    with _open(scheme) as channel:
+    with open_here(f"{scheme}:") as channel:
         say(doing="starting the sender", sender="a child process" if crosses else "another thread")
         if not crosses:
             thread = threading.Thread(target=_send, args=(channel.sender, deadline.remaining()), daemon=True)
@@ -214,11 +214,15 @@ def _try(scheme: str, where: str | None, deadline: Deadline, say: Callable[..., 
         return took
 
 
-def _open(scheme: str) -> Channel:
+def open_here(url: str, **options: Any) -> Channel:
+    """Open a channel by a URL that may lack the address its transport needs: then it is a free port of this machine."""
+    scheme, colon, rest = url.partition(":")
     try:
-        return open_channel(f"{scheme}:")
+        return open_channel(url, **options)
     except ConfigError:
-        return open_channel(f"{scheme}://127.0.0.1:{free_port()}")  # it needs an address
+        if not colon or (rest and not rest.startswith("?")) or not transports.get(scheme).capabilities.addressable:
+            raise
+        return open_channel(f"{scheme}://127.0.0.1:{free_port()}{rest}", **options)
 
 
 def _take(channel: Channel, deadline: Deadline) -> float:
