@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.bench.foreign import PEERS
 from ipcbus.bench.messages import say_bytes
+from ipcbus.bench.report import crowded
 from ipcbus.options import parse_url
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ def _slowdowns(results: Sequence[Result]) -> dict[str, dict[_Block, float]]:
 def _block(result: Result) -> _Block:
     case = result.case
     size = "" if case.message.size is None else f" of {say_bytes(case.message.size)}"
-    crowd = f" from {case.senders} senders" if case.senders > 1 else f" to {case.receivers} receivers" if case.receivers > 1 else ""
-    return ("answers" if case.trips else "throughput") + crowd, f"{case.message.kind}{size}"
+    return crowded(case), f"{case.message.kind}{size}"
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -105,7 +105,7 @@ def _reasons(
     lost = {block: factor for block, factor in factors[chosen].items() if factor > CLOSE}
     for (what, message), factor in sorted(lost.items(), key=lambda item: -item[1])[:2]:
         winner = min(factors, key=lambda name: factors[name].get((what, message), math.inf))
-        reasons.append(f"{winner} is {factor:.1f} times better at {what} with {message}")
+        reasons.append(f"{winner} is {factor:.1f} times faster in {what} with {message}")
     if not capabilities[chosen].survives_kill:
         reasons.append("a process killed in the wrong instant takes it along, so give its calls a timeout")
     return reasons

@@ -78,6 +78,11 @@ class Carrier(ABC):
     many_receivers: bool = False
     """Whether several processes can compete for the messages."""
 
+    @property
+    def key(self) -> str:
+        """What it is found by in another process: the name of a peer, the URL of a channel."""
+        return self.name
+
     @abstractmethod
     def connect(self, room: Room) -> Ends:
         """Make what the processes share; called in the process that starts them."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ipcbus.bench.messages import Message
     from ipcbus.channel import Channel
+    from ipcbus.transport import Capabilities
 
 __all__ = ["ChannelCarrier", "able_serializers", "installed"]
 
@@ -45,6 +46,16 @@ class ChannelCarrier(Carrier):
         self.many_receivers = self._transport.capabilities.many_receivers
 
     @property
+    def key(self) -> str:
+        """The URL."""
+        return self.url
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the transport can do."""
+        return self._transport.capabilities
+
+    @property
     def scheme(self) -> str:
         """The transport's scheme."""
         return self._transport.scheme
@@ -56,6 +67,8 @@ class ChannelCarrier(Carrier):
             return "does not cross processes"
         if scenario == "request" and can.addressable:
             return "carries no requests: strangers can send through it"
+        if scenario == "round-trip" and parse_url(self.url).address:
+            return f"has one address, and a round trip needs two channels; write {self.scheme}: without one"
         return super().refuses(scenario, message, senders, receivers)
 
     def connect(self, room: Room) -> Ends:
@@ -122,6 +135,6 @@ def able_serializers(obj: Any) -> list[str]:
             codec = Codec(name, None, private=True, max_message=1 << 31)
             if same(codec.decode([b"".join(codec.encode(obj))]), obj):
                 able.append(name)
-        except Exception:  # noqa: BLE001  a serializer that cannot is left out, whatever it says
+        except Exception:  # noqa: BLE001, S112  a serializer that cannot is left out, whatever it says
             continue
     return able

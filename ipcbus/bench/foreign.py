@@ -10,6 +10,7 @@ import ctypes
 import itertools
 import os
 import pickle
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.bench.carriers import Carrier, Ends, Room
@@ -93,9 +94,7 @@ class FasterFifo(Peer):
 
     def connect(self, room: Room) -> Ends:
         """Make a queue of a megabyte, which is its default, or of room for three large messages."""
-        import faster_fifo
-
-        queue = faster_fifo.Queue(max_size_bytes=max(1_000_000, 3 * room.most))
+        queue = import_module("faster_fifo").Queue(max_size_bytes=max(1_000_000, 3 * room.most))
         return Ends(lambda: lambda obj: queue.put(obj, timeout=_PATIENCE), lambda: self._getter(queue))
 
     def _getter(self, queue: Any) -> Callable[[], Any]:
@@ -132,16 +131,12 @@ class Nng(Peer):
         address, depth = f"ipc://{room.place}/{next(_NUMBERS)}", min(room.capacity, _NNG_MOST)
 
         def sender() -> Callable[[Any], object]:
-            import pynng
-
-            socket = pynng.Push0(send_buffer_size=depth)
+            socket = import_module("pynng").Push0(send_buffer_size=depth)
             socket.dial(address, block=False)
             return _pickling(socket.send, room)
 
         def receiver() -> Callable[[], Any]:
-            import pynng
-
-            socket = pynng.Pull0(recv_buffer_size=depth, recv_max_size=0)
+            socket = import_module("pynng").Pull0(recv_buffer_size=depth, recv_max_size=0)
             socket.listen(address)
             return _unpickling(socket.recv, room)
 
@@ -163,7 +158,7 @@ class Iceoryx(Peer):
         name, depth = f"{room.place.name}-{next(_NUMBERS)}", min(64, room.capacity)
 
         def service() -> tuple[Any, Any, Any]:
-            import iceoryx2 as iox
+            iox = import_module("iceoryx2")
 
             iox.set_log_level(iox.LogLevel.Fatal)
             config = iox.config.default()

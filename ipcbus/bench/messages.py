@@ -49,8 +49,8 @@ class Message:
         """Make the object.
 
         Raises:
-            ConfigError: the kind is unknown, or the user's function cannot be imported or failed.
-            ImportError: the kind needs a package that is not installed.
+            ConfigError: the kind is unknown or needs a package that is not installed, or the user's function cannot be
+                imported or failed.
         """
         make = KINDS.get(self.kind)
         if make is not None:
@@ -73,14 +73,21 @@ def _dataclass(size: int) -> Reading:
 
 def _protobuf(size: int) -> Any:
     # A type that comes with the library: numbers, an enum and texts, as messages have them.
-    field = importlib.import_module("google.protobuf.type_pb2").Field
+    field = _need("google.protobuf.type_pb2", "protobuf", "protobuf").Field
     body = "x" * size if size > 64 else ""
     return field(kind=5, cardinality=1, number=12345, name="sensor-7", json_name="a", default_value=body)
 
 
 def _array(size: int) -> Any:
-    numpy = importlib.import_module("numpy")
+    numpy = _need("numpy", "numpy", "bench")
     return numpy.arange(max(size // 8, 1), dtype=numpy.float64)
+
+
+def _need(module: str, package: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"such a message needs {package}; try: pip install 'ipcbus[{extra}]'") from error
 
 
 KINDS = {"bytes": _bytes, "dict": _dict, "dataclass": _dataclass, "protobuf": _protobuf, "array": _array}

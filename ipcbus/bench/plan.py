@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
     from ipcbus.bench.carriers import Carrier
 
-__all__ = ["SIZES", "Plan", "Wish", "estimate", "make_plan", "turns"]
+__all__ = ["ALL_SIZES", "Plan", "Wish", "estimate", "make_plan", "turns"]
 
-SIZES = (64, 1 << 10, 1 << 16, 1 << 20, 64 << 20)
+ALL_SIZES = (64, 1 << 10, 1 << 16, 1 << 20, 64 << 20)
 """Bytes of the messages that the project measures itself with."""
+_USUAL = ALL_SIZES[:-1]
+"""Of those that are measured where nobody says: to send the largest often enough takes minutes."""
 _ARRAYS = (1 << 20, 64 << 20)
 _SET_UP = 0.12
 """Seconds for which a measurement starts and ends processes, about, and a few more for each of them."""
@@ -37,7 +39,9 @@ class Wish:
     kind: str = "bytes"
     """One of ``messages.KINDS``, or ``module:factory``."""
     sizes: tuple[int, ...] = ()
-    """Bytes; empty for what a factory makes as it likes, else for those that suit the scenario."""
+    """Bytes; empty for those that suit the scenario."""
+    sized: bool = True
+    """Whether the message is made as large as one says. Where a factory makes it as it likes, it has one size."""
     serializers: tuple[str, ...] = ("auto",)
     senders: tuple[int, ...] = (8,)
     """Numbers of senders of a fan-in."""
@@ -68,8 +72,7 @@ def make_plan(wish: Wish, carriers: Sequence[tuple[Carrier, str]]) -> Plan:
         for message in _messages(wish, scenario):
             for count in senders:
                 for carrier, serializer in carriers:
-                    url = getattr(carrier, "url", carrier.name)
-                    case = Case(scenario, url, message, serializer, count, receivers)
+                    case = Case(scenario, carrier.key, message, serializer, count, receivers)
                     if reason := carrier.refuses(scenario, message, count, receivers):
                         absent[f"{scenario}: {carrier.name}"] = reason
                     else:
@@ -79,8 +82,8 @@ def make_plan(wish: Wish, carriers: Sequence[tuple[Carrier, str]]) -> Plan:
 
 def _messages(wish: Wish, scenario: str) -> list[Message]:
     if scenario == "arrays":
-        return [Message("array", size) for size in (wish.sizes or _ARRAYS)]
-    return [Message(wish.kind, size) for size in wish.sizes] or [Message(wish.kind, None)]
+        return [Message("array", size) for size in wish.sizes or _ARRAYS]
+    return [Message(wish.kind, size) for size in wish.sizes or _USUAL] if wish.sized else [Message(wish.kind, None)]
 
 
 def turns(cases: Sequence[Case], rounds: int) -> Iterator[tuple[int, Case]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ipcbus.bench.case import Case
     from ipcbus.bench.run import Effort
 
-__all__ = ["Block", "Row", "blocks", "data", "say_rate", "say_seconds"]
+__all__ = ["Block", "Row", "blocks", "crowded", "data", "say_rate", "say_seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,16 @@ class Row:
 class Block:
     """The rows that can be compared: one scenario, one message."""
 
-    scenario: str
     title: str
+    """The scenario, and how many take part."""
+    message: str
+    """What was sent."""
+    size: str
+    """How large it was."""
     trips: bool
     best_peer: str | None
     rows: tuple[Row, ...]
+    """Fastest first; behind them those without a figure."""
 
 
 def blocks(results: Sequence[Result]) -> list[Block]:
@@ -69,7 +74,9 @@ def _block(group: list[Result]) -> Block:
     ours = next((result for result in measured if _is_ours(result)), None)
     rows = [_row(result, by_name, best, best_of_ours=result is ours) for result in measured]
     rows += [Row(r.case.name, _is_ours(r), "", "", "", "", "", r.problem or "not measured") for r in group if not r.measured]
-    return Block(case.scenario, _title(case, measured), case.trips, best and best.case.name, tuple(rows))
+    size = case.message.size or next((result.samples[0].size for result in measured), None)
+    said = say_bytes(size) if size else ""
+    return Block(crowded(case), case.message.kind, said, case.trips, best and best.case.name, tuple(rows))
 
 
 def _is_ours(result: Result) -> bool:
@@ -80,12 +87,11 @@ def _is_peer(result: Result) -> bool:
     return not _is_ours(result) and result.case.carrier != "memcpy"  # which carries nothing
 
 
-def _title(case: Case, measured: list[Result]) -> str:
-    crowd = f", {case.senders} senders" if case.scenario == "fan-in" else ""
-    crowd += f", {case.receivers} receivers" if case.scenario == "fan-out" else ""
-    sizes = {result.samples[0].size for result in measured} - {None}
-    pickled = f" ({say_bytes(min(filter(None, sizes)))})" if sizes and case.message.size is None else ""
-    return f"{case.scenario}{crowd}: {case.message.label}{pickled}"
+def crowded(case: Case) -> str:
+    """Return a case's scenario with how many processes take part, where it is more than two."""
+    if case.senders > 1:
+        return f"{case.scenario}, {case.senders} senders"
+    return f"{case.scenario}, {case.receivers} receivers" if case.receivers > 1 else case.scenario
 
 
 def _row(result: Result, others: dict[str, Result], best: Result | None, *, best_of_ours: bool) -> Row:
