@@ -95,9 +95,11 @@ def _reasons(
         others = sorted((mean, name) for name, mean in means.items() if name != chosen)
         if others:
             mean, name = others[0]
-            reasons.append(f"over all that was measured the fastest; next is {name}, {mean / means[chosen]:.2f} times slower")
+            slower = mean / means[chosen]
+            how = f"{slower:.1f} times slower" if slower > CLOSE else "about as fast"
+            reasons.append(f"over all that was measured the fastest; next is {name}, {how}")
     else:
-        reasons.append(f"about as fast as {fastest} ({means[chosen] / means[fastest]:.2f} times slower over all)")
+        reasons.append(f"about as fast as {fastest}, which was first")
         if capabilities[chosen].survives_kill and not capabilities[fastest].survives_kill:
             reasons.append(f"a process that is killed does it no harm, which {fastest} cannot say")
         elif capabilities[fastest].addressable and not capabilities[chosen].addressable:

@@ -6,13 +6,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.bench.case import SCENARIOS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from ipcbus.bench.messages import Message
 
-__all__ = ["END", "CAPACITY", "Carrier", "Ends", "Room", "Talk", "room_for"]
+__all__ = ["CAPACITY", "END", "Carrier", "Ends", "Room", "Talk", "room_for"]
 
 CAPACITY = 1024
 """Messages that may wait, where they are small; every carrier that can be told is told the same."""
@@ -77,6 +79,9 @@ class Carrier(ABC):
     many_senders: bool = True
     many_receivers: bool = False
     """Whether several processes can compete for the messages."""
+
+    scenarios: frozenset[str] = frozenset(SCENARIOS)
+    """In which it takes part."""
 
     @property
     def key(self) -> str:

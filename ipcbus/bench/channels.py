@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.bench.carriers import Carrier, Ends, Room, Talk
+from ipcbus.bench.messages import Message, same
 from ipcbus.codec import Codec
 from ipcbus.doctor.trial import open_here
-from ipcbus.errors import IpcbusError, TransportUnavailable
+from ipcbus.errors import (
+    InsecureConfiguration,
+    IpcbusError,
+    SerializationError,
+    SerializerUnavailable,
+    TransportUnavailable,
+)
 from ipcbus.options import parse_url
+from ipcbus.plan import resolve
 from ipcbus.selection import AUTO, best, transports
 from ipcbus.serializers.base import serializers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ipcbus.bench.messages import Message
     from ipcbus.channel import Channel
     from ipcbus.transport import Capabilities
 
-__all__ = ["ChannelCarrier", "able_serializers", "installed"]
+__all__ = ["ChannelCarrier", "able_serializers", "installed", "returns"]
 
 
 class ChannelCarrier(Carrier):
@@ -69,7 +77,19 @@ class ChannelCarrier(Carrier):
             return "carries no requests: strangers can send through it"
         if scenario == "round-trip" and parse_url(self.url).address:
             return f"has one address, and a round trip needs two channels; write {self.scheme}: without one"
-        return super().refuses(scenario, message, senders, receivers)
+        return super().refuses(scenario, message, senders, receivers) or self._cannot_carry(message.kind)
+
+    @functools.cache  # noqa: B019  a carrier lives as long as the process that plans
+    def _cannot_carry(self, kind: str) -> str | None:
+        """Say why the serializer of this channel does not bring such a message back; a small one is enough to know."""
+        try:
+            plan = resolve(self.url, serializer=self.serializer)
+            codec = Codec(plan.settings.serializer, None, private=plan.private, max_message=plan.max_message)
+            if not returns(codec, Message(kind, 64).make()):
+                return "what arrives is not equal to what was sent"
+        except (SerializationError, InsecureConfiguration, SerializerUnavailable) as error:
+            return str(error)
+        return None
 
     def connect(self, room: Room) -> Ends:
         """Open a channel."""
@@ -125,15 +145,18 @@ def installed() -> tuple[list[str], dict[str, str]]:
     return urls, absent
 
 
+def returns(codec: Codec, obj: Any) -> bool:
+    """Tell whether an object is the same after it was encoded and decoded; raises what the codec raises."""
+    return same(codec.decode([b"".join(codec.encode(obj))]), obj)
+
+
 def able_serializers(obj: Any) -> list[str]:
     """Return the installed serializers that bring an object back equal to what it was."""
-    from ipcbus.bench.crew import same
-
     able = []
     for name in serializers:
         try:
             codec = Codec(name, None, private=True, max_message=1 << 31)
-            if same(codec.decode([b"".join(codec.encode(obj))]), obj):
+            if returns(codec, obj):
                 able.append(name)
         except Exception:  # noqa: BLE001, S112  a serializer that cannot is left out, whatever it says
             continue

@@ -13,7 +13,7 @@ import pickle
 import signal
 import sys
 import traceback
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,19 @@ from ipcbus.bench.case import Case, Outcome, Sample
 from ipcbus.bench.channels import ChannelCarrier
 from ipcbus.bench.figures import quantile
 from ipcbus.bench.foreign import PEERS
+from ipcbus.bench.messages import same
 from ipcbus.bench.pace import Pace
 from ipcbus.errors import IpcbusError
 from ipcbus.remedies import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.connection import Connection
     from multiprocessing.context import ForkProcess
     from pathlib import Path
     from typing import Self
 
-__all__ = ["carrier_of", "measure", "same"]
+__all__ = ["carrier_of", "measure"]
 
 _FORK = multiprocessing.get_context("fork")
 _ENDING = 5.0
@@ -90,15 +92,6 @@ def _encoded_size(obj: Any, case: Case) -> int:
         return len(pickle.dumps(obj, 5))
     except Exception:  # noqa: BLE001  a channel may carry what pickle cannot, and this is only to know about how large it is
         return case.message.size or 1024
-
-
-def same(got: Any, sent: Any) -> bool:
-    """Tell whether what arrived is equal to what was sent; what compares by identity is taken to be."""
-    if hasattr(sent, "dtype"):
-        return type(got) is type(sent) and got.dtype == sent.dtype and bool((got == sent).all())
-    if type(sent).__eq__ is object.__eq__:
-        return type(got) is type(sent)
-    return bool(got == sent)
 
 
 # ---------------------------------------------------------------------- the processes that work
@@ -206,10 +199,6 @@ def _asking(talk: Talk, case: Case) -> Callable[[], Callable[[int], Any]]:
     return prepare
 
 
-def _answering(talk: Talk) -> Callable[[], Callable[[int], Any]]:
-    return lambda: talk.answerer()
-
-
 # ---------------------------------------------------------------------- the process that leads
 
 
@@ -219,7 +208,7 @@ def _start_stream(leader: _Leader, ends: Ends, case: Case) -> None:
 
 
 def _start_talk(leader: _Leader, talk: Talk, case: Case) -> None:
-    leader.start([("answerer", _answering(talk))])
+    leader.start([("answerer", talk.answerer)])
     leader.start([("asker", _asking(talk, case))])
 
 
@@ -263,13 +252,13 @@ class _Leader:
 
     def _gather(self, newest: int) -> list[Any]:
         """Wait for an answer of each of the newest members; raises ``_Failed`` when anybody fails or dies."""
-        waiting = {conn: (role, process) for role, process, conn in self._crew[-newest:]}
+        members: dict[Any, tuple[str, ForkProcess]] = {conn: (role, process) for role, process, conn in self._crew}
+        waiting = {conn for _, _, conn in self._crew[-newest:]}
         answers = []
         while waiting:
             # An end of anybody's connection is the end of its process, and says so sooner than the process's own.
-            for conn in wait([conn for _, _, conn in self._crew]):
-                assert isinstance(conn, Connection)
-                role, process = next((role, process) for role, process, other in self._crew if other is conn)
+            for conn in wait(members):
+                role, process = members[conn]
                 try:
                     word, said = conn.recv()
                 except (EOFError, OSError):
@@ -277,7 +266,7 @@ class _Leader:
                     raise _Failed(f"the {role} {_death(process.exitcode)}") from None
                 if word == "failed":
                     raise _Failed(f"the {role} failed: {said}")
-                del waiting[conn]
+                waiting.discard(conn)
                 answers.append(said)
         return answers
 

@@ -46,8 +46,7 @@ class _Zmq(Peer):
         address = f"ipc://{room.place}/{next(_NUMBERS)}"
 
         def open_socket(kind: str) -> Any:
-            import zmq
-
+            zmq: Any = import_module("zmq")
             socket = zmq.Context.instance().socket(getattr(zmq, kind))
             socket.set_hwm(room.capacity)
             return socket

@@ -13,7 +13,7 @@ from ipcbus.errors import ConfigError
 from ipcbus.options import nearest
 from ipcbus.remedies import say
 
-__all__ = ["KINDS", "Message", "Reading", "count_bytes", "say_bytes", "takes_size"]
+__all__ = ["KINDS", "Message", "Reading", "count_bytes", "same", "say_bytes", "takes_size"]
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
@@ -102,6 +102,16 @@ def takes_size(target: str) -> bool:
     """
     made, _ = locate(target)
     return bool(_needed(made))
+
+
+def same(got: Any, sent: Any) -> bool:
+    """Tell whether what arrived is equal to what was sent; what compares by identity is taken to be."""
+    if hasattr(sent, "dtype"):
+        return type(got) is type(sent) and got.dtype == sent.dtype and bool((got == sent).all())
+    own: object = type(sent).__eq__
+    if own is object.__eq__:
+        return type(got) is type(sent)
+    return bool(got == sent)
 
 
 def _call(target: str, size: int | None) -> Any:

@@ -27,7 +27,7 @@ class Peer(Carrier):
     """What must be installed, None for what Python brings."""
     module: str = ""
     extra: str = "bench"
-    scenarios: frozenset[str] = _ONE_WAY
+    scenarios = _ONE_WAY
     usual: bool = True
     """Whether it is measured when nobody names it."""
     bytes_only: bool = False
@@ -44,8 +44,6 @@ class Peer(Carrier):
 
     def refuses(self, scenario: str, message: Message, senders: int, receivers: int) -> str | None:
         """Say why this cannot be measured, None if it can."""
-        if scenario not in self.scenarios:
-            return f"is no peer in {scenario}"
         if self.bytes_only and message.kind != "bytes":
             return "is for bytes alone"
         return super().refuses(scenario, message, senders, receivers)
@@ -135,7 +133,7 @@ class Proxy(Peer):
         manager.start()
         _KEPT.append(manager)
         proxy = manager.Echo()
-        return Talk(lambda: lambda obj: proxy.echo(obj), lambda: _leave_it)
+        return Talk(lambda: proxy.echo, lambda: _leave_it)
 
 
 def _leave_it(_count: int) -> None:
@@ -159,13 +157,13 @@ class Copy(Peer):
         """Make two arrays."""
 
         def receiver() -> Callable[[], Any]:
-            import numpy
+            import numpy as np
 
             source = Message("array", room.size).make()
-            target = numpy.empty_like(source)
+            target = np.empty_like(source)
 
             def copy() -> Any:
-                numpy.copyto(target, source)
+                np.copyto(target, source)
                 return target
 
             return copy

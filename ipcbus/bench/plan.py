@@ -72,6 +72,8 @@ def make_plan(wish: Wish, carriers: Sequence[tuple[Carrier, str]]) -> Plan:
         for message in _messages(wish, scenario):
             for count in senders:
                 for carrier, serializer in carriers:
+                    if scenario not in carrier.scenarios:
+                        continue
                     case = Case(scenario, carrier.key, message, serializer, count, receivers)
                     if reason := carrier.refuses(scenario, message, count, receivers):
                         absent[f"{scenario}: {carrier.name}"] = reason

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "check_plot", "draw"]
 
 FORMATS = (".png", ".svg", ".html")
+"""The endings of files that can be drawn."""
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#8a6d00")
 """Colours that those can tell apart, too, who see fewer; of the Okabe-Ito palette, without yellow and black, and two more."""
 _MARKERS = "osD^vP*X"
-_PEER_MARKERS = "+x1234|_.,"
-_PEER = "#9a9a9a"
+_PEER_COLOURS = ("#6e6e6e", "#a3a3a3", "#8a7f72")
+_PEER_LINES = ("--", ":", "-.")
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -34,7 +35,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; background: #fff }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222 }}
 h1 {{ font-size: 1.3rem }} svg {{ width: 100%; height: auto }} pre {{ background: #f4f4f4; padding: .8rem; overflow-x: auto }}
 </style>
 </head>
@@ -103,8 +104,9 @@ def _styles(measured: Sequence[Result]) -> dict[str, dict[str, Any]]:
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         styles[name] = {"color": colour, "marker": marker, "linewidth": 2.0, "markersize": 6, "zorder": 3}
     for number, name in enumerate(theirs):
-        marker = _PEER_MARKERS[number % len(_PEER_MARKERS)]
-        styles[name] = {"color": _PEER, "marker": marker, "linewidth": 0.9, "linestyle": "--", "markersize": 6, "zorder": 2}
+        colour, marker = _PEER_COLOURS[number % len(_PEER_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        thin = {"linewidth": 1.0, "linestyle": _PEER_LINES[number % len(_PEER_LINES)], "zorder": 2}
+        styles[name] = {"color": colour, "marker": marker, "markerfacecolor": "white", "markersize": 5, **thin}
     return styles
 
 

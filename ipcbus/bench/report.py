@@ -76,7 +76,7 @@ def _block(group: list[Result]) -> Block:
     rows += [Row(r.case.name, _is_ours(r), "", "", "", "", "", r.problem or "not measured") for r in group if not r.measured]
     size = case.message.size or next((result.samples[0].size for result in measured), None)
     said = say_bytes(size) if size else ""
-    return Block(crowded(case), case.message.kind, said, case.trips, best and best.case.name, tuple(rows))
+    return Block(crowded(case), case.message.kind, said, case.trips, best.case.name if best is not None else None, tuple(rows))
 
 
 def _is_ours(result: Result) -> bool:
@@ -114,7 +114,7 @@ def _row(result: Result, others: dict[str, Result], best: Result | None, *, best
 
 
 def _times(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}×" if value < 10 else f"{value:.0f}×"
+    return "" if value is None else f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
 
 
 def say_rate(rate: float) -> str:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ipcbus.bench.advice import Advice
-    from ipcbus.bench.case import Case
     from ipcbus.bench.carriers import Carrier
+    from ipcbus.bench.case import Case
     from ipcbus.bench.figures import Result
     from ipcbus.bench.plan import Plan, Wish
     from ipcbus.bench.report import Block, Row
@@ -61,7 +61,8 @@ def bench(
     seconds: Annotated[float, typer.Option(help="How long one measurement counts.", min=0.001)] = 0.05,
     limit: Annotated[float, typer.Option(help="Seconds after which one that hangs is killed.", min=0.1)] = 30.0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to a file; - prints them instead of tables.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write all figures to a file; - prints them instead of tables."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw throughput and latency against size: .png, .svg or .html.")
@@ -182,7 +183,12 @@ def _measure(plan: "Plan", effort: "Effort") -> "list[Result]":
     total = len(plan.cases) * effort.rounds
     took = _say_minutes(estimate(plan.cases, effort.rounds, effort.seconds))
     typer.echo(f"ipcbus: {len(plan.cases)} cases in {effort.rounds} rounds take about {took}", err=True)
-    columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
 
@@ -287,7 +293,7 @@ def _detail(block: "Block") -> Any:
     table = _table(f"{block.title}: {block.message}{', ' + block.size if block.size else ''}")
     table.add_column("")
     heads = ("round trip", "99 of 100 within") if block.trips else ("messages/s", "bytes/s")
-    for head in (*heads, "spread", "× bare", f"× {block.best_peer}" if block.best_peer else ""):
+    for head in (*heads, "spread", "x bare", f"x {block.best_peer}" if block.best_peer else ""):
         table.add_column(head, justify="right")
     for row in block.rows:
         style = None if row.ours else "dim"
@@ -300,7 +306,7 @@ def _detail(block: "Block") -> Any:
 
 def _matrix(group: "Sequence[Block]") -> Any:
     """Make a table of several sizes: a column each, and below the figure of a channel its ratios."""
-    table = _table(f"{group[0].title}: {group[0].message}, {'time' if group[0].trips else 'messages per second'}")
+    table = _table(f"{group[0].title}: {group[0].message}, {'median time' if group[0].trips else 'messages per second'}")
     table.add_column("")
     for block in group:
         table.add_column(block.size, justify="right")
