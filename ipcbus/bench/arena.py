@@ -201,6 +201,7 @@ def _lead(writer: Connection, request: dict[str, Any], place: Path) -> None:
     from ipcbus.bench.crew import measure
 
     os.setpgid(0, 0)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(place)  # what is left there when this is killed, the arena removes
     signal.alarm(int(request["limit"] + _SLACK))  # if the arena itself is killed
     writer.send(measure(Case.of(request["case"]), request["seconds"], place).facts())
     writer.close()

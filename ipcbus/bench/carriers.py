@@ -122,5 +122,5 @@ class Carrier(ABC):
         if senders > 1 and not self.many_senders:
             return "has one sender"
         if receivers > 1 and not self.many_receivers:
-            return "has one receiver, or deals messages out in turn"
+            return "several receivers cannot compete for its messages"
         return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from ipcbus.bench.messages import Message
 
-__all__ = ["SCENARIOS", "Case", "Outcome", "Sample"]
+__all__ = ["SCENARIOS", "Absent", "Case", "Outcome", "Sample"]
 
 SCENARIOS = {
     "one-way": "one sender, one receiver: how many messages go through",
@@ -51,6 +51,16 @@ class Case:
     def of(cls, facts: dict[str, Any]) -> Case:
         """Make it of what ``facts`` returned."""
         return cls(**{**facts, "message": Message(**facts["message"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A carrier that is not measured."""
+
+    name: str
+    why: str
+    scenario: str | None = None
+    """In which; None is in all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.bench.carriers import Carrier, Ends, Room, Talk
+from ipcbus.bench.case import Absent
 from ipcbus.bench.messages import Message, same
 from ipcbus.codec import Codec
 from ipcbus.doctor.trial import open_here
@@ -14,7 +15,6 @@ from ipcbus.errors import (
     IpcbusError,
     SerializationError,
     SerializerUnavailable,
-    TransportUnavailable,
 )
 from ipcbus.options import parse_url
 from ipcbus.plan import resolve
@@ -129,16 +129,14 @@ class ChannelCarrier(Carrier):
         return Talk(asker, answerer)
 
 
-def installed() -> tuple[list[str], dict[str, str]]:
-    """Return the URLs of the transports that cross processes here, and why others are left out, by scheme."""
-    urls, absent = [], {}
+def installed() -> tuple[list[str], list[Absent]]:
+    """Return the URLs of the transports that cross processes here, and those that cannot be loaded."""
+    urls, absent = [], []
     for scheme in transports:
         try:
             transport = transports.get(scheme)
-        except TransportUnavailable as error:
-            absent[f"{scheme}:"] = str(error)
-        except IpcbusError as error:  # somebody's broken plugin is no reason to measure nothing
-            absent[f"{scheme}:"] = str(error)
+        except IpcbusError as error:  # something it needs, or a plugin that is broken: no reason to measure nothing
+            absent.append(Absent(f"{scheme}:", str(error)))
         else:
             if transport.capabilities.crosses_processes:
                 urls.append(f"{scheme}:")

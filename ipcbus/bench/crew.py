@@ -257,7 +257,8 @@ class _Leader:
         answers = []
         while waiting:
             # An end of anybody's connection is the end of its process, and says so sooner than the process's own.
-            for conn in wait(members):
+            ready: list[Any] = wait(members)
+            for conn in ready:
                 role, process = members[conn]
                 try:
                     word, said = conn.recv()
@@ -270,16 +271,20 @@ class _Leader:
                 answers.append(said)
         return answers
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """End the processes; those that do not end by themselves are killed, and all at once when one has failed."""
-        for _, _, conn in self._crew if kind is None else ():
+    def _say_end(self) -> None:
+        for _, _, conn in self._crew:
             try:
                 conn.send(None)
             except OSError:
                 continue  # it has ended
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        """End the processes; those that do not end by themselves are killed, and all at once when one has failed."""
+        if kind is None:
+            self._say_end()
         for _, process, conn in self._crew:
             process.join(_ENDING if kind is None else 0)
             if process.is_alive():

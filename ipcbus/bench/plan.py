@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ipcbus.bench.case import Case
+from ipcbus.bench.case import Absent, Case
 from ipcbus.bench.messages import Message
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class Plan:
     """What is measured, and what is not and why."""
 
     cases: tuple[Case, ...]
-    absent: dict[str, str]
-    """Why a carrier is not measured at all, by its name; and why not in a scenario, by both."""
+    absent: tuple[Absent, ...]
+    """Each that was left out once, even if it was for several messages."""
 
 
 def make_plan(wish: Wish, carriers: Sequence[tuple[Carrier, str]]) -> Plan:
@@ -65,7 +65,8 @@ def make_plan(wish: Wish, carriers: Sequence[tuple[Carrier, str]]) -> Plan:
         wish: what somebody wants to know.
         carriers: with the serializer of each.
     """
-    cases, absent = [], {}
+    cases: list[Case] = []
+    absent: dict[Absent, None] = {}
     for scenario in wish.scenarios:
         senders = wish.senders if scenario == "fan-in" else (1,)
         receivers = wish.receivers if scenario == "fan-out" else 1
@@ -76,10 +77,10 @@ def make_plan(wish: Wish, carriers: Sequence[tuple[Carrier, str]]) -> Plan:
                         continue
                     case = Case(scenario, carrier.key, message, serializer, count, receivers)
                     if reason := carrier.refuses(scenario, message, count, receivers):
-                        absent[f"{scenario}: {carrier.name}"] = reason
+                        absent[Absent(carrier.name, reason, scenario)] = None
                     else:
                         cases.append(case)
-    return Plan(tuple(cases), absent)
+    return Plan(tuple(cases), tuple(absent))
 
 
 def _messages(wish: Wish, scenario: str) -> list[Message]:

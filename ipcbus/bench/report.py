@@ -15,7 +15,7 @@ from ipcbus.bench.messages import say_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ipcbus.bench.case import Case
+    from ipcbus.bench.case import Absent, Case
     from ipcbus.bench.run import Effort
 
 __all__ = ["Block", "Row", "blocks", "crowded", "data", "say_rate", "say_seconds"]
@@ -131,7 +131,7 @@ def say_seconds(seconds: float) -> str:
     return f"{seconds:.2f} s"
 
 
-def data(machine: dict[str, str], effort: Effort, results: Iterable[Result], absent: dict[str, str]) -> dict[str, Any]:
+def data(machine: dict[str, str], effort: Effort, results: Iterable[Result], absent: Iterable[Absent]) -> dict[str, Any]:
     """Return everything as plain data, for JSON: each case with its rounds, medians and ratios. Times are in seconds."""
     kept = list(results)
     peers = {(_comparable(result.case), result.case.name): result for result in kept}
@@ -151,4 +151,10 @@ def data(machine: dict[str, str], effort: Effort, results: Iterable[Result], abs
             }
         )
     median = "seconds is the median of the rounds for one message, or for one round trip"
-    return {"machine": machine, "effort": dataclasses.asdict(effort), "units": median, "results": rows, "absent": absent}
+    return {
+        "machine": machine,
+        "effort": dataclasses.asdict(effort),
+        "units": median,
+        "results": rows,
+        "absent": [dataclasses.asdict(one) for one in absent],
+    }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ipcbus.bench.advice import Advice
     from ipcbus.bench.carriers import Carrier
-    from ipcbus.bench.case import Case
+    from ipcbus.bench.case import Absent, Case
     from ipcbus.bench.figures import Result
     from ipcbus.bench.plan import Plan, Wish
     from ipcbus.bench.report import Block, Row
@@ -82,9 +82,9 @@ def bench(
     carriers, absent = _carriers(transport, _serializers(serializer, wish), peers=peers)
     plan = make_plan(wish, carriers)
     effort = Effort(rounds, seconds, limit)
-    absent.update(plan.absent)
+    absent += plan.absent
     if not any(case.carrier == carrier.key for case in plan.cases for carrier, _ in carriers if carrier.ours):
-        raise ConfigError("there is no channel to measure: " + "; ".join(f"{name}: {why}" for name, why in absent.items()))
+        raise ConfigError("there is no channel to measure: " + "; ".join(_say_absent(absent)))
     machine = describe(dict.fromkeys(case.carrier for case in plan.cases))
     results = _measure(plan, effort)
     if json_file is not None:
@@ -117,8 +117,7 @@ def _wish(target: str, scenarios: list[str] | None, sizes: list[str] | None, sen
         if name not in SCENARIOS:
             raise ConfigError(f"--scenario {name}: there is none of this name; {nearest(name, SCENARIOS)}")
     if target not in KINDS and ":" not in target:
-        said = f"there is no such kind; {nearest(target, KINDS)}, or write module:factory for a message of yours"
-        raise ConfigError(f"--object {target}: {said}")
+        raise ConfigError(f"--object {target}: {nearest(target, KINDS)}; a message of yours is written module:factory")
     sized = target in KINDS or takes_size(target)
     if sizes and not sized:
         raise ConfigError(f"--size: {target} makes its message as it likes; give it a parameter to be told the size in bytes")
@@ -152,18 +151,19 @@ def _serializers(names: list[str] | None, wish: "Wish") -> list[str]:
 
 def _carriers(
     urls: list[str] | None, serializers: list[str], *, peers: bool
-) -> tuple[list[tuple["Carrier", str]], dict[str, str]]:
+) -> tuple[list[tuple["Carrier", str]], "list[Absent]"]:
     """Return the channels and peers to measure, and which are absent and why."""
+    from ipcbus.bench.case import Absent
     from ipcbus.bench.channels import ChannelCarrier, installed
     from ipcbus.bench.foreign import PEERS
 
-    found, absent = installed() if urls is None else ([url if ":" in url else f"{url}:" for url in urls], {})
+    found, absent = installed() if urls is None else ([url if ":" in url else f"{url}:" for url in urls], [])
     carriers: list[tuple[Carrier, str]] = [
         (ChannelCarrier(url, name), name) for url in dict.fromkeys(found) for name in serializers
     ]
     for peer in PEERS.values() if peers else ():
         if (missing := peer.missing()) is not None:
-            absent[peer.name] = missing
+            absent.append(Absent(peer.name, missing))
         elif peer.usual:
             carriers.append((peer, "auto"))
     return carriers, absent
@@ -182,7 +182,7 @@ def _measure(plan: "Plan", effort: "Effort") -> "list[Result]":
     console = Console(stderr=True)
     total = len(plan.cases) * effort.rounds
     took = _say_minutes(estimate(plan.cases, effort.rounds, effort.seconds))
-    typer.echo(f"ipcbus: {len(plan.cases)} cases in {effort.rounds} rounds take about {took}", err=True)
+    typer.echo(f"ipcbus: {len(plan.cases)} cases, {_say_rounds(effort)}, take about {took}", err=True)
     columns = (
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
@@ -196,6 +196,10 @@ def _measure(plan: "Plan", effort: "Effort") -> "list[Result]":
             progress.update(task, advance=1, description=f"{case.scenario}  {case.name}  {case.message.label}")
 
         return run(plan.cases, effort, show)
+
+
+def _say_rounds(effort: "Effort") -> str:
+    return "1 round" if effort.rounds == 1 else f"{effort.rounds} rounds"
 
 
 def _say_minutes(seconds: float) -> str:
@@ -226,7 +230,7 @@ def _write(path: Path, found: dict[str, Any]) -> None:
 
 
 def _show(
-    results: "list[Result]", machine: dict[str, str], effort: "Effort", absent: dict[str, str], advice: "Advice | None"
+    results: "list[Result]", machine: dict[str, str], effort: "Effort", absent: "list[Absent]", advice: "Advice | None"
 ) -> None:
     from rich.console import Console
     from rich.text import Text
@@ -244,14 +248,23 @@ def _show(
             said = f"{result.case.scenario}, {result.case.name}, {result.case.message.label}: {result.problem}"
             console.print(Text(said, style="red"), soft_wrap=True)
     console.print(Text(sentence(machine), style="dim"), soft_wrap=True)
-    told = f"medians of {effort.rounds} rounds in turn, {effort.seconds:g} s each; ± is half of what lies between the extremes"
+    told = f"medians of {_say_rounds(effort)} in turn, {effort.seconds:g} s each; ± is half of what lies between the extremes"
     console.print(Text(told, style="dim"), soft_wrap=True)
     if absent:
         console.print()
-    for name, why in absent.items():
-        console.print(Text(f"not measured: {name}: {why}", style="dim"), soft_wrap=True)
+    for said in _say_absent(absent):
+        console.print(Text(f"not measured: {said}", style="dim"), soft_wrap=True)
     if advice is not None:
         _show_advice(console, advice)
+
+
+def _say_absent(absent: "list[Absent]") -> list[str]:
+    """Return a line for each reason, with all that it is the reason for."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for one in absent:
+        where = "" if one.scenario is None else f" in {one.scenario}"
+        names.setdefault((where, one.why), []).append(one.name)
+    return [f"{', '.join(found)}{where} ({why})" for (where, why), found in names.items()]
 
 
 def _show_advice(console: "Console", advice: "Advice") -> None:
@@ -293,12 +306,14 @@ def _detail(block: "Block") -> Any:
     table = _table(f"{block.title}: {block.message}{', ' + block.size if block.size else ''}")
     table.add_column("")
     heads = ("round trip", "99 of 100 within") if block.trips else ("messages/s", "bytes/s")
-    for head in (*heads, "spread", "x bare", f"x {block.best_peer}" if block.best_peer else ""):
+    with_bare = any(row.bare for row in block.rows)
+    ratios = [*(["x bare"] if with_bare else []), *([f"x {block.best_peer}"] if block.best_peer else [])]
+    for head in (*heads, "spread", *ratios):
         table.add_column(head, justify="right")
     for row in block.rows:
-        style = None if row.ours else "dim"
         if row.problem is None:
-            table.add_row(_name(row), row.figure, row.second, row.spread, row.bare, row.peer, style=style)
+            told = [*([row.bare] if with_bare else []), *([row.peer] if block.best_peer else [])]
+            table.add_row(_name(row), row.figure, row.second, row.spread, *told, style=None if row.ours else "dim")
         else:
             table.add_row(_name(row), "failed", style="red")
     return table
@@ -314,8 +329,9 @@ def _matrix(group: "Sequence[Block]") -> Any:
     for name, first in sorted(names.items(), key=lambda item: not item[1].ours):
         cells = [_cell(next((row for row in block.rows if row.name == name), None)) for block in group]
         table.add_row(_name(first), *cells)
-    table.caption = "below a channel: times faster than the bare primitive | than the fastest peer"
-    table.caption_justify = "left"
+    if any(row.bare or row.peer for block in group for row in block.rows):
+        table.caption = "below a channel: times faster than the bare primitive | than the fastest peer"
+        table.caption_justify = "left"
     return table
 
 
