@@ -242,7 +242,7 @@ def _show(
     made = blocks(results)
     for title in dict.fromkeys((block.title, block.message) for block in made):
         group = [block for block in made if (block.title, block.message) == title]
-        _print_wide(console, _detail(group[0]) if len(group) == 1 else _matrix(group))
+        _show_blocks(console, group)
     for result in results:
         if result.problem is not None:
             said = f"{result.case.scenario}, {result.case.name}, {result.case.message.label}: {result.problem}"
@@ -256,6 +256,19 @@ def _show(
         console.print(Text(f"not measured: {said}", style="dim"), soft_wrap=True)
     if advice is not None:
         _show_advice(console, advice)
+
+
+def _show_blocks(console: "Console", group: "list[Block]") -> None:
+    """Show what can stand in one table: one message, or one kind in several sizes."""
+    from rich.text import Text
+
+    first, several = group[0], len(group) > 1
+    what = ("median time" if first.trips else "messages per second") if several else first.size
+    console.print(Text(f"{first.title}: {first.message}{what and ', ' + what}", style="bold"), soft_wrap=True)
+    _print_wide(console, _matrix(group) if several else _detail(first))
+    if several and any(row.bare or row.peer for block in group for row in block.rows):
+        legend = "below a channel: times faster than the bare primitive | than the fastest peer\n"
+        console.print(Text(legend, style="dim italic"), soft_wrap=True)
 
 
 def _say_absent(absent: "list[Absent]") -> list[str]:
@@ -288,11 +301,11 @@ def _print_wide(console: "Console", table: Any) -> None:
     console.width = before
 
 
-def _table(title: str) -> Any:
+def _table() -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+    return Table(box=SIMPLE_HEAD, padding=(0, 1))
 
 
 def _name(row: "Row") -> Any:
@@ -303,7 +316,7 @@ def _name(row: "Row") -> Any:
 
 def _detail(block: "Block") -> Any:
     """Make a table of one message: a column for each thing that is known."""
-    table = _table(f"{block.title}: {block.message}{', ' + block.size if block.size else ''}")
+    table = _table()
     table.add_column("")
     heads = ("round trip", "99 of 100 within") if block.trips else ("messages/s", "bytes/s")
     with_bare = any(row.bare for row in block.rows)
@@ -321,7 +334,7 @@ def _detail(block: "Block") -> Any:
 
 def _matrix(group: "Sequence[Block]") -> Any:
     """Make a table of several sizes: a column each, and below the figure of a channel its ratios."""
-    table = _table(f"{group[0].title}: {group[0].message}, {'median time' if group[0].trips else 'messages per second'}")
+    table = _table()
     table.add_column("")
     for block in group:
         table.add_column(block.size, justify="right")
@@ -329,9 +342,6 @@ def _matrix(group: "Sequence[Block]") -> Any:
     for name, first in sorted(names.items(), key=lambda item: not item[1].ours):
         cells = [_cell(next((row for row in block.rows if row.name == name), None)) for block in group]
         table.add_row(_name(first), *cells)
-    if any(row.bare or row.peer for block in group for row in block.rows):
-        table.caption = "below a channel: times faster than the bare primitive | than the fastest peer"
-        table.caption_justify = "left"
     return table
 
 
