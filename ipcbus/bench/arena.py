@@ -18,11 +18,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ipcbus.bench.case import Case, Outcome
 from ipcbus.errors import ChannelBroken
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.kin import end, members
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -39,7 +40,7 @@ import json, sys
 request = json.loads(sys.argv[1])
 sys.path[:] = request["path"]
 from ipcbus.bench.arena import main
-main()
+main(request["place"])
 """
 _THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """What keeps NumPy's libraries from starting threads when they are imported: a fork would copy none of them."""
@@ -54,7 +55,8 @@ class Arena:
 
     def __init__(self) -> None:
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
-        request = json.dumps({"path": [entry or str(Path.cwd()) for entry in sys.path]})
+        self._place = Path(tempfile.mkdtemp(prefix="ipcbus-bench-"))  # short, for the path of a socket has 107 bytes
+        request = json.dumps({"path": [entry or str(Path.cwd()) for entry in sys.path], "place": str(self._place)})
         # -P: the working directory must not shadow the modules that the script itself imports.
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter and our own script
             [sys.executable, "-P", "-c", _START, request],
@@ -107,29 +109,35 @@ class Arena:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        for pid in members("session", self._process.pid):
+            end(pid, _SLACK)  # the arena was killed, and could not end what it measured
         self._process.stdout.close()
         self._noise.close()
+        shutil.rmtree(self._place, ignore_errors=True)
+        _clear_shared_memory(self._process.pid)
 
 
-def main() -> None:
-    """Be the arena: read a case per line, and write what came of it, until the end of standard input."""
+def main(place: str) -> None:
+    """Be the arena: read a case per line, and write what came of it, until the end of standard input.
+
+    Args:
+        place: a directory for what has a name. It goes with this process, too: the other one may have been killed.
+    """
     verdict = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no verdict
     _preload()
-    # Short, for the path of a socket has 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ipcbus-bench-") as place:
-        requests = _Lines(0)
-        try:
-            for number, line in enumerate(requests):
-                own = Path(place, str(number))
-                own.mkdir()
-                outcome = _measure(json.loads(line), own)
-                shutil.rmtree(own, ignore_errors=True)
-                if outcome is None:
-                    return
-                print(json.dumps(outcome.facts()), file=verdict)
-        finally:
-            _clear_shared_memory()
+    try:
+        for number, line in enumerate(_Lines(0)):
+            own = Path(place, str(number))
+            own.mkdir()
+            outcome = _measure(json.loads(line), own, verdict)
+            shutil.rmtree(own, ignore_errors=True)
+            _clear_shared_memory(os.getsid(0))
+            if outcome is None:
+                return
+            print(json.dumps(outcome.facts()), file=verdict)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class _Lines:
@@ -160,11 +168,11 @@ def _preload() -> None:
             __import__(name)
 
 
-def _measure(request: dict[str, Any], place: Path) -> Outcome | None:
+def _measure(request: dict[str, Any], place: Path, verdict: TextIO) -> Outcome | None:
     """Measure in a process group of its own; None when nobody wants to know any more."""
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_lead, args=(writer, request, place))
+    process = context.Process(target=_lead, args=(writer, request, place, verdict))
     process.start()
     writer.close()
     with contextlib.suppress(OSError):
@@ -197,19 +205,20 @@ def _hear(reader: Connection, deadline: Deadline, limit: float) -> Outcome | Non
         return Outcome(problem="the process that was to lead the measurement died")
 
 
-def _lead(writer: Connection, request: dict[str, Any], place: Path) -> None:
+def _lead(writer: Connection, request: dict[str, Any], place: Path, verdict: TextIO) -> None:
     from ipcbus.bench.crew import measure
 
     os.setpgid(0, 0)
+    verdict.close()  # the end of the arena is seen by the end of this
     tempfile.tempdir = os.environ["TMPDIR"] = str(place)  # what is left there when this is killed, the arena removes
     signal.alarm(int(request["limit"] + _SLACK))  # if the arena itself is killed
     writer.send(measure(Case.of(request["case"]), request["seconds"], place).facts())
     writer.close()
 
 
-def _clear_shared_memory() -> None:
-    """Remove what killed users of iceoryx2 left there; it names what it makes, and only they knew."""
+def _clear_shared_memory(session: int) -> None:
+    """Remove what users of iceoryx2 left there; it keeps a file of each name, and of killed users everything."""
     from ipcbus.bench.foreign import ICEORYX_PREFIX
 
-    for path in Path("/dev/shm").glob(f"{ICEORYX_PREFIX.format(os.getsid(0))}*"):  # noqa: S108  where it is
+    for path in Path("/dev/shm").glob(f"{ICEORYX_PREFIX.format(session)}*"):  # noqa: S108  where it is
         path.unlink(missing_ok=True)

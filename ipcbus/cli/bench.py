@@ -117,7 +117,7 @@ def _wish(target: str, scenarios: list[str] | None, sizes: list[str] | None, sen
         if name not in SCENARIOS:
             raise ConfigError(f"--scenario {name}: there is none of this name; {nearest(name, SCENARIOS)}")
     if target not in KINDS and ":" not in target:
-        raise ConfigError(f"--object {target}: {nearest(target, KINDS)}; a message of yours is written module:factory")
+        raise ConfigError(f"--object {target}: {nearest(target, KINDS)} (a message of yours: module:factory)")
     sized = target in KINDS or takes_size(target)
     if sizes and not sized:
         raise ConfigError(f"--size: {target} makes its message as it likes; give it a parameter to be told the size in bytes")

@@ -17,13 +17,13 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.channel import open_channel
 from ipcbus.errors import ChannelEmpty, ConfigError, TransportUnavailable
 from ipcbus.plumbing import rundir
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.kin import members
 from ipcbus.plumbing.ports import free_port
 from ipcbus.selection import transports
 from ipcbus.wait import wait
@@ -121,7 +121,7 @@ def _rest(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the session of a trial, and remove what only its processes can have left behind."""
-    pids = {process.pid, *_members(process.pid)}
+    pids = {process.pid, *members("group", process.pid)}
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):  # it had ended, and was waited for
@@ -129,19 +129,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     for directory in rundir.leftovers(rundir.base()):
         if directory.name.removeprefix(rundir.PREFIX).partition("-")[0] in map(str, pids):
             rundir.remove(directory)
-
-
-def _members(group: int) -> set[int]:
-    """Return the processes of a group."""
-    found = set()
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        if int(fields[2]) == group:
-            found.add(int(status.parent.name))
-    return found
 
 
 def _death(code: int, noise: bytes) -> str:
@@ -219,10 +206,13 @@ def open_here(url: str, **options: Any) -> Channel:
     scheme, colon, rest = url.partition(":")
     try:
         return open_channel(url, **options)
-    except ConfigError:
-        if not colon or (rest and not rest.startswith("?")) or not transports.get(scheme).capabilities.addressable:
+    except ConfigError as error:
+        if not colon or (rest and not rest.startswith("?")):
             raise
-        return open_channel(f"{scheme}://127.0.0.1:{free_port()}{rest}", **options)
+        try:
+            return open_channel(f"{scheme}://127.0.0.1:{free_port()}{rest}", **options)
+        except ConfigError:
+            raise error from None  # that was not what it lacked
 
 
 def _take(channel: Channel, deadline: Deadline) -> float:
