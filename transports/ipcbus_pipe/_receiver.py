@@ -7,10 +7,10 @@ import select
 import threading
 from collections import deque
 from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
-from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.mapping import map_private
 from ipcbus.plumbing.wakeup import Wakeup
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PipeReceiver"]
 
-_BLOCK = 128 * 1024
-"""Bytes asked for by one read: many small messages per system call."""
+_read, _repay = os.read, os.eventfd_write
+_BLOCK = 64 * 1024
+"""Bytes asked for by one read: many small messages per system call. Python allocates as many for each, and from 128 KiB on the
+C library would map and unmap them every time, which costs twenty times the read."""
 
 
 class _Lane:
@@ -41,7 +43,7 @@ class _Lane:
         self.large: dict[int, tuple[int, int]] = {}
         self.delivered = 0
         self.repay_at = 0
-        self._repaid: list[tuple[None, int]] = [(None, 0)]
+        self._repaid: deque[tuple[None, int]] = deque([(None, 0)], maxlen=1)
         self.ended = False
         self.blocks: deque[tuple[int, bytes]] = deque()
         if len(note.fds) > 2:
@@ -52,7 +54,7 @@ class _Lane:
         """Read one block, if there is one."""
         # Read and kept in one step in C: a signal handler that raises cannot come in between and lose bytes.
         try:
-            self.blocks.extend(zip(self._numbers, map(os.read, (self.fd,), (_BLOCK,)), strict=False))
+            self.blocks.extend(zip(self._numbers, map(_read, (self.fd,), (_BLOCK,))))  # noqa: B905  numbers have no end
         except BlockingIOError:
             pass  # somebody looked before us
 
@@ -68,12 +70,12 @@ class _Lane:
 
     def repay(self, batch: int) -> None:
         """Give the sender back its room for what was delivered; say when to do so next, after ``batch`` more."""
-        owed = self.delivered - sum(count for _, count in self._repaid)
-        if owed > 0:
+        delivered = self.delivered
+        owed = delivered - self._repaid[0][1]
+        if owed:
             # Written and noted in one step in C: a signal handler that raises cannot come in between and lose room.
-            self._repaid.extend(zip(map(os.eventfd_write, (self.credit_fd,), (owed,)), (owed,), strict=True))
-            self._repaid = [(None, sum(count for _, count in self._repaid))]
-        self.repay_at = self._repaid[0][1] + batch
+            self._repaid.extend(zip(map(_repay, (self.credit_fd,), (owed,)), (delivered,)))  # noqa: B905  one of each
+            self.repay_at = delivered + batch
 
     def close(self) -> None:
         os.close(self.fd)
@@ -93,7 +95,9 @@ class PipeReceiver(RecvLink):
         self._state = handle.state
         self._flags = handle.state.flags
         self._door = handle.door
+        self._door_fd = handle.door.fileno()
         self._spec = spec
+        self._max_message = spec.max_message
         self._batch = max(1, spec.capacity // 4)
         self._closed = False
         self._lock = threading.RLock()
@@ -111,7 +115,7 @@ class PipeReceiver(RecvLink):
         self._rung = False
         self._bell_lock = threading.Lock()
         self._epoll = select.epoll()
-        for fd in (wakeup.fileno(), self._door.fileno()):
+        for fd in (wakeup.fileno(), self._door_fd):
             self._epoll.register(fd, select.EPOLLIN)
         self._epoll.register(self._state.news.fileno(), select.EPOLLIN | select.EPOLLET)
 
@@ -148,7 +152,9 @@ class PipeReceiver(RecvLink):
 
     def _refill(self, timeout: float | None) -> None:
         """Have at least one item, or raise."""
-        deadline = Deadline(timeout)
+        # Not a Deadline, and few calls: this is the way of every lone message.
+        left = timeout if timeout is None or timeout > 0 else 0
+        until = monotonic() + left if left else None
         while True:
             if self._closed:
                 raise ChannelClosed("this end of the pipe: channel is closed")
@@ -156,15 +162,15 @@ class PipeReceiver(RecvLink):
                 return
             # Looked at before the descriptors: what was sent before the shutdown is found by the poll that follows it.
             over = self._flags[0]
-            expired = deadline.expired
             if self._bell is not None:
                 self._ring()  # nothing waits here any more: left as it was it would end every wait at once
-            if self._gather(0 if over or expired else deadline.remaining()):
-                continue  # what was in the door may have to be read yet
-            if over:
-                raise EndOfChannel("the pipe: channel was shut down and is drained")
-            if expired:
-                raise ChannelEmpty("no message within the timeout")
+            if not self._gather(0 if over else left):  # else: what was in the door may have to be read yet
+                if over:
+                    raise EndOfChannel("the pipe: channel was shut down and is drained")
+                if left == 0:
+                    raise ChannelEmpty("no message within the timeout")
+            if until is not None:
+                left = max(0, until - monotonic())
 
     def _next_lane(self) -> bool:
         """Make the items of the next lane that has some the current ones; say whether there are any."""
@@ -176,7 +182,7 @@ class PipeReceiver(RecvLink):
                 return False
             lane = self._due[0]
             try:
-                lane.parse(self._spec.max_message)
+                lane.parse(self._max_message)
             except ChannelBroken:
                 self._due.popleft()  # this sender is given up, and learns it from its pipe; the others go on
                 self._remove(lane)
@@ -196,7 +202,7 @@ class PipeReceiver(RecvLink):
         found = False
         problem: ChannelBroken | None = None
         for fd, _ in self._epoll.poll(timeout):
-            if fd == self._door.fileno():
+            if fd == self._door_fd:
                 try:
                     self._open_door()
                     found = True
