@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import ipcbus
 from ipcbus.bench import foreign
 from ipcbus.cli.app import app
+from ipcbus.plumbing.kin import members
 
 COMMAND = Path(sys.executable).with_name("ipcbus")
 QUICK = ("--rounds", "1", "--seconds", "0.003", "--size", "64", "--scenario", "one-way")
@@ -149,12 +150,17 @@ def test_a_channel_that_fails_is_a_row_and_the_others_go_on(bench, here):
 
 
 def test_ctrl_c_ends_it_and_all_that_it_started(here):
-    words = [COMMAND, "bench", "--rounds", "50", "--transport", "unix:"]
+    (here / "telling.py").write_text("import os\ndef pid():\n    print(os.getsid(0), file=open('pipe', 'w'))\n")
+    os.mkfifo("pipe")
+    words = [COMMAND, "bench", "--rounds", "50", "--transport", "unix:", "--object", "telling:pid"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert "cases" in process.stderr.readline()
+    session = os.getsid(0)
+    while session == os.getsid(0):  # the command makes the object itself before anything is measured
+        session = int(Path("pipe").read_text())
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130
+    assert not members("session", session)
 
 
 @pytest.mark.parametrize(

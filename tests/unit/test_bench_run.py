@@ -16,7 +16,7 @@ from ipcbus.bench.arena import Arena
 from ipcbus.bench.case import SCENARIOS, Case
 from ipcbus.bench.channels import ChannelCarrier, installed
 from ipcbus.bench.crew import carrier_of
-from ipcbus.bench.foreign import PEERS
+from ipcbus.bench.foreign import ICEORYX_PREFIX, PEERS
 from ipcbus.bench.messages import Message
 from ipcbus.bench.plan import Wish, make_plan
 from ipcbus.bench.run import Effort, run
@@ -175,4 +175,4 @@ def test_an_arena_leaves_no_file(monkeypatch):
             if name == "zmq:" or PEERS[name].missing() is None:
                 assert arena.run(Case("one-way", name, BYTES), SHORT).problem is None
     Path(place).rmdir()  # which fails if anything is in there
-    assert not [path for path in Path("/dev/shm").iterdir() if str(arena._process.pid) in path.name]
+    assert not list(Path("/dev/shm").glob(f"{ICEORYX_PREFIX.format(arena._process.pid)}*"))
