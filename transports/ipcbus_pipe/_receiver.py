@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
 from collections import deque
 from itertools import count
@@ -39,6 +40,7 @@ class _Lane:
         self.sender = note.sender
         self.ordinal = note.ordinal
         self.fd, self.credit_fd = note.fds[:2]
+        self._own = [self.fd, self.credit_fd]
         self.state = State(deque())
         self.large: dict[int, tuple[int, int]] = {}
         self.delivered = 0
@@ -77,21 +79,22 @@ class _Lane:
             self._repaid.extend(zip(map(_repay, (self.credit_fd,), (owed,)), (delivered,)))  # noqa: B905  one of each
             self.repay_at = delivered + batch
 
+    def forget_large(self, end: int) -> None:
+        """Close the memory files with numbers below ``end``: those left over are of sends that were interrupted."""
+        for number in [known for known in self.large if known < end]:
+            os.close(self.large.pop(number)[0])
+
     def close(self) -> None:
-        os.close(self.fd)
-        os.close(self.credit_fd)
-        for fd, _ in self.large.values():
-            os.close(fd)
-        self.large.clear()
+        """Free the descriptors. Idempotent."""
+        while self._own:
+            os.close(self._own.pop())
+        self.forget_large(sys.maxsize)
 
 
 class PipeReceiver(RecvLink):
     """The one receiving end, claimed for this process until it closes or dies."""
 
     def __init__(self, handle: PipeHandle, spec: ChannelSpec) -> None:
-        self._claim, owner = handle.state.attach()
-        if owner is not None:
-            raise ChannelBusy(f"process {owner} is the receiver of this pipe: channel already, and it has only one", owner)
         self._state = handle.state
         self._flags = handle.state.flags
         self._door = handle.door
@@ -118,6 +121,10 @@ class PipeReceiver(RecvLink):
         for fd in (wakeup.fileno(), self._door_fd):
             self._epoll.register(fd, select.EPOLLIN)
         self._epoll.register(self._state.news.fileno(), select.EPOLLIN | select.EPOLLET)
+        # Last of all: an attempt that fails or is interrupted must not have been the receiver.
+        self._seat, owner = handle.state.attach()
+        if owner is not None:
+            raise ChannelBusy(f"process {owner} is the receiver of this pipe: channel already, and it has only one", owner)
 
     # ------------------------------------------------------------------ receiving
 
@@ -201,8 +208,13 @@ class PipeReceiver(RecvLink):
         """Wait for something, and read one block of every lane that has one; say whether there was any news of senders."""
         found = False
         problem: ChannelBroken | None = None
-        for fd, _ in self._epoll.poll(timeout):
-            if fd == self._door_fd:
+        door = self._door_fd
+        if self._notes or self._arrived or self._orphans:  # left by an interruption: no descriptor shows them
+            news = [(door, 0), *(each for each in self._epoll.poll(0) if each[0] != door)]
+        else:
+            news = self._epoll.poll(timeout)
+        for fd, _ in news:
+            if fd == door:
                 try:
                     self._open_door()
                     found = True
@@ -228,8 +240,7 @@ class PipeReceiver(RecvLink):
             problem = error
         lane.delivered += 1
         self._items.popleft()
-        if number in lane.large:
-            os.close(lane.large.pop(number)[0])
+        lane.forget_large(number + 1)
         lane.repay(self._batch)
         if self._bell is not None:
             self._ring()
@@ -311,18 +322,23 @@ class PipeReceiver(RecvLink):
         self._lanes[lane.fd] = lane
 
     def _remove(self, lane: _Lane) -> None:
-        """Let go of a lane whose sender has closed it or died. A message it left half written is no message."""
-        if self._lanes.pop(lane.fd, None) is None:
+        """Let go of a lane whose sender has closed it or died. A message it left half written is no message.
+
+        May be interrupted anywhere and is then done again.
+        """
+        if self._names.get(lane.name) is not lane:
             return
-        self._epoll.unregister(lane.fd)
-        del self._names[lane.name]
-        lane.close()
-        queue = self._senders[lane.sender]
-        queue.popleft()
+        if self._lanes.pop(lane.fd, None) is not None:
+            self._epoll.unregister(lane.fd)
+        queue = self._senders.get(lane.sender)
+        if queue and queue[0] is lane:
+            queue.popleft()
         if queue:
             self._watch(queue[0])
         else:
-            del self._senders[lane.sender]
+            self._senders.pop(lane.sender, None)
+        lane.close()
+        del self._names[lane.name]
 
     def _hand_over(self) -> None:
         """Leave every lane in the door for whoever receives next, with what was read of it and not delivered."""
@@ -403,13 +419,14 @@ class PipeReceiver(RecvLink):
         with self._lock:
             if not self._epoll.closed:
                 self._hand_over()
-                self._state.detach(self._claim)
+                self._seat.close()
+                self._state.news.set()
                 self._free()
 
     def abandon(self) -> None:
         """Free what a forked child inherited."""
         self._closed = True
-        self._claim.close()
+        self._seat.close()
         self._free()
 
     def _free(self) -> None:
