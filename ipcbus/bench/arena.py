@@ -8,6 +8,7 @@ takes too long is killed by its number.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -166,6 +167,7 @@ def _preload() -> None:
     for name in ("numpy", "google.protobuf.type_pb2"):
         with contextlib.suppress(ImportError):
             __import__(name)
+    gc.freeze()  # what is imported is not looked through, and so not copied, by the processes that are forked
 
 
 def _measure(request: dict[str, Any], place: Path, verdict: TextIO) -> Outcome | None:
