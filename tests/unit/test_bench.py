@@ -238,7 +238,7 @@ class TestCarriers:
 
     def test_a_transport_that_does_not_exist(self):
         with pytest.raises(UnknownTransport, match="did you mean 'unix'"):
-            ChannelCarrier("unx:")
+            ChannelCarrier("unixx:")
 
 
 RESULTS = [
