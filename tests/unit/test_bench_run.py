@@ -104,7 +104,7 @@ def test_one_that_hangs_is_killed_and_the_next_is_measured(programs, carrier):
     with Arena() as arena:
         began = time.monotonic()
         outcome = arena.run(Case("one-way", carrier, Message("hanging:waits", None)), SHORT, limit=1.5)
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 20  # and not the half minute that it may take by itself
         assert outcome.stuck
         assert outcome.problem == "stuck: no result after 2 s, so its processes were killed"
         (pid,) = map(int, programs.read_text().split())
