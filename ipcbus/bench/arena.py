@@ -188,6 +188,8 @@ def _measure(request: dict[str, Any], place: Path, verdict: TextIO) -> Outcome |
         reader.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid or 0, signal.SIGKILL)
+        for pid in members("group", process.pid or 0):
+            end(pid, _SLACK)  # killed already; waited for, that it takes no part in what is measured next
         process.join()
     return outcome
 
