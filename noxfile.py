@@ -98,9 +98,9 @@ def pythons(session: nox.Session, version: str) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark once with small counts, to see that they run; the figures mean nothing."""
-    session.install("-e", ".[all]")
-    few = ("--rounds", "1", "--messages", "2000", "--no-targets")
-    session.run("python", "benchmarks/overhead.py", *(session.posargs or few))
+    session.install("-e", ".[all,bench]", *group("bench"))
+    session.run("pytest", "benchmarks", *(session.posargs or ("--smoke", "-q")))
+    session.run("python", "benchmarks/targets.py", "--smoke")
 
 
 @nox.session
