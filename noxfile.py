@@ -108,6 +108,15 @@ def demo(session: nox.Session) -> None:
     session.run("ipcbus", "demo", "--check", *session.posargs)
 
 
+@nox.session
+def autobahn(session: nox.Session) -> None:
+    """Run the Autobahn test suite against an echo service over every transport, and for the client."""
+    if find_python("2.7") is None:
+        session.skip("no CPython 2.7, on which alone the Autobahn test suite runs, was found on this machine")
+    session.install("-e", ".[all]")
+    session.run("python", "tests/autobahn", *session.posargs)
+
+
 def check_names(session: nox.Session, built: Path) -> None:
     """Fail unless the wheel holds our packages and nothing else, each with what it needs beside its code."""
     names = set(zipfile.ZipFile(built).namelist())
