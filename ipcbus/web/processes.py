@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ipcbus.channel import Channel
     from ipcbus.supervisor import Life
     from ipcbus.web.config import FrontConfig
+    from ipcbus.web.database import Database
 
 __all__ = ["load_service", "run_front_end", "run_service"]
 
@@ -29,13 +30,22 @@ class _Runs(Protocol):
 
 
 def run_service(
-    life: Life, log_level: str, factory: str, name: str, index: int, inbox: Channel, fronts: Sequence[Channel]
+    life: Life,
+    log_level: str,
+    factory: str,
+    name: str,
+    index: int,
+    inbox: Channel,
+    fronts: Sequence[Channel],
+    database: Database | None = None,
 ) -> None:
     """Be a service process until SIGTERM."""
     from ipcbus.web.host import Host
 
     _log(log_level)
     service = load_service(factory)
+    if database is not None:
+        service.database = database
     _run(lambda: Host(service, name, index, inbox, fronts), life)
 
 

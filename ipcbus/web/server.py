@@ -17,6 +17,7 @@ from ipcbus.errors import ConfigError, GaveUp
 from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.config import ServerConfig, load_server_config
+from ipcbus.web.database import Database
 from ipcbus.web.processes import run_front_end, run_service
 
 if TYPE_CHECKING:
@@ -145,9 +146,14 @@ class Server:
         self._listen(front.processes)
         fronts = [self._open(front.channel, f"front-{index}") for index in range(front.processes)]
         inboxes = {name: self._open(service.channel, name) for name, service in config.services.items()}
+        databases: list[Database | None] = [None] * len(inboxes)
+        if config.database is not None:
+            databases = [*Database.shares(config.database, len(inboxes))]
         services = [
             Program(
-                name, run_service, (config.log_level, service.factory, name, index, inboxes[name].receiver, _senders(fronts))
+                name,
+                run_service,
+                (config.log_level, service.factory, name, index, inboxes[name].receiver, _senders(fronts), databases[index]),
             )
             for index, (name, service) in enumerate(config.services.items())
         ]

@@ -18,7 +18,8 @@ LATER = {package.__name__: package._LATER for package in (ipcbus, ipcbus.web)}
 
 HEAVY = {
     "asyncio", "concurrent.futures", "importlib.metadata", "logging", "multiprocessing", "socket", "subprocess", "tomllib",
-    "cloudpickle", "google.protobuf", "msgspec", "numpy", "rich", "typer", "uvloop", "websockets", "zmq",
+    "cloudpickle", "google.protobuf", "msgspec", "numpy", "prometheus_client", "rich", "sqlalchemy", "typer", "uvloop",
+    "websockets", "zmq",
 }  # fmt: skip
 """Modules that cost time or do something when imported; none is needed before it is used."""
 

@@ -12,6 +12,8 @@ from ipcbus.web.loop import loop_factory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PROGRAMS = Path(__file__).parent / "programs"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm_loop() -> None:
@@ -30,8 +32,21 @@ def _as_at_exit(_warm_loop: None, _no_leaks: None) -> Iterator[None]:
     endpoint.destroy_closed()
 
 
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str | None]:
+    """The URL of a PostgreSQL started for the tests of one file; None where it is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PROGRAMS))
+        postgres = importlib.import_module("postgres")
+    if postgres.programs() is None:
+        yield None
+        return
+    with postgres.running() as address:
+        yield f"postgresql+psycopg://{address}"
+
+
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Services that run in child processes: children get a copy of sys.path, so they find the module."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "programs"))
+    monkeypatch.syspath_prepend(str(PROGRAMS))
     return importlib.import_module("web_programs")
