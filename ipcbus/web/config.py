@@ -18,6 +18,9 @@
     url = "sqlite:///chat.db"        # beside this file; or "postgresql+psycopg://...", or "$NAME_OF_A_VARIABLE"
     connections = 20                 # of all services together
 
+    [metrics]                        # without it, nothing is measured
+    bind = "127.0.0.1:9464"          # where Prometheus fetches them
+
 In a channel's URL ``{name}`` becomes the name of its receiver (``chat``, ``front-0``) and ``{port}`` a free port, for
 transports whose channels need an address each: ``channel = "zmq+tcp://127.0.0.1:{port}"``.
 """
@@ -34,6 +37,7 @@ from ipcbus.config import load_file
 from ipcbus.errors import ConfigError
 from ipcbus.web.database import DatabaseConfig  # noqa: TC001  read at run time, by ipcbus.options.build
 from ipcbus.web.link import MAX_FRONTS, MAX_PAYLOAD
+from ipcbus.web.metrics import MetricsConfig  # noqa: TC001  as above
 
 __all__ = ["FrontConfig", "ServerConfig", "ServiceConfig", "load_server_config"]
 
@@ -85,6 +89,7 @@ class ServerConfig:
     services: dict[str, ServiceConfig]
     front: FrontConfig = field(default_factory=FrontConfig)
     database: DatabaseConfig | None = None
+    metrics: MetricsConfig | None = None
     transport: str = "auto:"
     """URL of every channel that names none."""
     start_method: Literal["spawn", "forkserver"] = "spawn"

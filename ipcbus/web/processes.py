@@ -6,9 +6,10 @@ import asyncio
 import importlib
 import logging
 import signal
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ipcbus.errors import ConfigError
+from ipcbus.web.reporter import counted, reporting
 from ipcbus.web.service import Service
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ipcbus.supervisor import Life
     from ipcbus.web.config import FrontConfig
     from ipcbus.web.database import Database
+    from ipcbus.web.snapshots import Slot
 
 __all__ = ["load_service", "run_front_end", "run_service"]
 
@@ -27,6 +29,9 @@ class _Runs(Protocol):
     async def run(self, ready: Callable[[], None]) -> None: ...
 
     def stop(self) -> None: ...
+
+
+R = TypeVar("R", bound=_Runs)
 
 
 def run_service(
@@ -38,6 +43,7 @@ def run_service(
     inbox: Channel,
     fronts: Sequence[Channel],
     database: Database | None = None,
+    slot: Slot | None = None,
 ) -> None:
     """Be a service process until SIGTERM."""
     from ipcbus.web.host import Host
@@ -46,7 +52,7 @@ def run_service(
     service = load_service(factory)
     if database is not None:
         service.database = database
-    _run(lambda: Host(service, name, index, inbox, fronts), life)
+    _run(lambda: Host(service, name, index, inbox, fronts), life, slot, lambda host: host.hub.counts)
 
 
 def run_front_end(
@@ -58,12 +64,13 @@ def run_front_end(
     inbox: Channel,
     services: Sequence[tuple[str, Channel]],
     page: bytes | None,
+    slot: Slot | None = None,
 ) -> None:
     """Be a front-end process until SIGTERM."""
     from ipcbus.web.frontend import FrontEnd
 
     _log(log_level)
-    _run(lambda: FrontEnd(config, index, life.incarnation, sock, inbox, services, page), life)
+    _run(lambda: FrontEnd(config, index, life.incarnation, sock, inbox, services, page), life, slot, lambda front: front.counts)
 
 
 def load_service(factory: str) -> Service:
@@ -90,11 +97,15 @@ def load_service(factory: str) -> Service:
     return service
 
 
-def _run(make: Callable[[], _Runs], life: Life) -> None:
+def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[[R], Any]) -> None:
     async def main() -> None:
         running = make()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.stop)
-        await running.run(life.ready)
+        counted_here = counts(running)
+        async with reporting(
+            slot, lambda: counted(counted_here), lambda: {"connections": counted_here.opened - counted_here.closed}
+        ):
+            await running.run(life.ready)
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(main())

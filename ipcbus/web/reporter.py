@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from ipcbus.web.snapshots import Slot
 
-__all__ = ["Reporter", "added", "counted"]
+__all__ = ["Reporter", "added", "counted", "reporting"]
 
 INTERVAL = 0.5
 """Seconds between two snapshots: what a killed process may have counted that nobody hears of."""
@@ -56,20 +58,38 @@ class Reporter:
         self, slot: Slot, counters: Callable[[], Mapping[str, Any]], gauges: Callable[[], Mapping[str, Any]] = dict
     ) -> None:
         self._slot = slot
-        self._before = slot.read().get("counters", {})
+        before = slot.read()
+        self._before = before.get("counters", {})
+        self._starts = before.get("starts", 0) + 1
         self._counters = counters
         self._gauges = gauges
 
     def write(self) -> None:
         """Report now."""
-        self._slot.write({"counters": added(self._before, self._counters()), "gauges": dict(self._gauges())})
+        counters = added(self._before, self._counters())
+        self._slot.write({"pid": os.getpid(), "starts": self._starts, "counters": counters, "gauges": dict(self._gauges())})
 
     async def run(self, interval: float = INTERVAL) -> None:
-        """Report every so many seconds until cancelled, and once more then."""
+        """Report every so many seconds until cancelled."""
         never = asyncio.get_running_loop().create_future()
-        try:
-            while True:
-                self.write()
-                await asyncio.wait((never,), timeout=interval)
-        finally:
+        while True:
             self.write()
+            await asyncio.wait((never,), timeout=interval)
+
+
+@asynccontextmanager
+async def reporting(
+    slot: Slot | None, counters: Callable[[], Mapping[str, Any]], gauges: Callable[[], Mapping[str, Any]] = dict
+) -> AsyncIterator[None]:
+    """Have a process reported on inside; without a slot nothing is."""
+    if slot is None:
+        yield
+        return
+    reporter = Reporter(slot, counters, gauges)
+    task = asyncio.create_task(reporter.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        reporter.write()

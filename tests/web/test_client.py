@@ -244,7 +244,7 @@ def test_block_loses_nothing_and_holds_the_server_back() -> None:
     sent = threading.Event()
 
     def count(ws: ServerConnection) -> None:
-        for _ in range(40):
+        for _ in range(100):
             ws.send("x" * (1 << 20))
         sent.set()
         ws.close(4400)
@@ -258,7 +258,7 @@ def test_block_loses_nothing_and_holds_the_server_back() -> None:
         assert not sent.wait(1.0)  # so much fits into no socket: it is waiting for us
         items = drained(feed)
     assert sent.is_set()
-    assert [item.kind for item in items] == ["text"] * 40 + ["ended"]
+    assert [item.kind for item in items] == ["text"] * 100 + ["ended"]
     assert not any(item.missed for item in items)
 
 

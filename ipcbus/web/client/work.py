@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.web.client.connection import Connection, Counts
 from ipcbus.web.loop import loop_factory
-from ipcbus.web.reporter import Reporter, counted
+from ipcbus.web.reporter import counted, reporting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,8 +66,6 @@ class Work:
             if spec.outgoing is not None:
                 spec.outgoing.receiver.fileno()
         gate = asyncio.Semaphore(HANDSHAKES)
-        reporter = Reporter(self._slot, lambda: counted(self._counts))
-        reporting = asyncio.create_task(reporter.run())
         connections = asyncio.gather(
             *(
                 Connection(spec.number, spec.url, self._options, self._into, spec.outgoing, self._counts, gate).run(again=again)
@@ -76,16 +74,15 @@ class Work:
         )
         stopping = asyncio.create_task(self._stop.wait())
         ready()
-        try:
-            await asyncio.wait((connections, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if connections.done():
-                connections.result()  # raises what ended it
-        finally:
-            for task in (connections, stopping):
-                task.cancel()
-            await asyncio.gather(connections, stopping, return_exceptions=True)
-            reporting.cancel()
-            await asyncio.gather(reporting, return_exceptions=True)
+        async with reporting(self._slot, lambda: counted(self._counts)):
+            try:
+                await asyncio.wait((connections, stopping), return_when=asyncio.FIRST_COMPLETED)
+                if connections.done():
+                    connections.result()  # raises what ended it
+            finally:
+                for task in (connections, stopping):
+                    task.cancel()
+                await asyncio.gather(connections, stopping, return_exceptions=True)
 
     def stop(self) -> None:
         """Make ``run`` return. From any thread, and from signal handlers."""
