@@ -7,7 +7,9 @@ fork: a child that inherited one opens its own, and a transaction that was open 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ipcbus.errors import ConfigError, IpcbusError
 from ipcbus.plumbing import forks
+from ipcbus.plumbing.clock import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,6 +100,7 @@ class Database:
         self._config = config
         self._connections = config.connections if connections is None else connections
         self._own: _Own | None = None
+        _hook()
         url = _url(config.url)
         if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
             raise ConfigError("database: each process would have a SQLite database in memory for itself; name a file")
@@ -247,7 +251,10 @@ def _after_fork() -> None:
     _lock = threading.Lock()
 
 
-forks.in_child(_after_fork)
+@functools.cache
+def _hook() -> None:
+    """Have forks noticed from here on; importing this has no effect."""
+    forks.in_child(_after_fork)
 
 
 def _refuse_forked(pid: int) -> None:
@@ -307,7 +314,7 @@ def _engine(config: DatabaseConfig, connections: int) -> Engine:
     event.listen(engine, "connect", _connected)
     event.listen(engine, "before_cursor_execute", _before)
     if is_sqlite:
-        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "connect", functools.partial(_set_up_sqlite, config.timeout))
         event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -320,10 +327,25 @@ def _before(connection: Connection, *_: Any) -> None:
     _refuse_forked(connection.info["pid"])
 
 
-def _set_up_sqlite(connection: Any, _: Any) -> None:
+def _set_up_sqlite(timeout: float, connection: Any, _: Any) -> None:
     connection.isolation_level = None  # the module would begin transactions by rules of its own; _begin_sqlite does
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+    _use_wal(connection, Deadline(timeout))
+    for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _use_wal(connection: Any, deadline: Deadline) -> None:
+    """Switch the file to WAL. SQLite waits for nobody there: of several processes that begin, all but one are refused."""
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if deadline.expired:
+                raise
+            connection.execute("BEGIN IMMEDIATE")  # but here it does
+            connection.execute("ROLLBACK")
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -110,6 +110,20 @@ def test_processes_and_threads_write_at_the_same_time(url: str, code: Any) -> No
     database.close()
 
 
+def test_processes_that_begin_a_file_at_the_same_time(tmp_path: Path, code: Any) -> None:
+    """SQLite refuses all but one of those that switch a new file to WAL, without waiting; it took some ten tries to see."""
+    fork = multiprocessing.get_context("fork")  # nothing to import between the barrier and the file
+    for number in range(25):
+        database = Database(DatabaseConfig(url=f"sqlite:///{tmp_path}/{number}.db"))
+        barrier = fork.Barrier(4)
+        workers = [fork.Process(target=code.begin, args=(database, barrier)) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(PATIENCE)
+        assert [worker.exitcode for worker in workers] == [0] * 4
+
+
 def test_no_more_threads_than_connections_get_one(url: str, code: Any) -> None:
     database = Database(DatabaseConfig(url=url, connections=2, timeout=0.2))
     inside, leave = threading.Semaphore(0), threading.Event()

@@ -20,6 +20,12 @@ def count(session):
     return session.execute(select(func.count()).select_from(notes)).scalar_one()
 
 
+def begin(database, barrier):
+    barrier.wait(20)
+    database.create_all(metadata)
+    database.close()
+
+
 def write_many(database, threads, times, report):
     """Make the tables, as every process does, and write from several threads, reading before each writing."""
 
