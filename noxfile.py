@@ -98,6 +98,10 @@ def bench(session: nox.Session) -> None:
     """Run every benchmark once with small counts, to see that they run; the figures mean nothing."""
     session.install("-e", ".[all]")
     few = ("--rounds", "1", "--messages", "2000", "--no-targets")
+    if shutil.which("npm"):
+        session.run("python", "benchmarks/web", "--quick", "--no-targets")
+    else:
+        session.warn("benchmarks/web was not run: its load comes from a program for Node, and npm is not installed")
     session.run("python", "benchmarks/overhead.py", *(session.posargs or few))
 
 
