@@ -63,6 +63,10 @@ def say(figures: list[Figure], title: str, *lines: Figure) -> None:
     figures += lines
 
 
+def is_service(name: str) -> bool:
+    return name.startswith("chat")
+
+
 def ours(transport: str) -> Server:
     front = dict(pair.split("=", 1) for pair in OPTIONS.front)
     plan = {"transport": transport, "fronts": OPTIONS.fronts, "service": OPTIONS.service, "path": OPTIONS.path, "front": front}
@@ -99,7 +103,7 @@ def run_load(figures: list[Figure]) -> None:
             f"load, {transport}",
             *described(done, p99=10.0 if quick else None, share=100.0),
             Figure("processor per delivery, all processes", sum(costs.values()), "µs", 10.0),
-            Figure("  of which the service", costs["chat"], "µs"),
+            Figure("  of which the service", sum(cost for name, cost in costs.items() if is_service(name)), "µs"),
             Figure("  of which the front ends", fronts, "µs"),
             Figure("front ends, times the bare process", fronts / floor, "", 1.3),
         )
@@ -134,13 +138,14 @@ def run_hold(figures: list[Figure]) -> None:
             opened = load.opened(count / OPTIONS.ramp + 60)
             after = memory(server.pids())
     grown = {name: after[name] - before[name] for name in after}
-    fronts = sum(bytes_ for name, bytes_ in grown.items() if name.startswith("front"))
+    fronts = sum(size for name, size in grown.items() if name.startswith("front"))
+    services = sum(size for name, size in grown.items() if is_service(name))
     say(
         figures,
         f"hold, {count:,} connections, {OPTIONS.transport[0]}",
         Figure("opened in", opened["seconds"], "s"),
         Figure("memory of the front ends, each connection", fronts / count / 1024, "KiB", 25.0),
-        Figure("memory of the service, each connection", grown["chat"] / count / 1024, "KiB"),
+        Figure("memory of the service, each connection", services / count / 1024, "KiB"),
     )
 
 

@@ -21,7 +21,7 @@ __all__ = ["Metrics", "MetricsConfig", "Source", "families", "registry"]
 
 Kind = Literal["front", "service"]
 
-LABELS = {"refused": "reason", "closed": "code", "closes": "code", "dropped": "policy"}
+LABELS = {"reasons": "reason", "codes": "code"}
 """What the entries of a table of counters are told apart by; ``kind`` for any other."""
 
 HELP = {
@@ -29,7 +29,9 @@ HELP = {
     "closed": "Connections closed",
     "received": "Messages received from clients",
     "sent": "Messages written to clients",
-    "refused": "Opening handshakes refused",
+    "refused": "Connections and opening handshakes refused",
+    "reasons": "Connections and opening handshakes refused, by reason",
+    "codes": "Connections closed, by close code",
     "slow": "Connections cut because too much waited for them",
     "messages": "Messages handled",
     "published": "Messages published to rooms",

@@ -11,6 +11,7 @@ why.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import tempfile
@@ -33,6 +34,8 @@ from ipcbus.web.server import Server  # noqa: E402  as just said
 
 LARGEST = 16 << 20
 """Bytes of the suite's largest message."""
+UNLIMITED = ("message_rate", "byte_rate", "frame_rate", "accept_rate")
+"""What would slow the suite down, or close its connections: it sends as fast as it can, and tens of thousands of fragments."""
 
 
 def main() -> int:
@@ -71,7 +74,9 @@ def run(urls: list[str], profile: str, reports: Path, *, client_too: bool) -> in
 
 
 def server(url: str, profile: str, folder: Path) -> suite.Verdict:
-    front = FrontConfig(bind="127.0.0.1:0", processes=2, max_size=LARGEST, write_limit=4 * LARGEST)
+    known = {field.name for field in dataclasses.fields(FrontConfig)}
+    unlimited = {name: 0 for name in UNLIMITED if name in known}
+    front = FrontConfig(bind="127.0.0.1:0", processes=2, max_size=LARGEST, write_limit=4 * LARGEST, **unlimited)
     config = ServerConfig(services={"echo": ServiceConfig("echo:Echo")}, front=front, transport=url)
     with Server(config) as running:
         return suite.test_server(f"ws://{running.address}/echo", profile, folder)

@@ -171,14 +171,14 @@ def made(snapshot: dict[str, Any], pids: dict[str, int]) -> dict[tuple[str, str]
 def test_front_ends_are_added_up_and_services_are_told_apart() -> None:
     me = os.getpid()
     said = {
-        "front-0": {"pid": me, "starts": 1, "counters": {"opened": 3, "refused": {"origin": 1}}, "gauges": {"connections": 3}},
-        "front-1": {"pid": me, "starts": 2, "counters": {"opened": 4, "refused": {"full": 2}}, "gauges": {"connections": 1}},
+        "front-0": {"pid": me, "starts": 1, "counters": {"opened": 3, "reasons": {"origin": 1}}, "gauges": {"connections": 3}},
+        "front-1": {"pid": me, "starts": 2, "counters": {"opened": 4, "reasons": {"full": 2}}, "gauges": {"connections": 1}},
         "chat": {"pid": me, "starts": 1, "counters": {"messages": 9}, "gauges": {"connections": 4}},
     }
     found = made(said, dict.fromkeys(said, me))
     assert found["ipcbus_front_opened_total", ""] == 7
-    assert found["ipcbus_front_refused_total", "reason=origin"] == 1
-    assert found["ipcbus_front_refused_total", "reason=full"] == 2
+    assert found["ipcbus_front_reasons_total", "reason=origin"] == 1
+    assert found["ipcbus_front_reasons_total", "reason=full"] == 2
     assert found["ipcbus_front_connections", ""] == 4
     assert found["ipcbus_service_messages_total", "service=chat"] == 9
     assert found["ipcbus_process_up", "process=front-1"] == 1
