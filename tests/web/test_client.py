@@ -168,6 +168,15 @@ def test_many_connections_in_several_processes() -> None:
             out.close()
 
 
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_other_start_methods(start_method: Any) -> None:
+    with served(obey) as place, ipcbus.open("unix:") as feed, ipcbus.open("unix:") as out:
+        with connect(place.url, feed, out, start_method=start_method) as client:
+            out.send("hi")
+            assert [news(feed).data for _ in range(2)] == ["", "hi"]
+        assert client.stats().received == 1
+
+
 def test_a_killed_process_is_replaced_and_the_gap_is_marked() -> None:
     with (
         served(obey) as place,
