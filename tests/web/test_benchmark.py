@@ -46,7 +46,7 @@ def test_targets(module: Any) -> None:
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 @pytest.mark.skipif(not library().exists(), reason="npm's ws is not installed: nox -s bench does that")
 def test_it_runs() -> None:
-    words = [sys.executable, BENCHMARK, "load", "hold", "--quick", "--json", "--no-targets"]
+    words = [sys.executable, BENCHMARK, "load", "--quick", "--json", "--no-targets"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=55, check=False)
     assert done.returncode == 0, done.stderr
     found = {figure["what"]: figure["value"] for figure in json.loads(done.stdout)["figures"]}
@@ -54,4 +54,3 @@ def test_it_runs() -> None:
         assert found[f"load, {server}: delivered"] == 100
         assert found[f"load, {server}: latency, median"] > 0
     assert found["load, unix:: processor per delivery, all processes"] > 0
-    assert 1 < found["hold, 250 connections, unix:: memory of the front ends, each connection"] < 100

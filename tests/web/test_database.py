@@ -94,7 +94,7 @@ def test_processes_and_threads_write_at_the_same_time(url: str, code: Any) -> No
     assert [share.connections for share in shares] == [2, 1]
     database = Database(DatabaseConfig(url=url))
     with ipcbus.open("unix:") as report:
-        workers = [spawn.Process(target=code.write_many, args=(share, 3, 20, report)) for share in shares]
+        workers = [spawn.Process(target=code.write_many, args=(share, 3, 10, report)) for share in shares]
         for worker in workers:
             worker.start()
         most = 0
@@ -103,7 +103,7 @@ def test_processes_and_threads_write_at_the_same_time(url: str, code: Any) -> No
             workers[0].join(0.01)
         assert [report.recv(PATIENCE) for _ in workers] == ["done"] * 2
     with database.begin() as session:
-        assert code.count(session) == 2 * 3 * 20
+        assert code.count(session) == 2 * 3 * 10
         code.metadata.drop_all(session.connection())
     if database.engine.name == "postgresql":
         assert 0 < most <= 3
@@ -111,9 +111,9 @@ def test_processes_and_threads_write_at_the_same_time(url: str, code: Any) -> No
 
 
 def test_processes_that_begin_a_file_at_the_same_time(tmp_path: Path, code: Any) -> None:
-    """SQLite refuses all but one of those that switch a new file to WAL, without waiting; it took some ten tries to see."""
+    """SQLite refuses all but one of those that switch a new file to WAL, without waiting; it takes some tries to see."""
     fork = multiprocessing.get_context("fork")  # nothing to import between the barrier and the file
-    for number in range(25):
+    for number in range(12):
         database = Database(DatabaseConfig(url=f"sqlite:///{tmp_path}/{number}.db"))
         barrier = fork.Barrier(4)
         workers = [fork.Process(target=code.begin, args=(database, barrier)) for _ in range(4)]
@@ -321,12 +321,12 @@ def test_a_closed_one_opens_again(database: Database, code: Any) -> None:
 # ---------------------------------------------------------------------- a whole server
 
 
-def test_services_have_a_database(url: str, programs: Any) -> None:
+def test_services_have_a_database(tmp_path: Path, programs: Any) -> None:
     config = ServerConfig(
         services={"notes": ServiceConfig("database_programs:Notes")},
         front=FrontConfig(bind="127.0.0.1:0", processes=1),
         transport="pipe:",
-        database=DatabaseConfig(url=url, connections=2),
+        database=DatabaseConfig(url=f"sqlite:///{tmp_path}/notes.db", connections=2),
     )
     with Server(config) as server, connect(f"ws://{server.address}/notes", proxy=None) as ws:
         for number in range(1, 4):
