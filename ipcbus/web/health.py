@@ -27,4 +27,4 @@ def health(path: str, away: Sequence[str], *, draining: bool = False) -> tuple[i
         return None
     if draining:
         return 503, "stopping"
-    return (503, f"waiting for: {', '.join(away)}") if away else (200, "ready")
+    return (503, f"waiting for: {', '.join(away)}") if away else (200, "ok")

@@ -246,7 +246,7 @@ def test_a_server_is_measured_and_a_kill_costs_nothing_that_was_told() -> None:
         starts = [("ipcbus_process_starts_total", f"process=front-{number}") for number in (0, 1)]
         found = until(server, lambda found: all(found[start] == 2 for start in starts))
         assert found["ipcbus_front_opened_total", ""] == 1
-        for path, text in (("healthz", b"ok\n"), ("readyz", b"ready\n")):
+        for path, text in (("healthz", b"ok\n"), ("readyz", b"ok\n")):
             with urllib.request.urlopen(f"{server.url}{path}", timeout=PATIENCE) as answer:
                 assert answer.read() == text
 
@@ -265,7 +265,7 @@ def until(server: Server, wanted: Callable[[dict[tuple[str, str], float]], bool]
 
 def test_health() -> None:
     assert health("/healthz", ["chat"], draining=True) == (200, "ok")
-    assert health("/readyz", []) == (200, "ready")
+    assert health("/readyz", []) == (200, "ok")
     assert health("/readyz", ["chat", "ticker"]) == (503, "waiting for: chat, ticker")
     assert health("/readyz", [], draining=True) == (503, "stopping")
     assert health("/", []) is None
