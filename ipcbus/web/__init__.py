@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from ipcbus.web.service import Connection, Service
+from ipcbus.web.limits import Limits
+from ipcbus.web.service import Accept, Connection, Reject, Request, Service
 
-__all__ = ["Connection", "Service"]
+__all__ = ["Accept", "Connection", "Limits", "Reject", "Request", "Service"]

@@ -261,7 +261,7 @@ async def test_a_slow_handler_holds_back_the_inbox_and_not_memory() -> None:
         client = await test.connect()
         for _ in range(BACKLOG):
             test.hub.deliver([3, client.id, "T", b'"wait"'])
-        calm = asyncio.create_task(test.hub.calm())
+        calm = asyncio.create_task(test.hub.turns.calm())
         await asyncio.sleep(0)
         assert not calm.done()
         service.gate.set()
