@@ -136,8 +136,9 @@ class ServerConfig:
     front: FrontConfig = field(default_factory=FrontConfig)
     transport: str = "auto:"
     """URL of every channel that names none."""
-    start_method: Literal["spawn", "forkserver"] = "spawn"
-    """How the processes are made."""
+    start_method: Literal["spawn", "forkserver"] = "forkserver"
+    """How the processes are made. From a fork server that has imported what they need (none of your modules) a process is
+    there in a tenth of the time, which is how long clients wait when a service is replaced."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """What the processes write to stderr."""
 

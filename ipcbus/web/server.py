@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import multiprocessing
 import signal
 import socket
 import sys
@@ -39,6 +40,8 @@ logger = logging.getLogger("ipcbus.web")
 BACKLOG = 4096
 """Connections that may wait to be accepted, per front end."""
 
+_PRELOAD = ("ipcbus.web.host", "ipcbus.web.frontend", "ipcbus.web.processes", "ipcbus.requests", "uvloop")
+"""What every process of a server imports anyhow. What cannot be imported is passed over."""
 STOP_TIMEOUT = 10.0
 """Seconds that a process may take to stop, besides the time in which connections are closed."""
 _ENDED = frozenset({"died", "done", "late", "stuck", "stopped", "killed"})
@@ -208,6 +211,8 @@ class Server:
             )
             for index, (name, sock, inbox) in enumerate(zip(self._fronts, self._sockets, fronts, strict=True))
         ]
+        if config.start_method == "forkserver":
+            multiprocessing.set_forkserver_preload(list(_PRELOAD))
         # Front ends are stopped first, so that services hear of every connection that closes.
         return Supervisor(
             [services, ends],

@@ -445,7 +445,9 @@ class Memory(Service):
 
 async def test_a_killed_service_loses_no_client_and_no_message() -> None:
     async with Rig(Memory(), Echo(), fronts=2) as rig:
-        ada, bob, cyd = [await rig.connect(f"/memory?name={name}", front) for name, front in (("Ada", 0), ("Bob", 1), ("Cyd", 1))]
+        ada, bob, cyd = [
+            await rig.connect(f"/memory?name={name}", front) for name, front in (("Ada", 0), ("Bob", 1), ("Cyd", 1))
+        ]
         other = await rig.connect("/echo")
         for ws in (ada, bob, cyd):
             assert await receive(ws) == "hello"
@@ -607,7 +609,11 @@ async def test_late_commands_hit_nobody(chat: Rig) -> None:
     cid = int((await receive(ada))["id"], 16)
     host = chat.hosts[0]
     earlier = Cid.unpack(cid)._replace(incarnation=5).pack()
-    for command in ((Command.SEND, earlier, "T", b"1", CUT), (Command.JOIN, earlier, ["a"]), (Command.CLOSE, earlier, 1000, "")):
+    for command in (
+        (Command.SEND, earlier, "T", b"1", CUT),
+        (Command.JOIN, earlier, ["a"]),
+        (Command.CLOSE, earlier, 1000, ""),
+    ):
         host.put(0, command)
     # A batch of an earlier start of the service.
     chat.front_inboxes[0].send([1, 0, 5, 77, [[Command.SEND, cid, "T", b"2", CUT]]])
