@@ -18,7 +18,7 @@ from ipcbus.web.doors import Doors, draw_numbers
 from ipcbus.web.limits import Bucket, Limits
 from ipcbus.web.link import BINARY, COMMANDS, TEXT, Batch, Command, Event, LinkError, decode, start
 from ipcbus.web.orders import Orders
-from ipcbus.web.peers import ABNORMAL, Peer
+from ipcbus.web.peers import Peer
 from ipcbus.web.servicelink import Grant, Route, ServiceLink
 from ipcbus.web.socket import Socket
 
@@ -296,6 +296,8 @@ class FrontEnd:
         since = None
         while True:
             message = await ws.recv()
+            if peer.closing:
+                continue  # what a client says before it notices is not wanted any more
             if isinstance(message, str):
                 kind, data = TEXT, message.encode()
             else:
@@ -336,11 +338,11 @@ class FrontEnd:
 
     def _gone(self, peer: Peer) -> None:
         link = self.links[peer.owner]
-        code = peer.ws.close_code or ABNORMAL
+        code, reason = peer.ws.ended()
         self.counts.closed += 1
         self.counts.codes[code] += 1
         peer.busy = peer.closing = True
-        departed = link.route.table.remove(peer, code, peer.ws.close_reason or "")
+        departed = link.route.table.remove(peer, code, reason)
         link.gate.put(departed.event())
         for other in link.route.others(peer):
             other.gate.put(departed.event())

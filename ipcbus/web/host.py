@@ -229,6 +229,7 @@ class Host:
             logger.warning("%s: front ends or handlers were still busy %g seconds after the request to stop", self.name, GRACE)
         await self._service._ticker.stop()  # noqa: SLF001  as above
         await _call(self._service.on_stop)
+        self.hub.flush()
         await asyncio.gather(*(front.pump.flush(GRACE) for front in self._fronts))
 
     async def _watch(self) -> None:

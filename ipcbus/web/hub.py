@@ -267,7 +267,7 @@ class Hub:
         self.turns.step(client, step)
 
     def _tell(self, client: _Client, op: int) -> None:
-        self._flush()
+        self.flush()
         self._sink.put(client.front, (op, client.conn.id))
 
     def _failed(self, line: Line, error: Exception) -> None:
@@ -297,10 +297,10 @@ class Hub:
             return
         client.dirty = True
         if not self._changed:
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         self._changed.append(client)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Have the front ends keep the states that have changed."""
         changed, self._changed = self._changed, []
         for client in changed:

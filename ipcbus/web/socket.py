@@ -9,6 +9,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
 from ipcbus.web.limits import Bucket
+from ipcbus.web.peers import ABNORMAL
 
 if TYPE_CHECKING:
     import asyncio
@@ -73,7 +74,8 @@ class Socket(ServerConnection):
     grant: Grant | None = None
     cid = 0
     link: ServiceLink
-    _frames: Bucket | None = None
+    _frames: Bucket
+    _ending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let it in, or turn it away before anything is spent on it."""
@@ -91,13 +93,19 @@ class Socket(ServerConnection):
         """Note its end."""
         if self.refused:
             return
+        if self._ending is not None:
+            self._ending.cancel()
         self.keeper.lost(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, unless it was turned away."""
-        if not self.refused:
-            super().data_received(data)
+        """Take bytes, unless it was turned away; a client that has been told to go and stays is cut off."""
+        if self.refused:
+            return
+        super().data_received(data)
+        if self._ending is None and self.protocol.close_expected():
+            # The library waits for ever for who broke the protocol and then keeps the connection open.
+            self._ending = self.loop.call_later(self.close_timeout or 0, self.transport.abort)
 
     def eof_received(self) -> None:
         """Take the end of the bytes."""
@@ -106,28 +114,31 @@ class Socket(ServerConnection):
 
     def process_event(self, event: Event) -> None:
         """Count what is no whole message: pings and one-byte fragments cost a server far more than they cost who sends them."""
-        if self._frames is not None and self.protocol.state is State.OPEN:
+        peer = self.peer
+        if peer is not None and self.protocol.state is State.OPEN:
             assert isinstance(event, Frame)  # the handshake is over
             message = event.fin and event.opcode in (Opcode.TEXT, Opcode.BINARY)
             if not message and self._frames.take(self.loop.time()) > 0:
-                self._frames = None
                 self.keeper.flooded(self)
                 self.protocol.fail(POLICY, "too many pings or fragments")
                 self.send_data()
                 return
-            if event.opcode is Opcode.PING and self.peer is not None:
-                waiting = self.transport.get_write_buffer_size()
-                if waiting > self.keeper.write_limit:
-                    self.keeper.cut(self.peer)
-                    return
+            if event.opcode is Opcode.PING and self.transport.get_write_buffer_size() > self.keeper.write_limit:
+                self.keeper.cut(peer)
+                return
         super().process_event(event)
+
+    def ended(self) -> tuple[int, str]:
+        """Return the close code and reason of whoever closed it; 1006 if nobody did and it just ended."""
+        protocol = self.protocol
+        said = protocol.close_rcvd if protocol.close_rcvd_then_sent else protocol.close_sent or protocol.close_rcvd
+        return (ABNORMAL, "") if said is None else (int(said.code), said.reason)
 
     def begin(self, peer: Peer) -> None:
         """Be a client from here on."""
         self.peer = peer
         rate = self.keeper.frame_rate
-        if rate:
-            self._frames = Bucket(rate, 2 * rate, self.loop.time())
+        self._frames = Bucket(rate, 2 * rate, self.loop.time())
 
     def pause_writing(self) -> None:
         """Note that more waits for it than its soft limit."""

@@ -143,6 +143,7 @@ class ServiceTest:
 
         ``on_start``, ``on_attach``, and whatever ``on_attach`` is there for, can be tested with it.
         """
+        self.hub.flush()
         await self.hub.stop()
         before, self.hub = self.hub, Hub(service, self)
         self._service = service
