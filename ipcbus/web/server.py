@@ -20,10 +20,13 @@ from ipcbus.errors import ConfigError, GaveUp
 from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.config import ServerConfig, load_server_config
+from ipcbus.web.database import Database
 from ipcbus.web.frontend import ServiceInbox
 from ipcbus.web.link import start
+from ipcbus.web.metrics import Metrics, Source
 from ipcbus.web.outside import bus_config
 from ipcbus.web.processes import ServiceArgs, notice, run_front_end, run_service, tls_context
+from ipcbus.web.snapshots import Snapshots
 
 if TYPE_CHECKING:
     import os
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ipcbus.supervisor import Occurrence
+    from ipcbus.web.snapshots import Slot
 
 __all__ = ["Server", "serve"]
 
@@ -63,6 +67,7 @@ class Server:
         self._resources = ExitStack()
         self._sockets: list[socket.socket] = []
         self._supervisor: Supervisor | None = None
+        self._metrics: Metrics | None = None
         self._fronts: list[str] = []
         self._services: list[str] = []
 
@@ -149,6 +154,11 @@ class Server:
         return f"{'http' if self._config.front.tls_certificate is None else 'https'}://{self.address}/"
 
     @property
+    def metrics_url(self) -> str | None:
+        """Where the metrics are; None without ``[metrics]``."""
+        return None if self._metrics is None else self._metrics.url
+
+    @property
     def pids(self) -> dict[str, int]:
         """The process ids by name: ``chat``, ``front-0``, ``front-1``."""
         return self._running().pids
@@ -179,12 +189,17 @@ class Server:
         bus = self._resources.enter_context(Bus(bus_config(counts)))
         self._fronts = [f"front-{index}" for index in range(front.processes)]
         fronts = [self._open(front.channel, name) for name in self._fronts]
+        everything = sum(counts.values())
+        databases: list[Database | None] = [None] * everything
+        if config.database is not None:
+            databases = [*Database.shares(config.database, everything)]
+        names = {called: name for name, many in counts.items() for called in _called(name, many)}
+        slots = self._measure(names)
         services: list[Program] = []
         known: list[ServiceInbox] = []
         for name, service in config.services.items():
             inboxes = []
-            for number in range(service.processes):
-                called = name if service.processes == 1 else f"{name}-{number}"
+            for number, called in enumerate(_called(name, service.processes)):
                 inbox = self._open(service.channel, called)
                 args = ServiceArgs(
                     name=name,
@@ -196,6 +211,8 @@ class Server:
                     bus=bus.address,
                     link_timeout=front.link_timeout,
                     max_groups=front.max_groups,
+                    database=databases[len(services)],
+                    slot=slots.get(called),
                 )
                 arguments = (config.log_level, inbox.receiver, args)
                 services.append(Program(called, run_service, arguments, heartbeat=service.heartbeat))
@@ -206,7 +223,7 @@ class Server:
             Program(
                 name,
                 run_front_end,
-                (config.log_level, front, index, sock, inbox.receiver, known, page),
+                (config.log_level, front, index, sock, inbox.receiver, known, page, slots.get(name)),
                 heartbeat=front.heartbeat,
             )
             for index, (name, sock, inbox) in enumerate(zip(self._fronts, self._sockets, fronts, strict=True))
@@ -221,6 +238,20 @@ class Server:
             at_end=self._hang_up,
             on_event=self._spread,
         )
+
+    def _measure(self, services: dict[str, str]) -> dict[str, Slot]:
+        """Begin to serve metrics, and return where each process is to report; nowhere without ``[metrics]``."""
+        if self._config.metrics is None:
+            return {}
+        sources = [Source(name, "front") for name in self._fronts]
+        sources += [Source(called, "service", name) for called, name in services.items()]
+        page = Snapshots([source.name for source in sources])
+        self._resources.callback(page.close)
+        self._metrics = Metrics(
+            self._config.metrics, sources, page.read, lambda: {} if self._supervisor is None else self._supervisor.pids
+        )
+        self._resources.callback(self._metrics.close)
+        return {source.name: page.slot(source.name) for source in sources}
 
     def _spread(self, occurrence: Occurrence) -> None:
         """Tell those at the other ends of its links that a process has ended: they would find out by themselves, later."""
@@ -267,6 +298,11 @@ class Server:
         if not channel.capabilities.crosses_processes:
             raise ConfigError(f"{name}: {channel.url} works between threads only; a server needs one between processes: pipe:")
         return channel
+
+
+def _called(name: str, processes: int) -> list[str]:
+    """Return what the processes of a service are called."""
+    return [name] if processes == 1 else [f"{name}-{number}" for number in range(processes)]
 
 
 def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Server], None] | None = None) -> int:

@@ -817,7 +817,10 @@ def test_a_hundred_thousand_objects_are_explained_in_seconds(cls):
     assert time.perf_counter() - started < 10
 
 
-@pytest.mark.parametrize("part", [threading.Lock, Raises, lambda: LOCAL["lambda"], threading.Event], ids=str)
+PARTS = {"lock": threading.Lock, "raises": Raises, "lambda": lambda: LOCAL["lambda"], "event": threading.Event}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 def test_nothing_is_kept_alive(part):
     box = Box(part=part())
     gone = weakref.ref(box)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -691,6 +692,23 @@ def test_a_receiver_closes_beside_dying_senders(make_private):
 
 
 # ---------------------------------------------------------------------- interruptions
+
+
+def test_a_connection_that_ends_before_its_handshake_was_no_receiver(make_private):
+    """As a receiver leaves one that is interrupted while it opens."""
+    ends = make_private(capacity=1)
+    path = ends.directory / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        tx = ends.sender()
+        tx.send([b"1"], 0)
+        listener.accept()[0].close()
+    path.unlink()
+    with pytest.raises(ChannelFull):
+        tx.send([b"2"], 0.5)
+    assert whole(ends.receiver().recv(PATIENCE)) == b"1"
 
 
 class Interruption(BaseException):

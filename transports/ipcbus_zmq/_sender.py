@@ -174,7 +174,7 @@ class Sender(SendLink):
                 self._met = self._connected = True
                 disconnected = self._lost = self._left = False
                 self._copies = None  # zmq hands over what they are copies of
-            else:
+            elif self._connected:  # else it was nobody yet, such as a receiver that was interrupted while it opened
                 greet = self._connected = False
                 disconnected = True
         if not self._post.closing:
