@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ipcbus.supervisor import Occurrence
+    from ipcbus.supervisor import Events, Occurrence
     from ipcbus.web.snapshots import Slot
 
 __all__ = ["Server", "serve"]
@@ -167,6 +167,11 @@ class Server:
     def history(self) -> list[Occurrence]:
         """What has happened to the processes."""
         return self._running().history
+
+    @property
+    def events(self) -> Events:
+        """What happens to the processes, as a stream to receive from; see :class:`ipcbus.supervisor.Events`."""
+        return self._running().events
 
     @property
     def failure(self) -> str | None:

@@ -204,6 +204,106 @@ def test_stopping_closes_clients_and_leaves_no_process(join: Join) -> None:
     assert all("exit code 0" in entry.detail for entry in server.history[-3:])
 
 
+# ---------------------------------------------------------------------- several processes, several services
+
+
+def ask(ws: ClientConnection, message: Any) -> Any:
+    ws.send(json.dumps(message))
+    return json.loads(ws.recv(PATIENCE))
+
+
+def converges(ws: ClientConnection, wanted: list[str]) -> None:
+    """Wait until a process of the service has heard what others did."""
+    deadline = time.monotonic() + PATIENCE
+    while (found := ask(ws, "who")) != wanted:
+        assert time.monotonic() < deadline, found
+
+
+def test_one_service_in_several_processes(programs: Any) -> None:
+    config = ServerConfig(
+        services={"shards": ServiceConfig("web_programs:Shards", processes=2, shard="query:name")},
+        front=FrontConfig(bind="127.0.0.1:0"),
+        transport="unix:",
+    )
+    with Server(config) as server, ExitStack() as stack:
+        assert sorted(server.pids) == ["front-0", "front-1", "shards-0", "shards-1"]
+
+        def join(name: str) -> tuple[ClientConnection, int]:
+            url = f"ws://{server.address}/shards?name={name}"
+            ws = stack.enter_context(connect(url, proxy=None, open_timeout=PATIENCE))
+            said = json.loads(ws.recv(PATIENCE))
+            assert said["pid"] == server.pids[f"shards-{said['shard']}"]
+            return ws, said["shard"]
+
+        names = ["a", "b", "c", "d", "e", "f"]
+        clients = dict(zip(names, [join(name) for name in names], strict=True))
+        assert {shard for _, shard in clients.values()} == {0, 1}
+        assert join("a")[1] == clients["a"][1]  # the same key, the same process
+        everybody = sorted([*names, "a"])
+        for ws, _ in clients.values():
+            converges(ws, everybody)
+        # A room spans processes, in the order in which each member speaks.
+        for number in range(20):
+            clients["b"][0].send(json.dumps({"say": number}))
+        for ws, _ in clients.values():
+            assert [json.loads(ws.recv(PATIENCE)) for _ in range(20)] == [{"from": "b", "text": n} for n in range(20)]
+        # One of the processes is killed; what it comes to know is what the other one knows.
+        clients["c"][0].send(json.dumps({"rename": "z"}))
+        renamed = sorted([*(name for name in everybody if name != "c"), "z"])
+        for ws, _ in clients.values():
+            converges(ws, renamed)
+        os.kill(server.pids[f"shards-{clients['c'][1]}"], signal.SIGKILL)
+        converges(clients["c"][0], renamed)
+        clients["c"][0].close()
+        for name, (ws, _) in clients.items():
+            if name != "c":
+                assert json.loads(ws.recv(PATIENCE)) == {"left": "z"}
+                converges(ws, [entry for entry in renamed if entry != "z"])
+
+
+def test_services_ask_each_other(programs: Any) -> None:
+    config = ServerConfig(
+        services={
+            "shards": ServiceConfig("web_programs:Shards"),
+            "answers": ServiceConfig("web_programs:Answers", processes=2),
+        },
+        front=FrontConfig(bind="127.0.0.1:0", processes=1),
+        transport="unix:",
+    )
+    with Server(config) as server, connect(f"ws://{server.address}/shards?name=a", proxy=None) as ws:
+        ws.recv(PATIENCE)
+        answer = ask(ws, {"ask": 21})
+        assert answer["doubled"] == 42
+        assert answer["pid"] in (server.pids["answers-0"], server.pids["answers-1"])
+        assert ask(ws, "counts") == 1
+        ws.send(json.dumps({"ask": "wrong"}))  # what it raises is raised by request, so the handler fails
+        assert close_code(ws) == 1011
+
+
+def test_a_stuck_service_is_replaced(programs: Any) -> None:
+    config = ServerConfig(
+        services={"stuck": ServiceConfig("web_programs:Stuck", heartbeat=0.5)},
+        front=FrontConfig(bind="127.0.0.1:0", processes=1),
+        transport="unix:",
+    )
+    with Server(config) as server, connect(f"ws://{server.address}/stuck", proxy=None) as ws:
+        ws.send("first")
+        first = ws.recv(PATIENCE)
+        ws.send("stuck")
+        assert any(happened.what == "stuck" for happened in server.events)
+        ws.send("second")
+        second = ws.recv(PATIENCE)
+        assert str(second).split()[0] == "second"
+        assert str(first).split()[1] != str(second).split()[1]
+        assert [entry.what for entry in server.history if entry.name == "stuck"] == [
+            "started",
+            "ready",
+            "stuck",
+            "started",
+            "ready",
+        ]
+
+
 # ---------------------------------------------------------------------- starting
 
 
