@@ -128,7 +128,7 @@ def find_python27() -> str:
         shutil.which("python2.7"),
         *map(str, sorted(Path.home().glob(".pyenv/versions/2.7*/bin/python2.7"))),
     ]
-    for candidate in filter(None, candidates):
+    for candidate in filter(shutil.which, filter(None, candidates)):
         # A version manager puts a program of that name on PATH even where no such version is.
         if subprocess.run([candidate, "-c", "pass"], capture_output=True, timeout=20, check=False).returncode == 0:
             return candidate

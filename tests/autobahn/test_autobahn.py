@@ -62,6 +62,13 @@ def test_failures_come_in_the_order_of_their_numbers() -> None:
     assert list(verdict.failed) == ["2.9", "2.10", "10.1.1"]
 
 
+def test_without_python_2_it_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HOME", "PATH", "PYTHON27", "AUTOBAHN_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    with pytest.raises(suite.CannotRunError, match=r"no CPython 2\.7"):
+        suite.install()
+
+
 @pytest.mark.skipif(suite.installed() is None, reason="the Autobahn suite is not installed: nox -s autobahn does that")
 @pytest.mark.parametrize("direction", [["--transport", "pipe:"], ["--client"]], ids=["server", "client"])
 def test_the_short_profile(direction: list[str]) -> None:
