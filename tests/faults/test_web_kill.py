@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -249,12 +251,15 @@ def master(tmp_path: Path) -> Any:
     file = tmp_path / "run.py"
     file.write_text(SERVE)
     path = os.pathsep.join([str(Path(__file__).parents[1] / "web" / "programs"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
+    # What has a name is left behind by a master that is killed: the place for that is removed here.
+    place = tempfile.mkdtemp(prefix="m-")
+    environment = {**os.environ, "PYTHONPATH": path, "XDG_RUNTIME_DIR": place, "TMPDIR": place}
     with subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         address, *pids = process.stdout.readline().split()
         yield process, address, [int(pid) for pid in pids]
         process.kill()
+    shutil.rmtree(place)
 
 
 def alive(pid: int) -> bool:
