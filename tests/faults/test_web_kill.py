@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -101,7 +101,7 @@ class Load:
         self._reading: list[asyncio.Task[None]] = []
         self._talking: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Load:
+    async def __aenter__(self) -> Self:
         for number in range(CLIENTS):
             ws = await connect(f"ws://{self._address}/rooms?room={number // ROOM}&name={number}", proxy=None, max_queue=1000)
             client = Client(ws, number)
@@ -224,7 +224,7 @@ async def test_ten_thousand_connects_leave_the_others_alone() -> None:
             before = memory()
             storming = threading.Thread(target=storm)
             storming.start()
-            while not done.is_set():
+            while not done.is_set():  # noqa: ASYNC110  set by a thread
                 await asyncio.sleep(0.05)
             storming.join()
             await load.settle()
