@@ -19,6 +19,8 @@ nox.options.sessions = ["tests", "lint", "typing", "docs", "wheel", "minimal", "
 HERE = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
+WORKERS = ("-n", "3", "--dist", "worksteal")
+"""Most tests wait more than they work, so two processors carry three; ``-n 0`` behind ``--`` runs them one by one."""
 OTHERS = [version for version in nox.project.python_versions(PYPROJECT) if version != RUNNING]
 
 
@@ -31,7 +33,7 @@ def group(*names: str) -> list[str]:
 def tests(session: nox.Session) -> None:
     """Run the whole suite."""
     session.install("-e", ".[all]", *group("test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *WORKERS, *session.posargs)
 
 
 @nox.session
@@ -90,7 +92,7 @@ def pythons(session: nox.Session, version: str) -> None:
         session.skip(f"no Python {version} that runs was found on this machine")
     python = make_venv(session, found, HERE / ".nox" / f"pythons-{version}")
     session.run(python, "-m", "pip", "install", "-q", "-e", ".[all]", *group("test"))
-    session.run(python, "-m", "pytest", "tests/contract", "tests/unit", *session.posargs)
+    session.run(python, "-m", "pytest", "tests/contract", "tests/unit", *WORKERS, *session.posargs)
 
 
 @nox.session

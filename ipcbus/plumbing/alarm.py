@@ -6,6 +6,8 @@ import ctypes
 import os
 import time
 
+from ipcbus.plumbing.fds import keep
+
 __all__ = ["Alarm"]
 
 
@@ -32,7 +34,8 @@ class Alarm:
 
     def __init__(self) -> None:
         self._fd = -1
-        self._fd = _check(_libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
+        keep(self, "_fd", _libc.timerfd_create, time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        _check(self._fd)
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -51,7 +54,8 @@ class Alarm:
             os.close(fd)
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_fd"):  # not if an interruption came before the first line
+            self.close()
 
 
 def _check(result: int) -> int:

@@ -11,6 +11,8 @@ import fcntl
 import os
 import struct
 
+from ipcbus.plumbing.fds import keep
+
 __all__ = ["Claim", "claimant", "holder"]
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, len, pid
@@ -28,10 +30,11 @@ class Claim:
     """
 
     __slots__ = ("_byte", "_fd")
+    _fd: int
 
     def __init__(self, fd: int, byte: int = 0) -> None:
         # A description of our own: one that came by inheritance is shared with the parent, and so would be its locks.
-        self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        keep(self, "_fd", os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         self._byte = byte
 
     def take(self) -> int | None:

@@ -8,9 +8,17 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["TravellingFd", "packing", "unpacking"]
+__all__ = ["TravellingFd", "keep", "packing", "unpacking"]
+
+
+def keep(owner: object, name: str, opener: Callable[..., int], *arguments: object) -> None:
+    """Set an attribute to what a function of the system returns, such as ``os.open``.
+
+    In one step in C: a signal handler that raises (Ctrl-C) cannot come in between and lose the descriptor.
+    """
+    any(map(setattr, (owner,), (name,), map(opener, *zip(arguments, strict=False))))
 
 
 class _Basket(threading.local):

@@ -14,12 +14,43 @@ from ipcbus.plumbing.claim import Claim, claimant, holder
 from ipcbus.plumbing.fds import TravellingFd
 from ipcbus.plumbing.wakeup import Wakeup
 
-__all__ = ["SharedState"]
+__all__ = ["Seat", "SharedState"]
 
 _SHUT, _ATTACHED = 0, 1
 _FLAGS = mmap.PAGESIZE
 _SIZE = 2 * mmap.PAGESIZE
 """Flags live in the first page; claims leave their owner's pid in the second."""
+
+
+class Seat(Claim):
+    """Being the one receiver: left on purpose when it is closed or dropped, so that nobody thinks that its owner died.
+
+    Args:
+        fd: a descriptor of the state.
+        flags: its shared bytes.
+    """
+
+    __slots__ = ("_flags", "_pid")
+
+    def __init__(self, fd: int, flags: mmap.mmap) -> None:
+        self._flags = flags
+        self._pid = 0
+        super().__init__(fd)
+
+    def take(self) -> int | None:
+        """Take it; return as ``Claim.take``."""
+        owner = super().take()
+        if owner is None:
+            self._pid = os.getpid()
+            self._flags[_ATTACHED] = 1
+        return owner
+
+    def close(self) -> None:
+        """Leave it. Idempotent. In a forked child this frees the inherited descriptor and leaves the parent's seat."""
+        if self._pid == os.getpid() and not self._flags.closed:
+            self._flags[_ATTACHED] = 0
+        self._pid = 0
+        super().close()
 
 
 class SharedState:
@@ -50,26 +81,19 @@ class SharedState:
         """Whether the channel is shut down."""
         return self.flags[_SHUT] != 0
 
-    def attach(self) -> tuple[Claim, int | None]:
+    def attach(self) -> tuple[Seat, int | None]:
         """Try to become the one receiver.
 
         Returns:
-            The claim, and None if it was taken, else the pid of the process that has it (and the claim is closed).
+            The seat, and None if it was taken, else the pid of the process that has it (and this one is closed).
         """
-        claim = Claim(self._fd.fileno())
-        owner = claim.take()
+        seat = Seat(self._fd.fileno(), self.flags)
+        owner = seat.take()
         if owner is None:
-            self.flags[_ATTACHED] = 1
             self.news.set()
         else:
-            claim.close()
-        return claim, owner
-
-    def detach(self, claim: Claim) -> None:
-        """Stop being the one receiver, on purpose: nobody is to think that it died."""
-        self.flags[_ATTACHED] = 0
-        claim.close()
-        self.news.set()
+            seat.close()
+        return seat, owner
 
     def receiver(self) -> int | None:
         """Return the pid of the live receiver, or None."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from ipcbus.plumbing.fds import keep
+
 __all__ = ["Wakeup"]
 
 
@@ -18,7 +20,10 @@ class Wakeup:
 
     def __init__(self, fd: int | None = None) -> None:
         self._fd = -1  # for the finalizer, where the system refuses the next line
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if fd is None else fd
+        if fd is None:
+            keep(self, "_fd", os.eventfd, 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self._fd = fd
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -43,4 +48,5 @@ class Wakeup:
 
     def __del__(self) -> None:
         # So that threads may share one, and the last to let go of it closes it.
-        self.close()
+        if hasattr(self, "_fd"):  # not if an interruption came before the first line
+            self.close()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Snapshot", "compare", "snapshot", "warm_up"]
 
+_OURS = ("ipcbus-", "psm_")
+"""How names in /dev/shm begin that ipcbus, or Python's own shared memory, could have made."""
 _STEP = 0.02
 """Seconds between two looks while what is on its way out goes."""
 
@@ -130,8 +132,8 @@ def _names() -> frozenset[str]:
         if place.is_dir() and place.name.startswith("ipcbus-"):
             found |= {str(path) for path in (place, *place.rglob("*"))}
         elif place.is_dir():
-            # Semaphores have random names, and other programs make some too: ours are those that we have mapped.
-            found |= {str(path) for path in place.iterdir() if not path.name.startswith("sem.") or str(path) in mapped}
+            # Other programs make names there, too: ours are those that we have mapped, and those that begin as ours do.
+            found |= {str(path) for path in place.iterdir() if path.name.startswith(_OURS) or str(path) in mapped}
         else:
             found.add(str(place))
     return frozenset(found)

@@ -811,13 +811,16 @@ def test_paths_lead_to_what_was_planted(made):
 def test_a_hundred_thousand_objects_are_explained_in_seconds(cls):
     graph = [cls(i) for i in range(100_000)]
     graph.append(lock())
-    started = time.perf_counter()
+    started = time.process_time()  # not the wall's: what else the machine does is not its fault
     assert paths(graph) == ["obj[100000]"]
     # Ten times what it takes, so that only another order of growth fails here.
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
-@pytest.mark.parametrize("part", [threading.Lock, Raises, lambda: LOCAL["lambda"], threading.Event], ids=str)
+PARTS = {"lock": threading.Lock, "raises": Raises, "lambda": lambda: LOCAL["lambda"], "event": threading.Event}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 def test_nothing_is_kept_alive(part):
     box = Box(part=part())
     gone = weakref.ref(box)

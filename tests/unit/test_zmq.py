@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -693,8 +694,64 @@ def test_a_receiver_closes_beside_dying_senders(make_private):
 # ---------------------------------------------------------------------- interruptions
 
 
+def test_a_connection_that_ends_before_its_handshake_was_no_receiver(make_private):
+    """As a receiver leaves one that is interrupted while it opens."""
+    ends = make_private(capacity=1)
+    path = ends.directory / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        tx = ends.sender()
+        tx.send([b"1"], 0)
+        listener.accept()[0].close()
+    path.unlink()
+    with pytest.raises(ChannelFull):
+        tx.send([b"2"], 0.5)
+    assert whole(ends.receiver().recv(PATIENCE)) == b"1"
+
+
 class Interruption(BaseException):
     pass
+
+
+def test_news_of_the_receiver_that_an_interruption_lost_is_asked_for(make_private, monkeypatch):
+    """What pyzmq received is dropped with the interruption: that there is a receiver, and what room it gives."""
+    ends = make_private(capacity=2)
+    tx = ends.sender()
+    for number in range(2):
+        tx.send([b"%d" % number], 0)
+    rx = ends.receiver()
+    assert lose(monkeypatch, tx._post, "events", tx.ready)
+    for number in range(2):
+        assert whole(rx.recv(PATIENCE)) == b"%d" % number
+    with pytest.raises(ChannelEmpty):
+        rx.recv(0.1)  # grants what it owes
+    while lose(monkeypatch, tx, "_hear", tx.ready, seconds=0.3):
+        pass
+    receiving = threading.Thread(target=rx.recv, args=(PATIENCE,))  # and with it what the sender asks
+    receiving.start()
+    tx.send([b"2"], PATIENCE)
+    receiving.join()
+
+
+def lose(monkeypatch, owner, name, call, seconds=PATIENCE):
+    """Call until a method has something to do, and interrupt that call with nothing done of it; say whether it had."""
+    method, until = getattr(owner, name), time.monotonic() + seconds
+
+    def interrupted(*arguments):
+        if arguments or method():
+            raise Interruption
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        while time.monotonic() < until:
+            try:
+                call()
+            except Interruption:
+                return True
+    return False
 
 
 class Interrupting:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
 from collections import deque
 from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
-from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.mapping import map_private
 from ipcbus.plumbing.wakeup import Wakeup
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PipeReceiver"]
 
-_BLOCK = 128 * 1024
-"""Bytes asked for by one read: many small messages per system call."""
+_read, _repay = os.read, os.eventfd_write
+_BLOCK = 64 * 1024
+"""Bytes asked for by one read: many small messages per system call. Python allocates as many for each, and from 128 KiB on the
+C library would map and unmap them every time, which costs twenty times the read."""
 
 
 class _Lane:
@@ -37,11 +40,12 @@ class _Lane:
         self.sender = note.sender
         self.ordinal = note.ordinal
         self.fd, self.credit_fd = note.fds[:2]
+        self._own = [self.fd, self.credit_fd]
         self.state = State(deque())
         self.large: dict[int, tuple[int, int]] = {}
         self.delivered = 0
         self.repay_at = 0
-        self._repaid: list[tuple[None, int]] = [(None, 0)]
+        self._repaid: deque[tuple[None, int]] = deque([(None, 0)], maxlen=1)
         self.ended = False
         self.blocks: deque[tuple[int, bytes]] = deque()
         if len(note.fds) > 2:
@@ -52,7 +56,7 @@ class _Lane:
         """Read one block, if there is one."""
         # Read and kept in one step in C: a signal handler that raises cannot come in between and lose bytes.
         try:
-            self.blocks.extend(zip(self._numbers, map(os.read, (self.fd,), (_BLOCK,)), strict=False))
+            self.blocks.extend(zip(self._numbers, map(_read, (self.fd,), (_BLOCK,))))  # noqa: B905  numbers have no end
         except BlockingIOError:
             pass  # somebody looked before us
 
@@ -68,32 +72,35 @@ class _Lane:
 
     def repay(self, batch: int) -> None:
         """Give the sender back its room for what was delivered; say when to do so next, after ``batch`` more."""
-        owed = self.delivered - sum(count for _, count in self._repaid)
-        if owed > 0:
+        delivered = self.delivered
+        owed = delivered - self._repaid[0][1]
+        if owed:
             # Written and noted in one step in C: a signal handler that raises cannot come in between and lose room.
-            self._repaid.extend(zip(map(os.eventfd_write, (self.credit_fd,), (owed,)), (owed,), strict=True))
-            self._repaid = [(None, sum(count for _, count in self._repaid))]
-        self.repay_at = self._repaid[0][1] + batch
+            self._repaid.extend(zip(map(_repay, (self.credit_fd,), (owed,)), (delivered,)))  # noqa: B905  one of each
+            self.repay_at = delivered + batch
+
+    def forget_large(self, end: int) -> None:
+        """Close the memory files with numbers below ``end``: those left over are of sends that were interrupted."""
+        for number in [known for known in self.large if known < end]:
+            os.close(self.large.pop(number)[0])
 
     def close(self) -> None:
-        os.close(self.fd)
-        os.close(self.credit_fd)
-        for fd, _ in self.large.values():
-            os.close(fd)
-        self.large.clear()
+        """Free the descriptors. Idempotent."""
+        while self._own:
+            os.close(self._own.pop())
+        self.forget_large(sys.maxsize)
 
 
 class PipeReceiver(RecvLink):
     """The one receiving end, claimed for this process until it closes or dies."""
 
     def __init__(self, handle: PipeHandle, spec: ChannelSpec) -> None:
-        self._claim, owner = handle.state.attach()
-        if owner is not None:
-            raise ChannelBusy(f"process {owner} is the receiver of this pipe: channel already, and it has only one", owner)
         self._state = handle.state
         self._flags = handle.state.flags
         self._door = handle.door
+        self._door_fd = handle.door.fileno()
         self._spec = spec
+        self._max_message = spec.max_message
         self._batch = max(1, spec.capacity // 4)
         self._closed = False
         self._lock = threading.RLock()
@@ -111,9 +118,13 @@ class PipeReceiver(RecvLink):
         self._rung = False
         self._bell_lock = threading.Lock()
         self._epoll = select.epoll()
-        for fd in (wakeup.fileno(), self._door.fileno()):
+        for fd in (wakeup.fileno(), self._door_fd):
             self._epoll.register(fd, select.EPOLLIN)
         self._epoll.register(self._state.news.fileno(), select.EPOLLIN | select.EPOLLET)
+        # Last of all: an attempt that fails or is interrupted must not have been the receiver.
+        self._seat, owner = handle.state.attach()
+        if owner is not None:
+            raise ChannelBusy(f"process {owner} is the receiver of this pipe: channel already, and it has only one", owner)
 
     # ------------------------------------------------------------------ receiving
 
@@ -148,7 +159,9 @@ class PipeReceiver(RecvLink):
 
     def _refill(self, timeout: float | None) -> None:
         """Have at least one item, or raise."""
-        deadline = Deadline(timeout)
+        # Not a Deadline, and few calls: this is the way of every lone message.
+        left = timeout if timeout is None or timeout > 0 else 0
+        until = monotonic() + left if left else None
         while True:
             if self._closed:
                 raise ChannelClosed("this end of the pipe: channel is closed")
@@ -156,15 +169,15 @@ class PipeReceiver(RecvLink):
                 return
             # Looked at before the descriptors: what was sent before the shutdown is found by the poll that follows it.
             over = self._flags[0]
-            expired = deadline.expired
             if self._bell is not None:
                 self._ring()  # nothing waits here any more: left as it was it would end every wait at once
-            if self._gather(0 if over or expired else deadline.remaining()):
-                continue  # what was in the door may have to be read yet
-            if over:
-                raise EndOfChannel("the pipe: channel was shut down and is drained")
-            if expired:
-                raise ChannelEmpty("no message within the timeout")
+            if not self._gather(0 if over else left):  # else: what was in the door may have to be read yet
+                if over:
+                    raise EndOfChannel("the pipe: channel was shut down and is drained")
+                if left == 0:
+                    raise ChannelEmpty("no message within the timeout")
+            if until is not None:
+                left = max(0, until - monotonic())
 
     def _next_lane(self) -> bool:
         """Make the items of the next lane that has some the current ones; say whether there are any."""
@@ -176,7 +189,7 @@ class PipeReceiver(RecvLink):
                 return False
             lane = self._due[0]
             try:
-                lane.parse(self._spec.max_message)
+                lane.parse(self._max_message)
             except ChannelBroken:
                 self._due.popleft()  # this sender is given up, and learns it from its pipe; the others go on
                 self._remove(lane)
@@ -195,8 +208,13 @@ class PipeReceiver(RecvLink):
         """Wait for something, and read one block of every lane that has one; say whether there was any news of senders."""
         found = False
         problem: ChannelBroken | None = None
-        for fd, _ in self._epoll.poll(timeout):
-            if fd == self._door.fileno():
+        door = self._door_fd
+        if self._notes or self._arrived or self._orphans:  # left by an interruption: no descriptor shows them
+            news = [(door, 0), *(each for each in self._epoll.poll(0) if each[0] != door)]
+        else:
+            news = self._epoll.poll(timeout)
+        for fd, _ in news:
+            if fd == door:
                 try:
                     self._open_door()
                     found = True
@@ -222,8 +240,7 @@ class PipeReceiver(RecvLink):
             problem = error
         lane.delivered += 1
         self._items.popleft()
-        if number in lane.large:
-            os.close(lane.large.pop(number)[0])
+        lane.forget_large(number + 1)
         lane.repay(self._batch)
         if self._bell is not None:
             self._ring()
@@ -305,18 +322,23 @@ class PipeReceiver(RecvLink):
         self._lanes[lane.fd] = lane
 
     def _remove(self, lane: _Lane) -> None:
-        """Let go of a lane whose sender has closed it or died. A message it left half written is no message."""
-        if self._lanes.pop(lane.fd, None) is None:
+        """Let go of a lane whose sender has closed it or died. A message it left half written is no message.
+
+        May be interrupted anywhere and is then done again.
+        """
+        if self._names.get(lane.name) is not lane:
             return
-        self._epoll.unregister(lane.fd)
-        del self._names[lane.name]
-        lane.close()
-        queue = self._senders[lane.sender]
-        queue.popleft()
+        if self._lanes.pop(lane.fd, None) is not None:
+            self._epoll.unregister(lane.fd)
+        queue = self._senders.get(lane.sender)
+        if queue and queue[0] is lane:
+            queue.popleft()
         if queue:
             self._watch(queue[0])
         else:
-            del self._senders[lane.sender]
+            self._senders.pop(lane.sender, None)
+        lane.close()
+        del self._names[lane.name]
 
     def _hand_over(self) -> None:
         """Leave every lane in the door for whoever receives next, with what was read of it and not delivered."""
@@ -397,13 +419,14 @@ class PipeReceiver(RecvLink):
         with self._lock:
             if not self._epoll.closed:
                 self._hand_over()
-                self._state.detach(self._claim)
+                self._seat.close()
+                self._state.news.set()
                 self._free()
 
     def abandon(self) -> None:
         """Free what a forked child inherited."""
         self._closed = True
-        self._claim.close()
+        self._seat.close()
         self._free()
 
     def _free(self) -> None:

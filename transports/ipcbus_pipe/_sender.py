@@ -70,7 +70,8 @@ class _Pipe:
         self.reading: Connection = reading
         self.writing: Connection = writing
         self.fd = writing.fileno()
-        self.credit_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._credit = Wakeup()
+        self.credit_fd = self._credit.fileno()
         self.name = os.urandom(8)
         self.capacity = capacity
         self.sent = 0
@@ -98,7 +99,7 @@ class _Pipe:
     def close(self) -> None:
         self.reading.close()
         self.writing.close()
-        os.close(self.credit_fd)
+        self._credit.close()
 
 
 class PipeSender(SendLink):
@@ -256,14 +257,15 @@ class PipeSender(SendLink):
         note = Lane(pipe.name, _process_name(), next(_ordinals), (pipe.reading.fileno(), pipe.credit_fd))
         try:
             self._leave(note, deadline)
+            pipe.reading.close()  # from here on the receiver's copy, or the door's, is the only one: its death shows as EPIPE
+            self._epoll.register(pipe.credit_fd, select.EPOLLIN)
+            self._epoll.register(pipe.fd, _NEVER)
+            self._room_fd = _UNKNOWN
+            self._pipe = pipe
         except BaseException:
+            self._pipe = None
             pipe.close()
             raise
-        pipe.reading.close()  # from here on the receiver's copy, or the door's, is the only one: its death shows as EPIPE
-        self._epoll.register(pipe.credit_fd, select.EPOLLIN)
-        self._epoll.register(pipe.fd, _NEVER)
-        self._room_fd = _UNKNOWN
-        self._pipe = pipe
         return pipe
 
     def _wait(self, pipe: _Pipe, deadline: Deadline, *, for_bytes: bool) -> None:

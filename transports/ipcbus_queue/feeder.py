@@ -218,7 +218,8 @@ class _WriteLock:
 
     def __del__(self) -> None:
         # The queue's thread may need it longer than anybody waits for the thread.
-        self.close()
+        if hasattr(self, "_fd"):  # not if an interruption came before it was opened
+            self.close()
 
 
 class _Room:

@@ -16,7 +16,7 @@ from ipcbus_unix._board import LARGE, SLOT
 from ipcbus_unix._intake import HEAD, Intake
 
 if TYPE_CHECKING:
-    from ipcbus.plumbing.claim import Claim
+    from ipcbus.plumbing.state import Seat
     from ipcbus.transport import ChannelSpec, Frame
     from ipcbus_unix import UnixHandle
 
@@ -45,10 +45,10 @@ class UnixReceiver(RecvLink):
         self._poll = select.poll()
         for fd in (wakeup.fileno(), handle.outlet.fileno()):
             self._poll.register(fd, select.POLLIN)
-        # Last of all: whoever claims to be the receiver and then fails to become it would seem to have died.
-        self._claim: Claim | None = None
+        # Last of all: an attempt that fails or is interrupted must not have been the receiver.
+        self._seat: Seat | None = None
         if spec.receivers == "one":
-            self._claim, owner = handle.state.attach()
+            self._seat, owner = handle.state.attach()
             if owner is not None:
                 raise ChannelBusy(
                     f"process {owner} is the receiver of this unix: channel already; open it with receivers='many' to share "
@@ -152,15 +152,16 @@ class UnixReceiver(RecvLink):
             return
         wakeup.set()
         with self._lock:
-            if self._wakeup is not None and self._claim is not None:
-                self._state.detach(self._claim)
+            if self._wakeup is not None and self._seat is not None:
+                self._seat.close()
+                self._state.news.set()
             self._free()
 
     def abandon(self) -> None:
         """Free what a forked child inherited."""
         self._closed = True
-        if self._claim is not None:
-            self._claim.close()
+        if self._seat is not None:
+            self._seat.close()
         self._free()
 
     def _free(self) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 from zmq.backend import Context
 
 from ipcbus.errors import ChannelBroken
+
+if TYPE_CHECKING:
+    from zmq.backend import Socket
 
 __all__ = ["acquire", "release"]
 
@@ -31,8 +34,8 @@ class _Shared:
         self.lock = threading.RLock()
         self.context: Context | None = None
         self.users = 0
-        self.stays = False
-        """Whether it may have a socket that nobody has any more."""
+        self.unended: list[Socket] = []
+        """What listens for the ends of sockets that did not come in time."""
 
 
 _shared = _Shared()
@@ -58,27 +61,24 @@ def acquire() -> Context:
         return _shared.context
 
 
-def release(*, clean: bool) -> None:
+def release(unended: Socket | None = None) -> None:
     """Give the context back.
 
     Args:
-        clean: whether the caller's sockets are gone for certain. If not, ending the context would wait for them without
-            limit: it is kept, and used again, until the process ends.
+        unended: what listens for the end of a socket that did not come in time. It is kept, since zmq's threads wait for
+            a listener, and so is the context, which would wait for the socket: it is used again until the process ends.
     """
     with _shared.lock:
         _shared.users -= 1
-        _shared.stays |= not clean
-        if _shared.users == 0 and _shared.context is not None and not _shared.stays:
+        if unended is not None:
+            _shared.unended.append(unended)
+        if _shared.users == 0 and _shared.context is not None and not _shared.unended:
             context, _shared.context = _shared.context, None
             _end(context)
 
 
 def _end(context: Context) -> None:
-    """End a context, but wait no longer than it should take.
-
-    A signal handler that raised inside pyzmq may have left a socket that nobody has any more, and then it does not end at
-    all; the thread that waits for it goes with the process.
-    """
+    """End a context, but wait no longer than it should take: the thread that waits for it goes with the process."""
     ending = threading.Thread(target=context.term, name="ipcbus-zmq-term", daemon=True)
     ending.start()
     ending.join(_GRACE)
@@ -97,7 +97,7 @@ def _may_yield() -> bool:
 
 def _leave_room() -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    used = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  counted, not used as paths
     if limit != resource.RLIM_INFINITY and used + _SPARE_FDS > limit:
         raise ChannelBroken(
             f"{used} of this process's {limit} descriptors are in use; ZeroMQ needs {_SPARE_FDS} free ones to be safe. "

@@ -6,7 +6,6 @@ number of parts, a ``u64`` size of each, and the parts.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import struct
@@ -20,24 +19,32 @@ if TYPE_CHECKING:
 
     from ipcbus.transport import Frame
 
-__all__ = ["door", "parked", "publish", "unpark", "write"]
+__all__ = ["Door", "parked", "publish", "unpark", "write"]
 
 _PREFIX = "parked-"
 
 
-@contextlib.contextmanager
-def door(fd: int, *, exclusive: bool) -> Iterator[None]:
-    """Hold a file's lock: receivers come in one at a time, and not while a sender decides whether there is one.
+class Door:
+    """A file's lock, held inside ``with``: receivers come in one at a time, and not while a sender looks for one.
 
     Args:
-        fd: a descriptor of the file that nobody else shares; closing it lets go, as the end of the process does.
+        fd: a descriptor of the file that the caller closes afterwards, which lets go too if an interruption came in between.
         exclusive: true for a receiver.
     """
-    fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-    try:
-        yield
-    finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+
+    __slots__ = ("_fd", "_kind")
+
+    def __init__(self, fd: int, *, exclusive: bool) -> None:
+        self._fd = fd
+        self._kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+
+    # No generator: one that is interrupted before the body of the "with" would let go later, of what has the number then.
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._fd, self._kind)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
 
 
 def write(directory: Path, frames: Iterable[Frame]) -> Path:

@@ -155,7 +155,7 @@ class PrivatePlace:
             owner = self._claim.take()
             if owner is None:
                 self._receives = True
-                with parking.door(fd, exclusive=True):
+                with parking.Door(fd, exclusive=True):
                     self._parked = parking.parked(self._directory)
                     return self._bind()
         except OSError as error:
@@ -196,7 +196,7 @@ class PrivatePlace:
         except OSError:
             return False
         try:
-            with parking.door(fd, exclusive=False):
+            with parking.Door(fd, exclusive=False):
                 if holder(fd, _RECEIVER) is not None:
                     return False
                 file = parking.write(self._directory, frames)

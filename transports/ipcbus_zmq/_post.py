@@ -74,32 +74,36 @@ class Post:
             self._bell = Wakeup()
             self._epoll = select.epoll()
             self._open(context, kind, options, events)
-        except (zmq.ZMQError, OSError) as error:
-            self._drop(clean=True)
-            raise broken("a socket cannot be made", error) from error
-        except BaseException:
-            self._drop(clean=False)  # an interruption inside pyzmq may have left a socket that nobody has
+        except BaseException as error:
+            self._drop()
+            if isinstance(error, (zmq.ZMQError, OSError)):
+                raise broken("a socket cannot be made", error) from error
             raise
 
-    def _drop(self, *, clean: bool) -> None:
+    def _drop(self) -> None:
         """Undo an attempt to open, however far it came."""
-        for made in (self._monitor, self.socket):
-            if made is not None:
-                made.close(0)
+        socket, monitor = self.socket, self._monitor
         self.socket = self._monitor = None
-        _context.release(clean=clean)
+        if socket is not None:
+            socket.monitor(None, 0)  # says its last here and now, while it is heard
+            socket.close(0)
+        if monitor is not None:
+            monitor.close(0)
+        _context.release()
         self._free()
 
     def _open(self, context: Context, kind: int, options: Mapping[int, int], events: int) -> None:
         self.socket = _Socket(context, kind)
         for option, value in options.items():
             self.socket.set(option, value)
-        name = f"inproc://ipcbus-{secrets.token_hex(8)}"
-        self.socket.monitor(name, events | _STOPPED)
         self._monitor = _Socket(context, zmq.PAIR)
         # Without a bound here: zmq's own thread would stop when nobody reads the news.
         self._monitor.set(zmq.RCVHWM, 0)
+        # Before there is anything to connect to: zmq's thread that ends sockets waits for somebody to hear the last event of
+        # one, and while it waits no socket of this process ends. So who listens is there first, and is closed last.
+        name = f"inproc://ipcbus-{secrets.token_hex(8)}"
         self._monitor.connect(name)
+        self.socket.monitor(name, events | _STOPPED)
         watched = [int(self.socket.get(zmq.FD)), *([int(self._monitor.get(zmq.FD))] if events else [])]
         for fd in watched:
             self._epoll.register(fd, select.EPOLLIN)
@@ -141,17 +145,27 @@ class Post:
             bell: whether the bell ends the sleep; without it, nothing but the time does if this end is closed.
         """
         sleep = self._epoll.poll if bell else self._silent.poll
+        held: list[bool] = []
+        interruption: BaseException | None = None
         self._waiters += 1
         self.watched = True
         try:
             self.lock.release()
             sleep(seconds if bell or seconds is None else seconds * 1000)
         finally:
-            self.lock.acquire()
+            # Who called gives the lock back in any case, so it is taken in any case: taken and noted in one step in C, where
+            # a signal handler that raises cannot come in between, and again when it came before.
+            while not held:
+                try:
+                    held.extend(map(self.lock.acquire, (True,)))
+                except BaseException as error:  # noqa: BLE001  raised below
+                    interruption = error
             self._waiters -= 1
             self.watched = self._shown or self._waiters > 0
             if self.closing and not self._waiters:
                 self._left.set()
+            if interruption is not None:
+                raise interruption
 
     def events(self) -> list[int]:
         """Return what the monitor has seen since the last call, oldest first; the lock is held."""
@@ -189,9 +203,10 @@ class Post:
         deadline = Deadline(linger + _GRACE)
         socket.close(int(linger * 1000))
         gone = self._await_end(monitor, deadline)
-        monitor.close(0)
+        if gone:
+            monitor.close(0)
         self.socket = self._monitor = None
-        _context.release(clean=gone)
+        _context.release(None if gone else monitor)
         self._free()
 
     def _await_end(self, monitor: Socket, deadline: Deadline) -> bool:

@@ -70,6 +70,8 @@ class Sender(SendLink):
         """What was sent while there was no receiver: if none comes, it is left where a later one finds it."""
         self._look_at = 0.0
         self._met = self._connected = self._lost = self._left = False
+        self._unsure = False
+        """Whether an interruption may have lost news: pyzmq lets signal handlers run behind a receive, and then drops it."""
         self._receiver_pid: int | None = None
         self._parted = False
         self._ask_at: float | None = None
@@ -166,6 +168,13 @@ class Sender(SendLink):
 
     def _look(self) -> None:
         """Take in what the receiver and the monitor have said; the lock is held."""
+        try:
+            self._take_in()
+        except BaseException:
+            self._unsure = True
+            raise
+
+    def _take_in(self) -> None:
         # The monitor first: what a receiver said before its connection ended is in the inbox by the time this tells of it.
         disconnected = greet = False
         for event in self._post.events():
@@ -174,7 +183,7 @@ class Sender(SendLink):
                 self._met = self._connected = True
                 disconnected = self._lost = self._left = False
                 self._copies = None  # zmq hands over what they are copies of
-            else:
+            elif self._connected:  # else it was nobody yet, such as a receiver that was interrupted while it opened
                 greet = self._connected = False
                 disconnected = True
         if not self._post.closing:
@@ -207,10 +216,14 @@ class Sender(SendLink):
     def _ask_if_stuck(self) -> None:
         """Ask where the receiver is, when there has been no room for long, and more and more seldom.
 
-        A call that was interrupted can leave the two counts apart; a HELLO behind everything that was sent settles that.
+        A call that was interrupted can leave the two counts apart, or miss that there is a receiver, or that it has died. A
+        HELLO behind everything that was sent settles the former, and the kernel knows the latter.
         """
-        if self._window.sent < self._window.limit or not self._connected:
+        if self._window.sent < self._window.limit or not (self._connected or self._unsure):
             self._ask_at = None
+            return
+        if self._unsure and self._connected and self._place.deserted():
+            self._connected, self._lost = False, True
             return
         now = monotonic()
         if self._ask_at is None:
@@ -226,6 +239,7 @@ class Sender(SendLink):
         if control.kind is Kind.GRANT:
             self._receiver_pid = control.number
             self._window.grant(control.count)
+            self._unsure = False
         elif control.kind is Kind.CLOSED:
             self._shut[0] = 1
             self._part(Kind.FIN)

@@ -1,0 +1,185 @@
+"""Interrupts calls at every instant at which Python lets a signal handler raise, one after the other: nothing is left to luck.
+
+``python interruptions.py SCENARIO URL [SIZE]``; prints how many instants there were.
+"""
+
+import dis
+import sys
+import time
+
+import ipcbus
+from ipcbus.errors import ChannelEmpty, ChannelFull
+from ipcbus.testing.children import pattern
+
+PATIENCE = 5
+SOON = 1.0
+"""Seconds in which an end closes that has nothing to hand over; zmq would take two more for one that it cannot end."""
+CHECKED = {code for name, code in dis.opmap.items() if name.startswith("CALL") or name in ("RESUME", "JUMP_BACKWARD")}
+"""The instructions behind which the interpreter runs signal handlers."""
+
+
+class Interruption(BaseException):
+    pass
+
+
+class Instants:
+    """Interrupts a call at the n-th instant in our own code; a call that is over before that is not interrupted."""
+
+    def __init__(self, number):
+        self.left = number
+        self.behind = {}
+
+    def call(self, function, *arguments):
+        before = sys.gettrace()
+        sys.settrace(self.enter)
+        try:
+            function(*arguments)
+        except Interruption:
+            return True
+        finally:
+            sys.settrace(before)
+            self.behind.clear()
+        return False
+
+    def enter(self, frame, event, argument):
+        if not frame.f_globals.get("__name__", "").startswith("ipcbus"):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self.step
+
+    def step(self, frame, event, argument):
+        if event in ("return", "exception"):  # handlers do not run behind a call that raised
+            self.behind.pop(id(frame), None)
+        elif event == "opcode":
+            behind = self.behind.get(id(frame))
+            self.behind[id(frame)] = frame.f_lasti
+            if behind is not None and frame.f_code.co_code[behind] in CHECKED:
+                self.left -= 1
+                if self.left == 0:
+                    raise Interruption
+        return self.step
+
+
+def every_instant(attempt, step=1):
+    """Call ``attempt(instants)`` for every instant of what it calls until it says that nothing was interrupted any more."""
+    number = 1
+    while True:
+        try:
+            if not attempt(Instants(number)):
+                print(number)
+                return
+        except BaseException as error:
+            error.add_note(f"the call before was interrupted at its instant {number}")
+            raise
+        number += step
+
+
+def open_channel(url):
+    return ipcbus.open(url, capacity=2, serializer="json" if url.startswith("zmq+tcp") else "auto")
+
+
+def send(channel, value):
+    """Send, and where an interruption left the two sides counting differently let the receiver hear the question."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            channel.send(value, timeout=0.2)
+        except ChannelFull:
+            assert time.monotonic() < until, "there was no room for long"
+            try:
+                channel.recv(timeout=0)
+            except ChannelEmpty:
+                pass
+        else:
+            return
+
+
+def receive(channel, value):
+    """Receive this; what was interrupted may come before."""
+    while channel.recv(timeout=PATIENCE) != value:
+        pass
+
+
+def first_receive(url):
+    """Until an end has opened it owns nothing, and one that is dropped half open is not a receiver that died."""
+
+    def attempt(instants):
+        with open_channel(url) as channel:
+            channel.send("first", timeout=PATIENCE)
+            interrupted = instants.call(channel.recv, PATIENCE)
+            channel.send("second", timeout=PATIENCE)
+            try:
+                channel.send("third", timeout=0)
+            except ChannelFull:
+                pass
+            receive(channel, "second")
+            return interrupted
+
+    every_instant(attempt)
+
+
+def first_send(url):
+    """A sender that was interrupted as it opened opens again."""
+
+    def attempt(instants):
+        with open_channel(url) as channel:
+            interrupted = instants.call(channel.send, "first", PATIENCE)
+            send(channel, "second")
+            receive(channel, "second")
+            return interrupted
+
+    every_instant(attempt)
+
+
+def first_look(url):
+    """A receiver that was interrupted as it opened, before anything came, closes as quickly as any."""
+
+    def look(channel):
+        try:
+            channel.recv(timeout=0.001)
+        except ChannelEmpty:
+            pass
+
+    def attempt(instants):
+        channel = open_channel(url)
+        interrupted = instants.call(look, channel)
+        send(channel, "second")
+        receive(channel, "second")
+        started = time.monotonic()
+        channel.close()
+        took = time.monotonic() - started
+        assert took < SOON, f"closing took {took:.1f} s"
+        return interrupted
+
+    every_instant(attempt)
+
+
+def later(url, way, size):
+    """At most the message in hand is lost; what follows is whole and in order."""
+    with open_channel(url) as channel:
+        send(channel, "opened")
+        receive(channel, "opened")
+
+        def attempt(instants):
+            if way == "send":
+                interrupted = instants.call(channel.send, pattern(size, 1), PATIENCE)
+            else:
+                send(channel, pattern(size, 1))
+                interrupted = instants.call(channel.recv, PATIENCE)
+            for seed in range(2, 6):
+                send(channel, pattern(size, seed))
+                got = channel.recv(timeout=PATIENCE)
+                if seed == 2 and got == pattern(size, 1):
+                    got = channel.recv(timeout=PATIENCE)
+                assert got == pattern(size, seed), f"message {seed} did not arrive, or torn"
+            return interrupted
+
+        every_instant(attempt)
+
+
+if __name__ == "__main__":
+    scenario, url, *size = sys.argv[1:]
+    if size:
+        later(url, scenario, int(*size))
+    else:
+        {"first_receive": first_receive, "first_send": first_send, "first_look": first_look}[scenario](url)
