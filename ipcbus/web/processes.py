@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ipcbus.errors import ConfigError
+from ipcbus.web.moments import pause
 from ipcbus.web.service import Service
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ async def _beat(life: Life) -> None:
     """Tell the supervisor now and then that the event loop turns."""
     while life.heartbeat:
         life.beat()
-        await asyncio.sleep(life.heartbeat / 4)
+        await pause(life.heartbeat / 4)
 
 
 def notice(index: int, at: int) -> bytes:
