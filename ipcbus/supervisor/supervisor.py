@@ -182,9 +182,7 @@ class Supervisor:
             finalizer.cancel()
 
     def restart(self, name: str) -> None:
-        """Stop one program as ``stop`` does, start it again, and wait until it is ready. From any thread.
-
-        It does not count as a death. If the new process dies, it is mended like any other.
+        """Stop one program, start it again, and wait until it is ready. From any thread. It does not count as a death.
 
         Raises:
             LookupError: there never was a program of that name.
@@ -194,20 +192,12 @@ class Supervisor:
         self._wish(Wish("restart", name))
 
     def request_restart(self, *names: str) -> None:
-        """Begin to restart programs and return at once. May be called from a signal handler, any number of times.
-
-        Asked for again while it is under way, a program is restarted once more when it is ready.
-        """
+        """Begin to restart programs and return at once. May be called from a signal handler, in storms, too."""
         self._wishes.extend(Wish("restart", name) for name in names)
         self._ring()
 
     def tell(self, name: str, data: bytes) -> bool:
-        """Tell a process something, which its ``life.heard()`` returns, and return whether it was sent. Never waits.
-
-        Args:
-            name: the program.
-            data: at most 4000 bytes.
-        """
+        """Tell a process something of at most 4000 bytes, for its ``life.heard()``; return whether it was sent. Never waits."""
         with self._lock:
             child = self._children.get(name)
             return child is not None and child.tell(data)

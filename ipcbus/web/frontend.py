@@ -17,6 +17,7 @@ from ipcbus.web.delivery import Delivery
 from ipcbus.web.doors import Doors, draw_numbers
 from ipcbus.web.limits import Bucket, Limits
 from ipcbus.web.link import BINARY, COMMANDS, TEXT, Batch, Command, Event, LinkError, decode, start
+from ipcbus.web.moments import pause
 from ipcbus.web.orders import Orders
 from ipcbus.web.peers import Peer
 from ipcbus.web.servicelink import Grant, Route, ServiceLink
@@ -205,7 +206,7 @@ class FrontEnd:
             peer.ws.transport.abort()
 
     async def _close_later(self, peer: Peer, window: float, code: int, reason: str) -> None:
-        await asyncio.sleep(random.uniform(0, window))  # noqa: S311  a spread, not a secret
+        await pause(random.uniform(0, window))  # noqa: S311  a spread, not a secret
         self._close(peer, code, reason)
         await peer.ws.wait_closed()
 
@@ -318,7 +319,7 @@ class FrontEnd:
             if config.rate_patience and moment - since > config.rate_patience:
                 counts.reasons["rate"] += 1
                 self._close(peer, TOO_MANY, "too many messages")
-            await asyncio.sleep(wait)
+            await pause(wait)
 
     def _open(self, ws: Socket, grant: Grant) -> Peer:
         request = ws.request
@@ -372,7 +373,7 @@ class FrontEnd:
         """Look after the links: is anybody silent for too long, or away for longer than clients are kept?"""
         patience = self._config.link_timeout
         while True:
-            await asyncio.sleep(min(1.0, patience / 4))
+            await pause(min(1.0, patience / 4))
             now = monotonic()
             for link in self.links:
                 if link.up and now - link.heard > patience:

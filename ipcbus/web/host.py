@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ipcbus.errors import ConfigError, SerializationError
 from ipcbus.web.hub import Hub
 from ipcbus.web.link import CREDIT, EVENTS, Batch, Command, Event, LinkError, Sequence, decode, draw, start
+from ipcbus.web.moments import pause
 from ipcbus.web.outside import Outside, answers
 from ipcbus.web.pump import Pump
 from ipcbus.web.service import Service
@@ -236,7 +237,7 @@ class Host:
         """Look after the links: a front end that is silent for too long is gone."""
         patience = self._link_timeout
         while True:
-            await asyncio.sleep(min(1.0, patience / 4))
+            await pause(min(1.0, patience / 4))
             now = monotonic()
             for number, front in enumerate(self._fronts):
                 if front.attached and now - front.heard > patience:

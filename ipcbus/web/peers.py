@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["ABNORMAL", "Departed", "Peer", "Table"]
 
 ABNORMAL = 1006
+"""The close code of a connection that just ended."""
 
 
 class Peer:

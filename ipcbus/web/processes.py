@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ipcbus.errors import ConfigError
 from ipcbus.web.loop import loop_factory
+from ipcbus.web.moments import pause
 from ipcbus.web.reporter import counted, reporting
 from ipcbus.web.service import Service
 
@@ -177,7 +178,7 @@ async def _beat(life: Life) -> None:
     """Tell the supervisor now and then that the event loop turns."""
     while life.heartbeat:
         life.beat()
-        await asyncio.sleep(life.heartbeat / 4)
+        await pause(life.heartbeat / 4)
 
 
 def notice(index: int, at: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import multiprocessing
+import pkgutil
 import signal
 import socket
 import sys
@@ -44,8 +45,8 @@ logger = logging.getLogger("ipcbus.web")
 BACKLOG = 4096
 """Connections that may wait to be accepted, per front end."""
 
-_PRELOAD = ("ipcbus.web.host", "ipcbus.web.frontend", "ipcbus.web.processes", "ipcbus.requests", "uvloop")
-"""What every process of a server imports anyhow. What cannot be imported is passed over."""
+_PRELOAD = ("ipcbus.web.server", "ipcbus.web.host", "ipcbus.requests", "ipcbus.aio", "ipcbus.serializers.msgpack", "uvloop")
+"""What every process of a server imports anyhow, besides its transports. What cannot be imported is passed over."""
 STOP_TIMEOUT = 10.0
 """Seconds that a process may take to stop, besides the time in which connections are closed."""
 _ENDED = frozenset({"died", "done", "late", "stuck", "stopped", "killed"})
@@ -234,7 +235,7 @@ class Server:
             for index, (name, sock, inbox) in enumerate(zip(self._fronts, self._sockets, fronts, strict=True))
         ]
         if config.start_method == "forkserver":
-            multiprocessing.set_forkserver_preload(list(_PRELOAD))
+            multiprocessing.set_forkserver_preload([*_PRELOAD, *_plugins()])
         # Front ends are stopped first, so that services hear of every connection that closes.
         return Supervisor(
             [services, ends],
@@ -357,6 +358,15 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _plugins() -> list[str]:
+    """Return the modules of the transports in use, as far as they are packages of ipcbus's own: others only start later."""
+    found = []
+    for name, package in list(sys.modules.items()):
+        if name.startswith("ipcbus_") and hasattr(package, "__path__"):
+            found += [name, *(f"{name}.{module.name}" for module in pkgutil.iter_modules(package.__path__))]
+    return found
 
 
 def _senders(channels: list[Channel]) -> list[Channel]:

@@ -313,7 +313,7 @@ class Service:
         return await self._beyond().request(service, message, timeout)
 
     async def front_counts(self) -> list[dict[str, Any]]:
-        """Return what has happened in each front end, as :class:`ipcbus.web.frontend.Counts` says it.
+        """Return what has happened in each front end, by the names of ``ipcbus.web.frontend.Counts``.
 
         Raises:
             TimeoutError: one did not answer in time.

@@ -7,6 +7,8 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.web.moments import until
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -58,7 +60,7 @@ class Ticker:
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         while True:
-            await asyncio.sleep(due - loop.time())
+            await until(due)
             await self._call(function)
             # A call that took longer than its time is not made up for: the next one comes at the next regular moment.
             due += seconds * max(1, -(-(loop.time() - due) // seconds))

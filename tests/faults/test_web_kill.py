@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -99,7 +101,7 @@ class Load:
         self._reading: list[asyncio.Task[None]] = []
         self._talking: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Load:
+    async def __aenter__(self) -> Self:
         for number in range(CLIENTS):
             ws = await connect(f"ws://{self._address}/rooms?room={number // ROOM}&name={number}", proxy=None, max_queue=1000)
             client = Client(ws, number)
@@ -222,7 +224,7 @@ async def test_ten_thousand_connects_leave_the_others_alone() -> None:
             before = memory()
             storming = threading.Thread(target=storm)
             storming.start()
-            while not done.is_set():
+            while not done.is_set():  # noqa: ASYNC110  set by a thread
                 await asyncio.sleep(0.05)
             storming.join()
             await load.settle()
@@ -249,12 +251,15 @@ def master(tmp_path: Path) -> Any:
     file = tmp_path / "run.py"
     file.write_text(SERVE)
     path = os.pathsep.join([str(Path(__file__).parents[1] / "web" / "programs"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
+    # What has a name is left behind by a master that is killed: the place for that is removed here.
+    place = tempfile.mkdtemp(prefix="m-")
+    environment = {**os.environ, "PYTHONPATH": path, "XDG_RUNTIME_DIR": place, "TMPDIR": place}
     with subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         address, *pids = process.stdout.readline().split()
         yield process, address, [int(pid) for pid in pids]
         process.kill()
+    shutil.rmtree(place)
 
 
 def alive(pid: int) -> bool:
