@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ipcbus.web.service import Connection, Service
+from ipcbus.web.limits import Limits
+from ipcbus.web.service import Accept, Connection, Reject, Request, Service
 
 if TYPE_CHECKING:
     from ipcbus.web.client import Client, Incoming, connect
 
-__all__ = ["Client", "Connection", "Incoming", "Service", "connect"]
+__all__ = ["Accept", "Client", "Connection", "Incoming", "Limits", "Reject", "Request", "Service", "connect"]
 
 _LATER = dict.fromkeys(("Client", "Incoming", "connect"), "ipcbus.web.client")
 """Names that are imported at their first use, and from where: a service needs nothing of the WebSocket library."""
