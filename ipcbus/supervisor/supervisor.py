@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ipcbus.errors import GaveUp, StartFailed
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.deaf import be_deaf
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.supervisor.child import Child
 from ipcbus.supervisor.events import Events
@@ -256,6 +257,7 @@ class Supervisor:
     # ------------------------------------------------------------------ the thread
 
     def _run(self, context: BaseContext) -> None:
+        be_deaf()
         self._context = context
         assert self._bell is not None
         bell = self._bell
@@ -457,7 +459,9 @@ class Supervisor:
             for child in list(self._children.values()):
                 self._release(child)  # which kills it, if there is one left
             why = str(self._failure or "everything is stopped")
-            for wish in [*self._wishes, *(wish for wishes in self._wishing.values() for wish in wishes)]:
+            while self._wishes:  # a signal handler may append meanwhile
+                self._await(self._wishes.popleft())
+            for wish in sum(self._wishing.values(), []):
                 if wish.what == "stop":
                     wish.done.set()
                 else:
