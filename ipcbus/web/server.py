@@ -9,7 +9,6 @@ import pkgutil
 import signal
 import socket
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -330,14 +329,14 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
         config = load_server_config(path)
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))  # children get a copy of it
-    stop = threading.Event()
+    asked = False  # no Event: the handler of one signal may interrupt that of another, and would wait for its lock
     server = Server(config)
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in signals}
 
     def on_signal(number: int, _: object) -> None:
-        if number != signal.SIGHUP:
-            stop.set()
+        nonlocal asked
+        asked = asked or number != signal.SIGHUP
         if server._supervisor is None:  # noqa: SLF001  a function of the same module
             return
         if number == signal.SIGHUP:
@@ -352,7 +351,7 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
             logger.info("serving at %s", server.url)
             if ready is not None:
                 ready(server)
-            if stop.is_set():
+            if asked:
                 server.request_stop()
             return server.wait() or 0
     finally:
