@@ -14,6 +14,13 @@
     factory = "app:Chat"             # module:class, the module beside this file or installed
     channel = "zmq:"
 
+    [database]                       # without it, services have no ``database``
+    url = "sqlite:///chat.db"        # beside this file; or "postgresql+psycopg://...", or "$NAME_OF_A_VARIABLE"
+    connections = 20                 # of all services together
+
+    [metrics]                        # without it, nothing is measured
+    bind = "127.0.0.1:9464"          # where Prometheus fetches them
+
 In a channel's URL ``{name}`` becomes the name of its receiver (``chat``, ``front-0``) and ``{port}`` a free port, for
 transports whose channels need an address each: ``channel = "zmq+tcp://127.0.0.1:{port}"``.
 """
@@ -28,7 +35,9 @@ from typing import Literal
 
 from ipcbus.config import load_file
 from ipcbus.errors import ConfigError
+from ipcbus.web.database import DatabaseConfig  # noqa: TC001  read at run time, by ipcbus.options.build
 from ipcbus.web.link import MAX_FRONTS, MAX_PAYLOAD
+from ipcbus.web.metrics import MetricsConfig  # noqa: TC001  as above
 
 __all__ = ["FrontConfig", "ServerConfig", "ServiceConfig", "load_server_config"]
 
@@ -79,6 +88,8 @@ class ServerConfig:
 
     services: dict[str, ServiceConfig]
     front: FrontConfig = field(default_factory=FrontConfig)
+    database: DatabaseConfig | None = None
+    metrics: MetricsConfig | None = None
     transport: str = "auto:"
     """URL of every channel that names none."""
     start_method: Literal["spawn", "forkserver"] = "spawn"
@@ -115,6 +126,8 @@ def load_server_config(path: str | os.PathLike[str]) -> ServerConfig:
         ConfigError: it cannot be read, is not TOML, or says something wrong.
     """
     config = load_file(ServerConfig, path)
+    if config.database is not None:
+        config = dataclasses.replace(config, database=config.database.beside(Path(path).resolve().parent))
     if config.front.page is None:
         return config
     page = Path(path).resolve().parent / config.front.page

@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from ipcbus.errors import ConfigError, SerializationError
 from ipcbus.web import http
+from ipcbus.web.health import health
 from ipcbus.web.link import BINARY, COMMANDS, TEXT, Batch, Cid, Command, Event, LinkError, Sequence, decode, start
 from ipcbus.web.pump import Pump
 from ipcbus.web.rooms import Rooms
@@ -232,9 +233,9 @@ class FrontEnd:
             return http.plain(request, 405, "Only GET and HEAD are understood here.", ("Allow", "GET, HEAD"))
         if path == "/" and self._page is not None:
             return http.page(request, self._page)
-        if path == "/healthz":
-            away = [service.name for service in self._services if not service.token]
-            return http.plain(request, 503, f"waiting for: {', '.join(away)}") if away else http.plain(request, 200, "ok")
+        away = [service.name for service in self._services if not service.token]
+        if (found := health(path, away, draining=self._stop.is_set())) is not None:
+            return http.plain(request, *found)
         if path in self._routes:
             return http.plain(request, 426, "This is a WebSocket.", ("Upgrade", "websocket"))
         return http.plain(request, 404, "There is nothing here.")

@@ -6,9 +6,10 @@ import asyncio
 import importlib
 import logging
 import signal
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ipcbus.errors import ConfigError
+from ipcbus.web.reporter import counted, reporting
 from ipcbus.web.service import Service
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ipcbus.channel import Channel
     from ipcbus.supervisor import Life
     from ipcbus.web.config import FrontConfig
+    from ipcbus.web.database import Database
+    from ipcbus.web.snapshots import Slot
 
 __all__ = ["load_service", "run_front_end", "run_service"]
 
@@ -28,15 +31,28 @@ class _Runs(Protocol):
     def stop(self) -> None: ...
 
 
+R = TypeVar("R", bound=_Runs)
+
+
 def run_service(
-    life: Life, log_level: str, factory: str, name: str, index: int, inbox: Channel, fronts: Sequence[Channel]
+    life: Life,
+    log_level: str,
+    factory: str,
+    name: str,
+    index: int,
+    inbox: Channel,
+    fronts: Sequence[Channel],
+    database: Database | None = None,
+    slot: Slot | None = None,
 ) -> None:
     """Be a service process until SIGTERM."""
     from ipcbus.web.host import Host
 
     _log(log_level)
     service = load_service(factory)
-    _run(lambda: Host(service, name, index, inbox, fronts), life)
+    if database is not None:
+        service.database = database
+    _run(lambda: Host(service, name, index, inbox, fronts), life, slot, lambda host: host.hub.counts)
 
 
 def run_front_end(
@@ -48,12 +64,13 @@ def run_front_end(
     inbox: Channel,
     services: Sequence[tuple[str, Channel]],
     page: bytes | None,
+    slot: Slot | None = None,
 ) -> None:
     """Be a front-end process until SIGTERM."""
     from ipcbus.web.frontend import FrontEnd
 
     _log(log_level)
-    _run(lambda: FrontEnd(config, index, life.incarnation, sock, inbox, services, page), life)
+    _run(lambda: FrontEnd(config, index, life.incarnation, sock, inbox, services, page), life, slot, lambda front: front.counts)
 
 
 def load_service(factory: str) -> Service:
@@ -80,11 +97,15 @@ def load_service(factory: str) -> Service:
     return service
 
 
-def _run(make: Callable[[], _Runs], life: Life) -> None:
+def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[[R], Any]) -> None:
     async def main() -> None:
         running = make()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.stop)
-        await running.run(life.ready)
+        counted_here = counts(running)
+        async with reporting(
+            slot, lambda: counted(counted_here), lambda: {"connections": counted_here.opened - counted_here.closed}
+        ):
+            await running.run(life.ready)
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(main())

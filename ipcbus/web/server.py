@@ -17,7 +17,10 @@ from ipcbus.errors import ConfigError, GaveUp
 from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.config import ServerConfig, load_server_config
+from ipcbus.web.database import Database
+from ipcbus.web.metrics import Metrics, Source
 from ipcbus.web.processes import run_front_end, run_service
+from ipcbus.web.snapshots import Snapshots
 
 if TYPE_CHECKING:
     import os
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ipcbus.supervisor import Occurrence
+    from ipcbus.web.snapshots import Slot
 
 __all__ = ["Server", "serve"]
 
@@ -51,6 +55,7 @@ class Server:
         self._resources = ExitStack()
         self._sockets: list[socket.socket] = []
         self._supervisor: Supervisor | None = None
+        self._metrics: Metrics | None = None
 
     def start(self) -> Self:
         """Start every process and wait until clients are served.
@@ -118,6 +123,11 @@ class Server:
         return f"http://{self.address}/"
 
     @property
+    def metrics_url(self) -> str | None:
+        """Where the metrics are; None without ``[metrics]``."""
+        return None if self._metrics is None else self._metrics.url
+
+    @property
     def pids(self) -> dict[str, int]:
         """The process ids by name: ``chat``, ``front-0``, ``front-1``."""
         return self._running().pids
@@ -145,19 +155,52 @@ class Server:
         self._listen(front.processes)
         fronts = [self._open(front.channel, f"front-{index}") for index in range(front.processes)]
         inboxes = {name: self._open(service.channel, name) for name, service in config.services.items()}
+        databases: list[Database | None] = [None] * len(inboxes)
+        if config.database is not None:
+            databases = [*Database.shares(config.database, len(inboxes))]
+        slots = self._measure(len(fronts), list(inboxes))
         services = [
             Program(
-                name, run_service, (config.log_level, service.factory, name, index, inboxes[name].receiver, _senders(fronts))
+                name,
+                run_service,
+                (
+                    config.log_level,
+                    service.factory,
+                    name,
+                    index,
+                    inboxes[name].receiver,
+                    _senders(fronts),
+                    databases[index],
+                    slots.get(name),
+                ),
             )
             for index, (name, service) in enumerate(config.services.items())
         ]
         known = [(name, channel.sender) for name, channel in inboxes.items()]
         ends = [
-            Program(f"front-{index}", run_front_end, (config.log_level, front, index, sock, inbox.receiver, known, page))
+            Program(
+                f"front-{index}",
+                run_front_end,
+                (config.log_level, front, index, sock, inbox.receiver, known, page, slots.get(f"front-{index}")),
+            )
             for index, (sock, inbox) in enumerate(zip(self._sockets, fronts, strict=True))
         ]
         # Front ends are stopped first, so that services hear of every connection that closes.
         return Supervisor([services, ends], start_method=config.start_method, at_end=self._hang_up)
+
+    def _measure(self, fronts: int, services: list[str]) -> dict[str, Slot]:
+        """Begin to serve metrics, and return where each process is to report; nowhere without ``[metrics]``."""
+        if self._config.metrics is None:
+            return {}
+        sources = [Source(f"front-{index}", "front") for index in range(fronts)]
+        sources += [Source(name, "service", name) for name in services]
+        page = Snapshots([source.name for source in sources])
+        self._resources.callback(page.close)
+        self._metrics = Metrics(
+            self._config.metrics, sources, page.read, lambda: {} if self._supervisor is None else self._supervisor.pids
+        )
+        self._resources.callback(self._metrics.close)
+        return {source.name: page.slot(source.name) for source in sources}
 
     def _listen(self, count: int) -> None:
         """Make one listening socket per front end, all on the same port; the kernel spreads connections over them.

@@ -10,6 +10,7 @@ from ipcbus.errors import IpcbusError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
 
+    from ipcbus.web.database import Database
     from ipcbus.web.hub import Hub
 
 __all__ = ["Connection", "Service"]
@@ -99,6 +100,9 @@ class Service:
     codec: ClassVar[str] = "json"
     """What messages are: ``"json"``, ``"text"``, ``"bytes"``, ``"msgpack"`` or ``"raw"``. What a client sends and the
     codec cannot read closes its connection with 1007, or 1003 if it came in the wrong kind of frame."""
+
+    database: Database
+    """The database of the configuration's ``[database]``; there is none without that table."""
 
     _hub: Hub | None = None
 

@@ -384,7 +384,7 @@ async def test_a_handshake_waits_for_its_service_and_not_for_ever() -> None:
         await rig.kill(rig.hosts[0])
         front = rig.fronts[0]
         front._detach(front._services[0])  # what a gap in the service's batches does
-        assert (await rig.http("GET /healthz HTTP/1.1\nHost: x"))[0] == 503
+        assert (await rig.http("GET /readyz HTTP/1.1\nHost: x"))[0] == 503
         assert await refused(rig, "/echo") == 503
         waiting = asyncio.create_task(rig.connect("/echo"))
         await asyncio.sleep(0)
