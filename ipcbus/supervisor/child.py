@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.supervisor.life import READY, main
+from ipcbus.supervisor.life import BEAT, READY, main
 from ipcbus.supervisor.line import Line
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from ipcbus.supervisor.program import Program
 
 __all__ = ["Child"]
+
+_LONGEST = 4000
+"""Bytes that a process may be told at a time."""
 
 
 class Child:
@@ -33,7 +37,10 @@ class Child:
     Attributes:
         ready: whether it has said so.
         stopping: whether it was told to end.
-        deadline: when it must be ready or, once it was told to end, must have ended.
+        renew: whether another one is started when it has ended, because somebody asked for that.
+        deadline: when it must be ready; once it is, when it must have given its next heartbeat; once it was told to end, when
+            it must have ended.
+        mute: whether it has closed its end of the line.
         sentinel: a descriptor that is readable once it has ended.
     """
 
@@ -41,7 +48,7 @@ class Child:
         own = context.get_start_method() != "forkserver"
         self.program = program
         self.incarnation = incarnation
-        self.ready = self.stopping = False
+        self.ready = self.stopping = self.renew = self.mute = False
         self._said = ""
         self.line = Line(context, os.getpid() if own else 0)
         self.process: Any = context.Process(  # type: ignore[attr-defined]  # typeshed has it only on the concrete contexts
@@ -78,12 +85,38 @@ class Child:
         try:
             while self.line.heard.poll():
                 text = self.line.heard.recv_bytes()
-                if text == READY:
-                    self.ready = True
-                else:
+                if text not in (READY, BEAT):
                     self._said = text.decode(errors="replace")
+                    continue
+                self.ready = self.ready or text == READY
+                if self.ready and not self.stopping:
+                    self.deadline = Deadline(self.program.heartbeat or None)
         except (EOFError, OSError):
-            pass  # it has ended, or is about to: the sentinel says when
+            self.mute = True  # it has ended, or is about to: the sentinel says when
+
+    def tell(self, data: bytes) -> bool:
+        """Say something to it, and return whether that was possible; never waits."""
+        heard = self.line.heard
+        if len(data) > _LONGEST:
+            raise ValueError(f"a process can be told {_LONGEST} bytes at a time, not {len(data)}")
+        try:
+            # A Unix socket is writable while three quarters of its buffer are free: that is room for all of it.
+            if not select.select((), (heard,), (), 0)[1]:
+                return False
+            heard.send_bytes(data)
+        except (OSError, ValueError):
+            return False  # it has ended
+        return True
+
+    @property
+    def due(self) -> bool:
+        """Whether it has a deadline to keep."""
+        return self.stopping or not self.ready or self.program.heartbeat > 0
+
+    @property
+    def talks(self) -> bool:
+        """Whether what it says is to be listened for."""
+        return not self.mute and (not self.ready or self.program.heartbeat > 0)
 
     def terminate(self, timeout: float) -> None:
         """Tell it to end (SIGTERM), within so many seconds. Telling it again changes nothing."""

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from ipcbus.supervisor.line import Tether
     from ipcbus.supervisor.program import Program
 
-__all__ = ["READY", "Life", "main"]
+__all__ = ["BEAT", "READY", "Life", "main"]
 
 READY = b"ready"
-"""What a process says when it serves; whatever else it says is its last word."""
+"""What a process says when it serves."""
+BEAT = b"beat"
+"""What it says while it does; whatever else it says is its last word."""
 
 _LONGEST = 4000
 """Bytes of a last word: more than a pipe takes at once would keep the process from ending."""
@@ -27,23 +29,40 @@ class Life:
     Attributes:
         name: the program's name.
         incarnation: how often the program was started before.
+        heartbeat: seconds within which ``beat`` is to be called again; 0 if it need not be.
     """
 
-    def __init__(self, name: str, incarnation: int, line: Connection[Any, Any]) -> None:
+    def __init__(self, name: str, incarnation: int, line: Connection[Any, Any], heartbeat: float = 0.0) -> None:
         self.name = name
         self.incarnation = incarnation
+        self.heartbeat = heartbeat
         self._line = line
 
     def ready(self) -> None:
         """Tell the supervisor that this process serves. Call it once."""
         _say(self._line, READY)
 
+    def beat(self) -> None:
+        """Tell the supervisor that this process is not stuck."""
+        _say(self._line, BEAT)
+
+    def fileno(self) -> int:
+        """Return a descriptor that polls readable when ``heard`` has something, or the supervisor has ended."""
+        return self._line.fileno()
+
+    def heard(self) -> bytes | None:
+        """Return the next thing that ``Supervisor.tell`` told this process, or None; never waits."""
+        try:
+            return self._line.recv_bytes() if self._line.poll() else None
+        except (EOFError, OSError):
+            return None  # the supervisor has let go, and the kernel is about to end this
+
 
 def main(tether: Tether, line: Connection[Any, Any], program: Program, incarnation: int) -> None:
     """Be the process: run the program's function, and say what went wrong."""
     tether.fasten()  # a forked process gets it without unpickling it
     _forget_signals()
-    life = Life(program.name, incarnation, line)
+    life = Life(program.name, incarnation, line, program.heartbeat)
     try:
         if program.handshake:
             program.target(life, *program.args)
@@ -70,8 +89,11 @@ def _forget_signals() -> None:
     """Undo what a forked process inherits: its parent's handlers would be called for signals that are meant for it."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
-        if callable(signal.getsignal(number)) and number != signal.SIGINT:
+        if callable(signal.getsignal(number)) and number not in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides what it means
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    # Ctrl-C, and the end of a terminal, reach the whole group; the supervisor decides what they mean.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # The thread that has started this process is deaf to them.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})

@@ -1,4 +1,4 @@
-"""Lines: what ties a process to its supervisor, and by which it speaks.
+"""Lines: what ties a process to its supervisor, and by which the two speak.
 
 The *tether* is a pipe nobody ever writes to. The supervisor alone has its writing end; the process asks the kernel to
 kill it when the pipe has no writer any more. So it ends with its supervisor however that ends, by whichever start
@@ -77,7 +77,7 @@ class Line:
         parent: as for the tether.
 
     Attributes:
-        heard: what the process says arrives here.
+        heard: what the process says arrives here, and what it is told goes out.
         voice: the process's end of that.
         tether: what the process is given to hold.
     """
@@ -89,7 +89,7 @@ class Line:
             os.register_at_fork(after_in_child=_let_go)
         self.heard: Connection[Any, Any]
         self.voice: Connection[Any, Any]
-        self.heard, self.voice = context.Pipe(duplex=False)
+        self.heard, self.voice = context.Pipe(duplex=True)
         reading, self._writing = os.pipe()
         _lines.add(self)
         self.tether = Tether(TravellingFd(reading), parent)

@@ -13,7 +13,7 @@ __all__ = ["Occurrence", "Program", "Restart", "What"]
 Restart: TypeAlias = Literal["always", "on-failure", "never"]
 """When a process that ended is started again."""
 
-What: TypeAlias = Literal["started", "ready", "died", "done", "late", "stopped", "killed", "gave up"]
+What: TypeAlias = Literal["started", "ready", "died", "done", "late", "stuck", "stopped", "killed", "gave up"]
 """What can happen to a process."""
 
 
@@ -30,13 +30,17 @@ class Program:
     called with ``args`` alone, and is ready once its process is about to call it."""
     restart: Restart = "always"
     """``always``; ``on-failure``: unless it ended with exit code 0, as when the function returns; ``never``."""
+    heartbeat: float = 0.0
+    """Seconds: once it is ready it calls ``life.beat()`` more often than that, or is killed as stuck. 0: it need not."""
 
     def __post_init__(self) -> None:
         """Refuse what would be noticed only when the process dies.
 
         Raises:
-            ValueError: ``restart`` is none of the three.
+            ValueError: ``restart`` is none of the three, or ``heartbeat`` makes no sense.
         """
+        if self.heartbeat < 0 or (self.heartbeat and not self.handshake):
+            raise ValueError(f"{self.name}: heartbeat is in seconds, and needs a Life to beat with: handshake=True")
         if self.restart not in ("always", "on-failure", "never"):
             raise ValueError(f"{self.name}: restart must be 'always', 'on-failure' or 'never', not {self.restart!r}")
 
@@ -51,7 +55,8 @@ class Occurrence:
     """The program, or ``supervisor``."""
     what: What
     """``started``; ``ready``; ``died``: it ended and should not have; ``done``: it ended and is not started again;
-    ``late``: it was not ready in time and was killed; ``stopped``: it ended because it was told to; ``killed``: it did
+    ``late``: it was not ready in time and was killed; ``stuck``: it gave no heartbeat in time and was
+    killed; ``stopped``: it ended because it was told to; ``killed``: it did
     not stop in time; ``gave up``: of the supervisor, which now stops everything."""
     pid: int | None
     exitcode: int | None = None

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from time import monotonic, time  # history is read by people, so it has the wall clock
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipcbus.errors import GaveUp, StartFailed
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.deaf import be_deaf
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.supervisor.child import Child
 from ipcbus.supervisor.events import Events
 from ipcbus.supervisor.program import Occurrence, Program
+from ipcbus.supervisor.wish import Wish
 from ipcbus.wait import wait
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class Supervisor:
         ready_timeout: seconds a process has for becoming ready.
         stop_timeout: seconds a group has for stopping; after that it is killed.
         at_end: called once everything has stopped, in whichever way, by a thread of the supervisor's.
+        on_event: called with everything that happens, by that thread: it must return at once. Others receive from ``events``.
 
     Attributes:
         events: what happens, as a stream to receive from.
@@ -63,6 +67,7 @@ class Supervisor:
         ready_timeout: float = 10.0,
         stop_timeout: float = 10.0,
         at_end: Callable[[], None] | None = None,
+        on_event: Callable[[Occurrence], None] | None = None,
     ) -> None:
         self._groups = [[item] if isinstance(item, Program) else list(item) for item in programs]
         names = [program.name for group in self._groups for program in group]
@@ -78,6 +83,7 @@ class Supervisor:
         self._ready_timeout = ready_timeout
         self._stop_timeout = stop_timeout
         self._at_end = at_end
+        self._on_event = on_event
         self._children: dict[str, Child] = {}
         self._deaths: deque[float] = deque()
         self._history: deque[Occurrence] = deque(maxlen=_MEMORY)
@@ -86,8 +92,8 @@ class Supervisor:
         self._idle.set()
         self._stopping = self._told = False
         self._failure: GaveUp | None = None
-        self._wishes: deque[_Wish] = deque()
-        self._wishing: dict[str, list[_Wish]] = {}
+        self._wishes: deque[Wish] = deque()
+        self._wishing: defaultdict[str, list[Wish]] = defaultdict(list)
         self._over = False
         self._lock = threading.Lock()
         # Never closed: it frees itself with its last user, who may be a signal handler that rings it while this is stopped.
@@ -108,7 +114,7 @@ class Supervisor:
             ValueError: a program of that name runs.
         """
         if program is not None:
-            self._wish(program.name, program)
+            self._wish(Wish("start", program.name, program))
             return self
         if self._thread is not None:
             raise StartFailed("this supervisor was started before; make another one")
@@ -166,9 +172,8 @@ class Supervisor:
             LookupError: there never was a program of that name.
         """
         if name is not None:
-            if name not in self._known:
-                raise LookupError(f"no program is called {name!r}; known are: {', '.join(sorted(self._known)) or 'none'}")
-            self._wish(name, None)
+            self._check_known(name)
+            self._wish(Wish("stop", name))
             return
         self.request_stop()
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -176,6 +181,27 @@ class Supervisor:
         finalizer, self._finalizer = self._finalizer, None
         if finalizer is not None:
             finalizer.cancel()
+
+    def restart(self, name: str) -> None:
+        """Stop one program, start it again, and wait until it is ready. From any thread. It does not count as a death.
+
+        Raises:
+            LookupError: there never was a program of that name.
+            StartFailed: it does not run, or everything was stopped before it was ready.
+        """
+        self._check_known(name)
+        self._wish(Wish("restart", name))
+
+    def request_restart(self, *names: str) -> None:
+        """Begin to restart programs and return at once. May be called from a signal handler, in storms, too."""
+        self._wishes.extend(Wish("restart", name) for name in names)
+        self._ring()
+
+    def tell(self, name: str, data: bytes) -> bool:
+        """Tell a process something of at most 4000 bytes, for its ``life.heard()``; return whether it was sent. Never waits."""
+        with self._lock:
+            child = self._children.get(name)
+            return child is not None and child.tell(data)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -200,16 +226,20 @@ class Supervisor:
         """What has happened, oldest first; the last thousand entries. Nothing is taken from ``events``."""
         return list(self._history)
 
-    def _wish(self, name: str, program: Program | None) -> None:
-        """Have the thread start a program, or stop the one that is called so, and wait until it did; raises why not."""
-        wish = _Wish(name, program)
+    def _check_known(self, name: str) -> None:
+        if name not in self._known:
+            raise LookupError(f"no program is called {name!r}; known are: {', '.join(sorted(self._known)) or 'none'}")
+
+    def _wish(self, wish: Wish) -> None:
+        """Have the thread grant a wish, and wait until it did; raises why not."""
+        name = wish.name
         with self._lock:
             if self._thread is None:
                 raise StartFailed(f"{name}: start the supervisor first, with start() or a with statement", name)
             over = self._over
             if not over:
                 self._wishes.append(wish)
-        if over and program is not None:
+        if over and wish.what != "stop":
             raise StartFailed(f"{name} was not started: the supervisor has stopped; make another one", name)
         if over:
             self.stop()  # with everything else
@@ -227,6 +257,7 @@ class Supervisor:
     # ------------------------------------------------------------------ the thread
 
     def _run(self, context: BaseContext) -> None:
+        be_deaf()
         self._context = context
         assert self._bell is not None
         bell = self._bell
@@ -259,19 +290,16 @@ class Supervisor:
     def _watch(self, bell: Wakeup) -> None:
         """Sleep until something happens and deal with it."""
         children = list(self._children.values())
-        lines = {child.line.heard: child for child in children if not child.ready}
+        lines = {child.line.heard: child for child in children if child.talks}
         ends = {child.sentinel: child for child in children}
-        left = [seconds for child in children if _is_due(child) and (seconds := child.deadline.remaining()) is not None]
+        left = [seconds for child in children if child.due and (seconds := child.deadline.remaining()) is not None]
         happened = wait([bell, *lines, *ends], min(left, default=None))
         for child in (lines[thing] for thing in happened if thing in lines):
-            child.listen()
-            if child.ready:
-                self._note(child, "ready")
-                self._grant(child.name, starting=True)
+            self._listen(child)
         for child in (ends[thing] for thing in happened if thing in ends):
             self._ended(child)
         for child in children:
-            if self._children.get(child.name) is child and _is_due(child) and child.deadline.expired:
+            if self._children.get(child.name) is child and child.due and child.deadline.expired:
                 self._overdue(child)
         if bell in happened:
             bell.clear()
@@ -287,30 +315,45 @@ class Supervisor:
         self._note(child, "started")
         return None
 
-    # ------------------------------------------------------------------ deaths
-
-    def _ended(self, child: Child) -> None:
-        child.process.join()
+    def _listen(self, child: Child) -> None:
         was_ready = child.ready
         child.listen()
         if child.ready and not was_ready:
             self._note(child, "ready")
             self._grant(child.name, starting=True)
+            if child.renew:  # asked for again while it was on its way
+                child.terminate(self._stop_timeout)
+
+    # ------------------------------------------------------------------ deaths
+
+    def _ended(self, child: Child) -> None:
+        child.process.join()
+        self._listen(child)
         self._release(child)
         if child.stopping:
-            self._note(child, "stopped", child.fate)
-            self._forget(child.program, f"{child.name} was stopped before it was ready")
+            self._stopped(child, "stopped", child.fate)
         else:
             self._died(child, child.fate)
 
     def _overdue(self, child: Child) -> None:
+        self._listen(child)
+        if not child.deadline.expired:
+            return  # it has said something just now
         child.kill()
         self._release(child)
         if child.stopping:
-            self._note(child, "killed", f"did not stop within {self._stop_timeout:g} seconds")
+            self._stopped(child, "killed", f"did not stop within {self._stop_timeout:g} seconds")
+        elif child.ready:
+            self._died(child, f"gave no heartbeat for {child.program.heartbeat:g} seconds and was killed", "stuck")
+        else:
+            self._died(child, f"was not ready within {self._ready_timeout:g} seconds", "late")
+
+    def _stopped(self, child: Child, what: What, fate: str) -> None:
+        self._note(child, what, fate)
+        if not child.renew:
             self._forget(child.program, f"{child.name} was stopped before it was ready")
-            return
-        self._died(child, f"was not ready within {self._ready_timeout:g} seconds", "late")
+        elif (why := self._launch(child.program, child.incarnation + 1)) is not None:
+            self._give_up(child.program, why)
 
     def _died(self, child: Child, fate: str, what: What = "died") -> None:
         program, policy = child.program, child.program.restart
@@ -353,31 +396,41 @@ class Supervisor:
 
     # ------------------------------------------------------------------ one more, one less
 
-    def _take_up(self, wish: _Wish) -> None:
+    def _take_up(self, wish: Wish) -> None:
         child, program = self._children.get(wish.name), wish.program
-        if program is None:
+        if wish.what == "stop":
             if child is None:
                 wish.done.set()  # it has ended
             else:
-                self._wishing.setdefault(wish.name, []).append(wish)
+                child.renew = False
+                self._wishing[wish.name].append(wish)
+                child.terminate(self._stop_timeout)
+        elif wish.what == "restart":
+            if child is None or (child.stopping and not child.renew):
+                wish.refuse(StartFailed(f"{wish.name} does not run, so it cannot be restarted; start it", wish.name))
+                return
+            child.renew = True
+            self._wishing[wish.name].append(wish)
+            if child.ready:
                 child.terminate(self._stop_timeout)
         elif child is not None:
             wish.refuse(ValueError(f"a program called {wish.name!r} runs (pid {child.pid}); stop it first"))
-        elif (why := self._launch(program, 0)) is not None:
+        elif program is not None and (why := self._launch(program, 0)) is not None:
             wish.refuse(StartFailed(why, wish.name))
-        else:
+        elif program is not None:
             self._known.add(wish.name)
             self._groups.append([program])
-            self._wishing.setdefault(wish.name, []).append(wish)
+            self._wishing[wish.name].append(wish)
 
     def _grant(self, name: str, *, starting: bool) -> None:
         """Let those go who waited for a program to be ready, or to have ended."""
-        wishes = self._wishing.pop(name, [])
-        for wish in wishes:
-            if (wish.program is not None) == starting:
+        child = self._children.get(name)
+        for wish in self._wishing.pop(name, []):
+            again = child is not None and child.renew and wish.what == "restart"
+            if (wish.what != "stop") == starting and not again:
                 wish.done.set()
             else:
-                self._wishing.setdefault(name, []).append(wish)
+                self._wishing[wish.name].append(wish)
 
     def _forget(self, program: Program, why: str) -> None:
         """Take out a program that is not started again."""
@@ -403,8 +456,10 @@ class Supervisor:
             for child in list(self._children.values()):
                 self._release(child)  # which kills it, if there is one left
             why = str(self._failure or "everything is stopped")
-            for wish in [*self._wishes, *(wish for wishes in self._wishing.values() for wish in wishes)]:
-                if wish.program is None:
+            while self._wishes:  # a signal handler may append meanwhile
+                self._wishing[self._wishes[0].name].append(self._wishes.popleft())
+            for wish in itertools.chain.from_iterable(self._wishing.values()):
+                if wish.what == "stop":
                     wish.done.set()
                 else:
                     wish.refuse(StartFailed(f"{wish.name} was not started: {why}", wish.name))
@@ -427,8 +482,9 @@ class Supervisor:
 
     def _release(self, child: Child) -> None:
         child.listen()
-        child.release()
-        self._children.pop(child.name, None)
+        with self._lock:  # nobody tells it anything by a descriptor that is somebody else's by now
+            child.release()
+            self._children.pop(child.name, None)
 
     def _note(self, child: Child | None, what: What, detail: str = "") -> None:
         name, pid = ("supervisor", os.getpid()) if child is None else (child.name, child.pid)
@@ -437,23 +493,6 @@ class Supervisor:
         occurrence = Occurrence(time(), name, what, pid, exitcode, killer, detail)  # wall clock, for people
         self._history.append(occurrence)
         self.events.add(occurrence)
+        if self._on_event is not None:
+            self._on_event(occurrence)
         logger.info("%s (pid %s) %s %s", name, pid, what, detail)
-
-
-class _Wish:
-    """What another thread wants of the supervisor's: to start a program, or to stop the one of that name."""
-
-    def __init__(self, name: str, program: Program | None) -> None:
-        self.name = name
-        self.program = program
-        self.done = threading.Event()
-        self.error: Exception | None = None
-
-    def refuse(self, error: Exception) -> None:
-        """Let it raise."""
-        self.error = error
-        self.done.set()
-
-
-def _is_due(child: Child) -> bool:
-    return child.stopping or not child.ready

@@ -13,9 +13,17 @@
     [services.chat]
     factory = "app:Chat"             # module:class, the module beside this file or installed
     channel = "zmq:"
+    processes = 2                    # each connection belongs to one of them
 
-In a channel's URL ``{name}`` becomes the name of its receiver (``chat``, ``front-0``) and ``{port}`` a free port, for
-transports whose channels need an address each: ``channel = "zmq+tcp://127.0.0.1:{port}"``.
+    [database]                       # without it, services have no ``database``
+    url = "sqlite:///chat.db"        # beside this file; or "postgresql+psycopg://...", or "$NAME_OF_A_VARIABLE"
+    connections = 20                 # of all services together
+
+    [metrics]                        # without it, nothing is measured
+    bind = "127.0.0.1:9464"          # where Prometheus fetches them
+
+In a channel's URL ``{name}`` becomes the name of its receiver (``chat``, ``chat-1``, ``front-0``), and ``{port}`` a free
+port, for transports whose channels need an address each: ``channel = "zmq+tcp://127.0.0.1:{port}"``.
 """
 
 from __future__ import annotations
@@ -28,9 +36,15 @@ from typing import Literal
 
 from ipcbus.config import load_file
 from ipcbus.errors import ConfigError
+from ipcbus.web.database import DatabaseConfig  # noqa: TC001  read at run time, by ipcbus.options.build
+from ipcbus.web.limits import networks
 from ipcbus.web.link import MAX_FRONTS, MAX_PAYLOAD
+from ipcbus.web.metrics import MetricsConfig  # noqa: TC001  as above
 
 __all__ = ["FrontConfig", "ServerConfig", "ServiceConfig", "load_server_config"]
+
+MAX_PROCESSES = 64
+"""Processes of one service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +65,76 @@ class FrontConfig:
     """Request headers that services get to see."""
     max_size: int = 64 << 10
     """Bytes of the largest message a client may send; a larger one closes its connection with 1009."""
+    soft_limit: int = 256 << 10
+    """Bytes that may wait for one client before it counts as slow: see ``slow`` of ``Service.publish``."""
     write_limit: int = 1 << 20
     """Bytes that may wait for one slow client; over that its connection is cut."""
     open_timeout: float = 5.0
-    """Seconds for a client's opening handshake."""
+    """Seconds for a client's opening handshake, TLS, waiting for the service and ``authorize`` included."""
     ping_interval: float = 20.0
     """Seconds between two pings of a client."""
     ping_timeout: float = 20.0
     """Seconds for its answer; without one its connection is cut."""
     max_queue: int = 16
     """Messages of one client read ahead of what its service has taken."""
+    message_rate: float = 50.0
+    """Messages a second of one client, on average; 0 is no limit. One that sends faster is read more slowly."""
+    message_burst: int = 100
+    """Messages that it may send at once."""
+    byte_rate: int = 256 << 10
+    """Bytes a second of one client, on average; as much at once; 0 is no limit."""
+    rate_patience: float = 10.0
+    """Seconds for which a client may go on sending too fast; after that it is closed with 4429. 0: for as long as it likes."""
+    frame_rate: float = 1000.0
+    """Pings, pongs and fragments a second of one client, on average, twice as many at once; 0 is no limit. Over that it is
+    closed with 1008."""
+    max_groups: int = 128
+    """Rooms that one connection may be in."""
+    max_connections: int = 0
+    """Connections of each front end; 0 is nine tenths of the descriptors it may have."""
+    half_open: int = 256
+    """Connections of each front end that may be in their opening handshake."""
+    per_address: int = 100
+    """Connections that one address may have in each front end; 0 is no limit."""
+    exempt: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Networks whose addresses are not counted: a proxy on this machine speaks for everybody."""
+    accept_rate: float = 200.0
+    """Connections a second that each front end accepts, on average; 0 is no limit. Others are told to come again (503)."""
+    accept_burst: int = 500
+    """Connections that may come at once."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks or addresses of proxies whose X-Forwarded-For is believed."""
+    tls_certificate: str | None = None
+    """A PEM file with the certificate and those it depends on, for ``wss://``; relative to the configuration file."""
+    tls_key: str | None = None
+    """A PEM file with its key, if that is not in the same file."""
+    drain: float = 10.0
+    """Seconds over which connections are closed (1001) when the server stops, so that clients do not all return at once."""
+    drain_rate: float = 500.0
+    """Connections a second that are closed when it stops; faster only if ``drain`` would not do."""
+    link_timeout: float = 10.0
+    """Seconds after which a service that says nothing at all counts as away."""
+    heartbeat: float = 20.0
+    """Seconds for which a front end's process may be stuck before it is killed and started again; 0: for ever."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
-    """One service process."""
+    """One service."""
 
     factory: str
     """``module:name`` of a Service subclass, or of a function that returns a Service."""
     channel: str | None = None
     """URL of its inbox, if it is not ``transport``."""
+    processes: int = 1
+    """How many it runs in; each connection belongs to one of them, which handles its messages in order."""
+    shard: str = "connection"
+    """What decides to which: ``"connection"``; or ``"query:NAME"``: those whose URLs say the same ``NAME`` together."""
+    grace: float = 30.0
+    """Seconds for which its clients are kept while a process is away; then they are closed with 1013."""
+    heartbeat: float = 20.0
+    """Seconds for which a handler may keep the whole process from doing anything else; then it is killed and started again.
+    0: for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +143,13 @@ class ServerConfig:
 
     services: dict[str, ServiceConfig]
     front: FrontConfig = field(default_factory=FrontConfig)
+    database: DatabaseConfig | None = None
+    metrics: MetricsConfig | None = None
     transport: str = "auto:"
     """URL of every channel that names none."""
-    start_method: Literal["spawn", "forkserver"] = "spawn"
-    """How the processes are made."""
+    start_method: Literal["spawn", "forkserver"] = "forkserver"
+    """How the processes are made. From a fork server that has imported what they need (none of your modules) a process is
+    there in a tenth of the time, which is how long clients wait when a service is replaced."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """What the processes write to stderr."""
 
@@ -92,20 +159,47 @@ class ServerConfig:
         Raises:
             ConfigError: a number is out of range.
         """
-        front = self.front
         if not self.services:
             raise ConfigError("a server needs a service: add [services.NAME] with factory = 'module:Class'")
-        if not 1 <= front.processes <= MAX_FRONTS:
-            raise ConfigError(f"front: processes must be 1 to {MAX_FRONTS}, not {front.processes}")
-        if not 1 <= front.max_size <= MAX_PAYLOAD:
-            raise ConfigError(f"front: max_size must be 1 to {MAX_PAYLOAD} bytes, not {front.max_size}")
-        if front.write_limit < front.max_size:
-            raise ConfigError("front: write_limit is below max_size, so one message could cut a connection")
-        if front.max_queue < 1:
-            raise ConfigError(f"front: max_queue must be at least 1 message, not {front.max_queue}")
-        for name in ("open_timeout", "ping_interval", "ping_timeout"):
-            if getattr(front, name) <= 0:
-                raise ConfigError(f"front: {name} must be more than 0 seconds, not {getattr(front, name)}")
+        _check_front(self.front)
+        for name, service in self.services.items():
+            if not 1 <= service.processes <= MAX_PROCESSES:
+                raise ConfigError(f"services.{name}: processes must be 1 to {MAX_PROCESSES}, not {service.processes}")
+            if service.shard != "connection" and not service.shard.removeprefix("query:").isidentifier():
+                raise ConfigError(f"services.{name}: shard must be 'connection' or 'query:NAME', not {service.shard!r}")
+            _at_least(f"services.{name}", service, 0.0, "grace", "heartbeat")
+
+
+def _check_front(front: FrontConfig) -> None:
+    if not 1 <= front.processes <= MAX_FRONTS:
+        raise ConfigError(f"front: processes must be 1 to {MAX_FRONTS}, not {front.processes}")
+    if not 1 <= front.max_size <= MAX_PAYLOAD:
+        raise ConfigError(f"front: max_size must be 1 to {MAX_PAYLOAD} bytes, not {front.max_size}")
+    if front.write_limit < front.max_size:
+        raise ConfigError("front: write_limit is below max_size, so one message could cut a connection")
+    if front.soft_limit > front.write_limit:
+        raise ConfigError("front: soft_limit is above write_limit, so a client would be cut before it counts as slow")
+    if front.max_queue < 1:
+        raise ConfigError(f"front: max_queue must be at least 1 message, not {front.max_queue}")
+    _at_least("front", front, 1, "message_burst", "max_groups", "half_open", "accept_burst", "soft_limit")
+    _at_least("front", front, 0, "message_rate", "byte_rate", "rate_patience", "frame_rate", "drain", "heartbeat")
+    _at_least("front", front, 0, "max_connections", "per_address", "accept_rate")
+    for name in ("open_timeout", "ping_interval", "ping_timeout", "link_timeout", "drain_rate"):
+        if getattr(front, name) <= 0:
+            raise ConfigError(f"front: {name} must be more than 0, not {getattr(front, name)}")
+    for name in ("exempt", "trusted_proxies"):
+        try:
+            networks(getattr(front, name))
+        except ValueError as error:
+            raise ConfigError(f"front: {name}: {error}") from error
+    if front.tls_key is not None and front.tls_certificate is None:
+        raise ConfigError("front: tls_key is given, but no tls_certificate")
+
+
+def _at_least(where: str, config: object, least: float, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ConfigError(f"{where}: {name} must be at least {least:g}, not {getattr(config, name)}")
 
 
 def load_server_config(path: str | os.PathLike[str]) -> ServerConfig:
@@ -115,7 +209,12 @@ def load_server_config(path: str | os.PathLike[str]) -> ServerConfig:
         ConfigError: it cannot be read, is not TOML, or says something wrong.
     """
     config = load_file(ServerConfig, path)
-    if config.front.page is None:
-        return config
-    page = Path(path).resolve().parent / config.front.page
-    return dataclasses.replace(config, front=dataclasses.replace(config.front, page=os.fspath(page)))
+    folder = Path(path).resolve().parent
+    if config.database is not None:
+        config = dataclasses.replace(config, database=config.database.beside(folder))
+    files = {
+        name: os.fspath(folder / value)
+        for name in ("page", "tls_certificate", "tls_key")
+        if (value := getattr(config.front, name)) is not None
+    }
+    return dataclasses.replace(config, front=dataclasses.replace(config.front, **files))

@@ -4,40 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from dataclasses import dataclass
+import random
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from websockets.asyncio.server import broadcast, serve
+from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from ipcbus.errors import ConfigError, SerializationError
-from ipcbus.web import http
-from ipcbus.web.link import BINARY, COMMANDS, TEXT, Batch, Cid, Command, Event, LinkError, Sequence, decode, start
-from ipcbus.web.pump import Pump
-from ipcbus.web.rooms import Rooms
+from ipcbus.web.counts import Counts
+from ipcbus.web.delivery import Delivery
+from ipcbus.web.doors import Doors, draw_numbers
+from ipcbus.web.limits import Bucket, Limits
+from ipcbus.web.link import BINARY, COMMANDS, TEXT, Batch, Command, Event, LinkError, decode, start
+from ipcbus.web.moments import pause
+from ipcbus.web.orders import Orders
+from ipcbus.web.peers import Peer
+from ipcbus.web.servicelink import Grant, Route, ServiceLink
+from ipcbus.web.socket import Socket
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    import ssl
+    from collections.abc import Callable
     from collections.abc import Sequence as Many
-
-    from websockets.asyncio.server import ServerConnection
-    from websockets.http11 import Request, Response
 
     from ipcbus.channel import Channel
     from ipcbus.web.config import FrontConfig
 
-__all__ = ["Counts", "FrontEnd"]
+__all__ = ["Counts", "FrontEnd", "ServiceInbox"]
 
 logger = logging.getLogger("ipcbus.web")
 
 GOING_AWAY = 1001
-ABNORMAL = 1006
-SERVICE_RESTART = 1012
 TRY_LATER = 1013
+TOO_MANY = 4429
 GRACE = 2.0
 """Seconds that clients, and then the links, get when the process is asked to stop."""
+GONE_WINDOW = 5.0
+"""Seconds over which connections are closed whose service does not come back: their clients will not all return at once."""
 
 
 class _Quiet(logging.LoggerAdapter[logging.Logger]):
@@ -47,51 +52,21 @@ class _Quiet(logging.LoggerAdapter[logging.Logger]):
         super().log(min(level, logging.DEBUG), msg, *args, **kwargs)
 
 
-@dataclass(slots=True)
-class Counts:
-    """What has happened in this front end."""
+class ServiceInbox:
+    """A service as a front end is told of it.
 
-    opened: int = 0
-    closed: int = 0
-    received: int = 0
-    """Messages of clients."""
-    sent: int = 0
-    """Messages written to clients."""
-    refused: int = 0
-    """Opening handshakes answered with 403, 404 or 503."""
-    slow: int = 0
-    """Connections cut because too much waited for them."""
-    unknown: int = 0
-    """Commands for a connection that is gone."""
-    stale: int = 0
-    """Batches of a service that was replaced since."""
+    Args:
+        name: what the configuration calls it.
+        inboxes: of its processes, each with the name of the process.
+        key: what decides which of them a connection belongs to.
+        grace: seconds that connections are kept while a process is away.
+    """
 
-
-class _Peer:
-    """A client's connection."""
-
-    __slots__ = ("cid", "closing", "ws")
-
-    def __init__(self, cid: int, ws: ServerConnection) -> None:
-        self.cid = cid
-        self.ws = ws
-        self.closing = False
-
-
-class _Service:
-    """A service as the front end sees it."""
-
-    __slots__ = ("epoch", "name", "path", "peers", "pump", "rooms", "sequence", "token")
-
-    def __init__(self, name: str, pump: Pump) -> None:
+    def __init__(self, name: str, inboxes: Many[tuple[str, Channel]], *, key: str = "connection", grace: float = 30.0) -> None:
         self.name = name
-        self.pump = pump
-        self.path: str | None = None
-        self.token = 0  # 0: not attached
-        self.epoch = 0
-        self.sequence = Sequence()
-        self.peers: dict[int, _Peer] = {}
-        self.rooms: Rooms[_Peer] = Rooms()
+        self.inboxes = inboxes
+        self.key = key
+        self.grace = grace
 
 
 class FrontEnd:
@@ -103,8 +78,9 @@ class FrontEnd:
         incarnation: how many times it was started before; goes into connection numbers.
         sock: the listening socket.
         inbox: the channel that services send commands into.
-        services: names and inboxes of the services, by their index.
+        services: what there is to connect to.
         page: the HTML served at ``/``.
+        tls: for ``wss://``.
     """
 
     def __init__(
@@ -114,23 +90,37 @@ class FrontEnd:
         incarnation: int,
         sock: socket.socket,
         inbox: Channel,
-        services: Many[tuple[str, Channel]],
+        services: Many[ServiceInbox],
         page: bytes | None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.counts = Counts()
+        self.frame_rate, self.write_limit = config.frame_rate, config.write_limit
+        self.routes: dict[str, Route] = {}
+        """The services by path, as far as they have said it."""
+        self.all_routes: list[Route] = []
+        self.links: list[ServiceLink] = []
+        self.news = asyncio.Event()
+        """Set, and replaced, when a service process comes up or goes."""
+        self.stopping = False
         self._config = config
         self._index = index
-        self._incarnation = incarnation
         self._sock = sock
+        self._tls = tls
         self._inbox = inbox.receiver
-        self._page = page
         self._epoch = start()
-        self._services = [_Service(name, Pump(name, channel, index, self._epoch)) for name, channel in services]
-        self._routes: dict[str, _Service] = {}
-        self._counter = 0
-        self._news = asyncio.Event()
+        for service in services:
+            route = Route(service.name, service.key, service.grace)
+            self.all_routes.append(route)
+            for name, channel in service.inboxes:
+                link = ServiceLink(route, len(self.links), name, channel, index, self._epoch)
+                route.links.append(link)
+                self.links.append(link)
+        self._doors = Doors(self, config, self.counts, page, draw_numbers(index, incarnation))
+        self._delivery = Delivery(self.counts, config.write_limit)
+        self._orders = Orders(self._delivery, self.counts, self._close)
         self._stop = asyncio.Event()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # ------------------------------------------------------------------ life
 
@@ -150,39 +140,26 @@ class FrontEnd:
             ChannelBroken: the inbox cannot be used any more.
         """
         self._inbox.fileno()  # opened before anybody is told
-        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(service.pump.run()) for service in self._services]
-        for service in self._services:
-            self._greet(service)
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(link.pump.run()) for link in self.links]
+        for link in self.links:
+            link.greet()
         work = asyncio.create_task(self._receive())
         stopping = asyncio.create_task(self._stop.wait())
         attached = asyncio.create_task(self._attached())
-        tasks += [work, stopping, attached]
-        config = self._config
+        tasks += [work, stopping, attached, asyncio.create_task(self._watch())]
         try:
-            server = await serve(
-                self._handle,
-                sock=self._sock,
-                backlog=4096,
-                process_request=self._process_request,
-                compression=None,
-                server_header=None,
-                logger=_Quiet(logging.getLogger("ipcbus.web.websockets")),
-                max_size=config.max_size,
-                max_queue=config.max_queue,
-                open_timeout=config.open_timeout,
-                ping_interval=config.ping_interval,
-                ping_timeout=config.ping_timeout,
-                close_timeout=GRACE,
-            )
+            server = await self._serve()
             try:
                 await asyncio.wait((work, stopping, attached), return_when=asyncio.FIRST_COMPLETED)
                 if attached.done():
                     ready()
                 await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             finally:
-                server.close(code=GOING_AWAY, reason="the server stops")
+                self.stopping = True
+                server.close(close_connections=False)  # no new ones
+                await self._drain()
                 try:
-                    async with asyncio.timeout(2 * GRACE):
+                    async with asyncio.timeout(GRACE):
                         await server.wait_closed()
                 except TimeoutError:
                     logger.warning("front end %d: some connections could not be closed in time", self._index)
@@ -190,126 +167,235 @@ class FrontEnd:
                 work.result()  # raises what ended it
             await self._part()
         finally:
+            tasks += self._tasks
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _serve(self) -> Any:
+        config = self._config
+        kind = type("Socket", (Socket,), {"keeper": self})
+        tls: dict[str, Any] = {"ssl": self._tls, "ssl_handshake_timeout": config.open_timeout} if self._tls is not None else {}
+        return await serve(
+            self._handle,
+            sock=self._sock,
+            backlog=4096,
+            create_connection=kind,
+            process_request=self._doors.process_request,
+            process_response=self._doors.process_response,
+            select_subprotocol=self._doors.select_subprotocol,
+            compression=None,
+            server_header=None,
+            logger=_Quiet(logging.getLogger("ipcbus.web.websockets")),
+            max_size=config.max_size,
+            max_queue=config.max_queue,
+            write_limit=(config.soft_limit, config.soft_limit // 4),
+            open_timeout=config.open_timeout,
+            ping_interval=config.ping_interval,
+            ping_timeout=config.ping_timeout,
+            close_timeout=GRACE,
+            **tls,
+        )
+
+    async def _drain(self) -> None:
+        """Close every connection, at most ``drain_rate`` a second but within ``drain`` seconds; cut what then is left."""
+        peers = [peer for route in self.all_routes for peer in route.table.peers.values()]
+        window = min(self._config.drain, len(peers) / self._config.drain_rate)
+        await asyncio.gather(*(self._close_later(peer, window, GOING_AWAY, "the server stops") for peer in peers))
+        for peer in [peer for route in self.all_routes for peer in route.table.peers.values()]:
+            peer.ws.transport.abort()
+
+    async def _close_later(self, peer: Peer, window: float, code: int, reason: str) -> None:
+        await pause(random.uniform(0, window))  # noqa: S311  a spread, not a secret
+        self._close(peer, code, reason)
+        await peer.ws.wait_closed()
+
     async def _part(self) -> None:
         """Say goodbye, and take what services have sent before they heard it: a transport may wait for its being read."""
-        for service in self._services:
-            if service.token:
-                service.pump.put((Event.BYE,))
+        for link in self.links:
+            if link.up:
+                link.pump.put((Event.BYE,))
         try:
             async with asyncio.timeout(GRACE):
-                while any(service.token for service in self._services):
-                    await self._news.wait()
+                while not all(link.parted for link in self.links if link.up):
+                    await self.news.wait()
         except TimeoutError:
             logger.warning("front end %d: not every service has answered the goodbye", self._index)
 
     async def _attached(self) -> None:
-        while not all(service.token for service in self._services):
-            await self._news.wait()
+        while not all(link.up for link in self.links):
+            await self.news.wait()
 
     def _announce(self) -> None:
         """Wake whoever waits for a service."""
-        self._news.set()
-        self._news = asyncio.Event()
+        self.news.set()
+        self.news = asyncio.Event()
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # ------------------------------------------------------------------ clients
 
-    async def _process_request(self, _: ServerConnection, request: Request) -> Response | None:
-        try:
-            return await self._answer(request)
-        except Exception:  # the library would log it as a stranger's mistake
-            logger.exception("front end %d: a request could not be answered", self._index)
-            raise
+    def knock(self, socket: Socket) -> str | None:
+        """Decide whether a connection may begin."""
+        return self._doors.knock(socket)
 
-    async def _answer(self, request: Request) -> Response | None:
-        path = request.path.partition("?")[0]
-        if http.is_upgrade(request):
-            return await self._admit(request, path)
-        if request.method not in ("GET", "HEAD"):
-            return http.plain(request, 405, "Only GET and HEAD are understood here.", ("Allow", "GET, HEAD"))
-        if path == "/" and self._page is not None:
-            return http.page(request, self._page)
-        if path == "/healthz":
-            away = [service.name for service in self._services if not service.token]
-            return http.plain(request, 503, f"waiting for: {', '.join(away)}") if away else http.plain(request, 200, "ok")
-        if path in self._routes:
-            return http.plain(request, 426, "This is a WebSocket.", ("Upgrade", "websocket"))
-        return http.plain(request, 404, "There is nothing here.")
+    def lost(self, socket: Socket) -> None:
+        """Note that a connection has ended."""
+        self._doors.lost(socket)
 
-    async def _admit(self, request: Request, path: str) -> Response | None:
-        if not http.allowed_origin(request, self._config.origins):
-            self.counts.refused += 1
-            return http.plain(request, 403, "Pages of that origin may not connect; the server's 'origins' says which may.")
-        try:
-            # Shorter than the library's own limit, which ends a handshake without an answer.
-            async with asyncio.timeout(self._config.open_timeout * 0.8):
-                while not self._is_up(path):
-                    if all(service.token for service in self._services):
-                        self.counts.refused += 1
-                        return http.plain(request, 404, "There is nothing here.")
-                    await self._news.wait()
-        except TimeoutError:
-            self.counts.refused += 1
-            return http.plain(request, 503, "The service is being started; try again.", ("Retry-After", "1"))
-        return None
+    def congested(self, peer: Peer, waiting: int) -> None:
+        """Tell a service that wants to know that a client does not keep up."""
+        self._tell(Event.PRESSURE, peer, waiting)
 
-    def _is_up(self, path: str) -> bool:
-        service = self._routes.get(path)
-        return service is not None and service.token != 0
+    def drained(self, peer: Peer) -> None:
+        """Tell it that it has caught up."""
+        self._delivery.drained(peer)
+        self._tell(Event.DRAINED, peer, peer.ws.transport.get_write_buffer_size())
 
-    async def _handle(self, ws: ServerConnection) -> None:
-        request = ws.request
-        assert request is not None  # the handshake is over
-        service = self._routes[request.path.partition("?")[0]]
-        if not service.token:
-            await ws.close(TRY_LATER, "the service is being started")
+    def flooded(self, socket: Socket) -> None:  # noqa: ARG002  the signature is Keeper's
+        """Note that a client has sent too many pings or fragments."""
+        self.counts.reasons["frames"] += 1
+
+    def cut(self, peer: Peer) -> None:
+        """End a connection that takes nothing."""
+        self._delivery.cut(peer)
+
+    def _tell(self, op: int, peer: Peer, waiting: int) -> None:
+        link = self.links[peer.owner]
+        if link.route.pressure and not peer.closing:
+            link.gate.put((op, peer.cid, waiting))
+
+    async def _handle(self, ws: Any) -> None:
+        socket: Socket = ws
+        self._doors.opened(socket)
+        grant = socket.grant
+        assert grant is not None  # the doors have let it in
+        if grant.close is not None:
+            self.counts.refuse("authorize")
+            await socket.close(*grant.close)
             return
-        peer = self._open(service, ws, request)
-        pump = service.pump
+        peer = self._open(socket, grant)
         try:
-            while True:
-                message = await ws.recv()
-                if isinstance(message, str):
-                    kind, data = TEXT, message.encode()
-                else:
-                    kind, data = BINARY, message
-                if peer.cid not in service.peers:
-                    continue  # the service was restarted and the connection is being closed
-                self.counts.received += 1
-                pump.put((Event.MSG, peer.cid, kind, data), len(data))
-                if pump.full:
-                    await pump.room()
+            await self._read(peer, self.links[peer.owner])
         except ConnectionClosed:
             pass  # however it ended, the code says it
         finally:
-            self._gone(service, peer)
+            self._gone(peer)
 
-    def _open(self, service: _Service, ws: ServerConnection, request: Request) -> _Peer:
-        path, _, query = request.path.partition("?")
-        self._counter += 1
+    async def _read(self, peer: Peer, link: ServiceLink) -> None:
+        """Take a client's messages to its service, no faster than it takes them and the limits allow."""
+        ws, counts, limits, now = peer.ws, self.counts, link.route.limits, peer.ws.loop.time
+        config = self._config
+        rate = config.message_rate if limits.rate is None else limits.rate
+        burst = config.message_burst if limits.burst is None else limits.burst
+        volume = config.byte_rate if limits.bytes is None else limits.bytes
+        messages = Bucket(rate, max(burst, 1), now())
+        octets = Bucket(volume, volume, now())
+        since = None
+        while True:
+            message = await ws.recv()
+            if peer.closing:
+                continue  # what a client says before it notices is not wanted any more
+            if isinstance(message, str):
+                kind, data = TEXT, message.encode()
+            else:
+                kind, data = BINARY, message
+            size = len(data)
+            counts.received += 1
+            counts.received_bytes += size
+            link.gate.put((Event.MSG, peer.cid, kind, data), size)
+            if link.full:
+                await link.room()
+            moment = now()
+            wait = max(messages.take(moment), octets.take(moment, size))
+            if wait <= 0:
+                since = None
+                continue
+            counts.delayed += 1
+            since = since or moment
+            if config.rate_patience and moment - since > config.rate_patience:
+                counts.reasons["rate"] += 1
+                self._close(peer, TOO_MANY, "too many messages")
+            await pause(wait)
+
+    def _open(self, ws: Socket, grant: Grant) -> Peer:
+        request = ws.request
+        assert request is not None  # the handshake is over
+        link = ws.link
+        route = link.route
+        if route.limits.message is not None:
+            ws.protocol.max_message_size = min(route.limits.message, self._config.max_size)
         self.counts.opened += 1
-        peer = _Peer(Cid(self._index, self._incarnation, self._counter).pack(), ws)
-        service.peers[peer.cid] = peer
-        address = ws.remote_address
-        seen = {
-            "path": path,
-            "query": query,
-            "headers": http.picked(request, self._config.headers),
-            "peer": f"{address[0]}:{address[1]}" if address else "",
-        }
-        service.pump.put((Event.OPEN, peer.cid, seen))
+        peer = Peer(ws.cid, ws, link.number, self._doors.seen(ws, request), grant.state)
+        ws.begin(peer)
+        route.table.peers[peer.cid] = peer
+        link.gate.put((Event.OPEN, peer.cid, peer.request, peer.state))
+        for other in route.others(peer):
+            other.gate.put((Event.PEER, peer.cid, peer.request, peer.state))
         return peer
 
-    def _gone(self, service: _Service, peer: _Peer) -> None:
+    def _gone(self, peer: Peer) -> None:
+        link = self.links[peer.owner]
+        code, reason = peer.ws.ended()
         self.counts.closed += 1
-        if service.peers.pop(peer.cid, None) is None:
-            return  # the service that knew it is gone as well
-        service.rooms.drop(peer)
-        code = peer.ws.close_code or ABNORMAL
-        service.pump.put((Event.CLOSE, peer.cid, code, peer.ws.close_reason or "", code != ABNORMAL))
+        self.counts.codes[code] += 1
+        peer.busy = peer.closing = True
+        departed = link.route.table.remove(peer, code, reason)
+        link.gate.put(departed.event())
+        for other in link.route.others(peer):
+            other.gate.put(departed.event())
+
+    def _close(self, peer: Peer, code: int, reason: str) -> None:
+        """Begin to close; what is sent after this is not sent."""
+        if not peer.closing:
+            peer.busy = peer.closing = True
+            self._start(peer.ws.close(code, reason))
+
+    # ------------------------------------------------------------------ links
+
+    def notice(self, index: int, at: int) -> None:
+        """Take the news that the service process of that index has ended.
+
+        Args:
+            index: its index among all service processes.
+            at: when that was, as an epoch.
+        """
+        link = self.links[index]
+        if link.epoch < at and link.up:
+            logger.info("front end %d: %s has ended; its clients wait", self._index, link.name)
+            link.away()
+            self._announce()
+
+    async def _watch(self) -> None:
+        """Look after the links: is anybody silent for too long, or away for longer than clients are kept?"""
+        patience = self._config.link_timeout
+        while True:
+            await pause(min(1.0, patience / 4))
+            now = monotonic()
+            for link in self.links:
+                if link.up and now - link.heard > patience:
+                    logger.warning("front end %d: nothing was heard of %s for %g seconds", self._index, link.name, patience)
+                    link.away()
+                    self._announce()
+                    link.greet(anew=True)
+                elif link.up and now - link.heard > patience / 4:
+                    link.pump.put((Event.PING, now))
+                elif not link.up and not link.gone and now - link.since > link.route.grace:
+                    self._give_up(link)
+
+    def _give_up(self, link: ServiceLink) -> None:
+        """Close the connections of a service process that does not come back."""
+        link.gone = True
+        table = link.route.table
+        peers = [peer for peer in table.peers.values() if peer.owner == link.number]
+        logger.warning("front end %d: %s does not come back; %d connections are closed", self._index, link.name, len(peers))
+        window = min(GONE_WINDOW, len(peers) / self._config.drain_rate)
+        for peer in peers:
+            self._start(self._close_later(peer, window, TRY_LATER, "the service is not available"))
+        self._announce()
 
     # ------------------------------------------------------------------ commands
 
@@ -318,114 +404,66 @@ class FrontEnd:
         while True:
             try:
                 batch = decode(await aio.recv(), COMMANDS)
-                if batch.sender >= len(self._services) or batch.sender < 0:
-                    raise LinkError(f"service {batch.sender} does not exist")  # noqa: TRY301  handled as any other nonsense
+                if batch.sender >= len(self.links) or batch.sender < 0:
+                    raise LinkError(f"service process {batch.sender} does not exist")  # noqa: TRY301  handled as any other nonsense
             except EOFError:
                 return
             except (SerializationError, LinkError) as error:
                 logger.warning("front end %d: a message in the inbox is dropped: %s", self._index, error)
                 continue
-            self._take(self._services[batch.sender], batch)
+            self._take(self.links[batch.sender], batch)
             await asyncio.sleep(0)  # recv does not yield while there is more, and sockets want their turn
 
-    def _take(self, service: _Service, batch: Batch) -> None:
-        if batch.epoch < service.epoch:
+    def _take(self, link: ServiceLink, batch: Batch) -> None:
+        if batch.epoch < link.epoch:
             self.counts.stale += 1
             return
-        if batch.epoch > service.epoch:
-            self._detach(service)
-            service.epoch = batch.epoch
-            service.sequence = Sequence()
-        if not service.sequence.follows(batch) and service.token:
-            logger.warning("front end %d: a batch of %s is missing; its connections begin anew", self._index, service.name)
-            self._detach(service)
-            self._greet(service)
+        link.heard = monotonic()
+        if batch.epoch > link.epoch:
+            link.renew(batch.epoch)
+        if not link.sequence.follows(batch) and link.token:
+            logger.warning("front end %d: a batch of %s is missing; it is told anew what there is", self._index, link.name)
+            link.away()
+            link.greet(anew=True)  # and what it wants meanwhile is done: it is the same process
         for command in batch.events:
-            if command[0] == Command.READY:
-                self._ready(service, command)
-            elif command[0] == Command.BYE:
-                self._detach(service)
-                self._announce()
-                return
-            elif service.token:
-                self._obey(service, command)
-        if not service.token:
+            if command[0] == Command.ATTACH:
+                self._attach(link, command)
+            elif link.token:
+                self._obey(link, command)
+        if not link.token:
             self.counts.stale += 1
 
-    def _ready(self, service: _Service, command: list[Any]) -> None:
-        _, name, path, token, front_epoch = command
-        if token == service.token or front_epoch not in (0, self._epoch):
+    def _attach(self, link: ServiceLink, command: list[Any]) -> None:
+        _, name, path, token, front_epoch, wants = command
+        if token == link.token or front_epoch not in (0, self._epoch):
             return  # heard already, or said to the process that was here before
-        if self._routes.get(path, service) is not service:
-            raise ConfigError(f"{name} and {self._routes[path].name} both want the path {path!r}; a path has one service")
-        self._detach(service)
-        if service.path is not None and service.path != path:
-            del self._routes[service.path]
-        self._routes[path] = service
-        service.path = path
-        service.token = token
-        self._greet(service)
+        route = link.route
+        if self.routes.get(path, route) is not route:
+            raise ConfigError(f"{name} and {self.routes[path].name} both want the path {path!r}; a path has one service")
+        if route.path is not None and route.path != path:
+            del self.routes[route.path]
+        self.routes[path] = route
+        route.path = path
+        route.auth, route.pressure = wants["auth"], wants["pressure"]
+        known = Limits.__dataclass_fields__
+        route.limits = Limits(**{key: value for key, value in wants["limits"].items() if key in known})
+        link.attach(token)
+
+    def _obey(self, link: ServiceLink, command: list[Any]) -> None:
+        op = command[0]
+        if op == Command.READY:
+            if command[1] == link.token:
+                link.ready(command[2])
+                self._announce()
+        elif op == Command.BYE:
+            self._bye(link)
+        else:
+            self._orders.obey(link, command)
+
+    def _bye(self, link: ServiceLink) -> None:
+        if self.stopping:
+            link.parted = True
+        else:
+            link.away()
+            link.pump.put((Event.BYE,))
         self._announce()
-
-    def _greet(self, service: _Service) -> None:
-        service.pump.put((Event.HELLO, os.getpid(), service.token))
-
-    def _detach(self, service: _Service) -> None:
-        """Let go of everything that one start of a service knew: its next one begins with nothing."""
-        if service.peers:
-            logger.warning("front end %d: %d connections of %s are closed", self._index, len(service.peers), service.name)
-        service.token = 0
-        peers = list(service.peers.values())
-        service.peers.clear()
-        service.rooms = Rooms()
-        service.pump.discard()
-        for peer in peers:
-            self._close(peer, SERVICE_RESTART, "the service was restarted")
-
-    def _obey(self, service: _Service, command: list[Any]) -> None:
-        op, target, *fields = command
-        if op == Command.PUB:
-            kind, data, left_out = fields
-            self._send((peer for peer in service.rooms.members(target) if peer.cid != left_out), kind, data)
-            return
-        peer = service.peers.get(target)
-        if peer is None:
-            self.counts.unknown += 1
-        elif op == Command.SEND:
-            self._send((peer,), *fields)
-        elif op == Command.JOIN:
-            for group in fields[0]:
-                service.rooms.join(peer, group)
-        elif op == Command.LEAVE:
-            for group in fields[0]:
-                service.rooms.leave(peer, group)
-        elif op == Command.CLOSE:
-            self._close(peer, *fields)
-
-    def _send(self, peers: Iterable[_Peer], kind: str, data: bytes) -> None:
-        limit = self._config.write_limit
-        receivers = []
-        for peer in peers:
-            if peer.closing:
-                continue
-            if peer.ws.transport.get_write_buffer_size() > limit:
-                self._cut(peer)
-                continue
-            receivers.append(peer.ws)
-        self.counts.sent += len(receivers)
-        broadcast(receivers, data, text=kind == TEXT)
-
-    def _cut(self, peer: _Peer) -> None:
-        self.counts.slow += 1
-        peer.closing = True
-        logger.info("front end %d: %s reads too slowly and is cut off", self._index, peer.ws.remote_address)
-        peer.ws.transport.abort()
-
-    def _close(self, peer: _Peer, code: int, reason: str) -> None:
-        """Begin to close; what is sent after this is not sent."""
-        if peer.closing:
-            return
-        peer.closing = True
-        task = asyncio.create_task(peer.ws.close(code, reason))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)

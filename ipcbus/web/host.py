@@ -3,42 +3,71 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import itertools
 import logging
 import os
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ConfigError, SerializationError
 from ipcbus.web.hub import Hub
-from ipcbus.web.link import EVENTS, Batch, Command, Event, LinkError, Sequence, decode, draw, start
+from ipcbus.web.link import CREDIT, EVENTS, Batch, Command, Event, LinkError, Sequence, decode, draw, start
+from ipcbus.web.moments import pause
+from ipcbus.web.outside import Outside, answers
 from ipcbus.web.pump import Pump
+from ipcbus.web.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from collections.abc import Sequence as Many
 
     from ipcbus.channel import Channel
-    from ipcbus.web.service import Service
 
 __all__ = ["Host"]
 
 logger = logging.getLogger("ipcbus.web")
 
 UNKNOWN_FRONT = 0
+BARRIER = 2.0
+"""Seconds that a service waits for what the front ends have to tell, before it begins without those that have not."""
 GRACE = 2.0
-"""Seconds that handlers and commands under way get when the process is asked to stop."""
+"""Seconds that front ends, handlers and commands under way get when the process is asked to stop."""
+LEFT_OVER = 4096
+"""Messages of one front end, sent to an earlier process and not read by it, that are kept until it is attached."""
 
 
 class _Front:
     """A front end as the service sees it."""
 
-    __slots__ = ("attached", "epoch", "pump", "sequence", "token")
+    __slots__ = (
+        "attached",
+        "entries",
+        "epoch",
+        "heard",
+        "hello",
+        "left",
+        "parted",
+        "pump",
+        "ready",
+        "sequence",
+        "taken",
+        "token",
+    )
 
     def __init__(self, pump: Pump) -> None:
         self.pump = pump
         self.token = draw()
         self.epoch = UNKNOWN_FRONT
-        self.attached = False
+        self.hello = 0  # the token it has said HELLO with
+        self.attached = False  # and all that it has
+        self.ready = False  # and READY was said to it
+        self.parted = False
         self.sequence = Sequence()
+        self.heard = monotonic()
+        self.entries: list[list[Any]] = []
+        self.left: list[list[Any]] = []
+        self.taken = 0
 
 
 class Host:
@@ -47,12 +76,30 @@ class Host:
     Args:
         service: the service.
         name: what the configuration calls it.
-        index: its index among the services.
+        index: this process's index among all service processes.
         inbox: the channel that front ends send events into.
         fronts: the inboxes of the front ends, by their index.
+        shard: which process of the service this is, and of how many.
+        services: the names of all services, for requests.
+        bus: the address of the server's bus; None if there is none.
+        link_timeout: seconds after which a silent front end counts as gone.
+        max_groups: rooms that a connection may be in, unless the service says so.
     """
 
-    def __init__(self, service: Service, name: str, index: int, inbox: Channel, fronts: Many[Channel]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        name: str,
+        index: int,
+        inbox: Channel,
+        fronts: Many[Channel],
+        *,
+        shard: tuple[int, int] = (0, 1),
+        services: Collection[str] = (),
+        bus: str | None = None,
+        link_timeout: float = 10.0,
+        max_groups: int = 128,
+    ) -> None:
         if not service.path.startswith("/") or "?" in service.path:
             raise ConfigError(f"{name}: path = {service.path!r} is no path; it starts with '/' and has no '?'")
         epoch = start()
@@ -61,10 +108,17 @@ class Host:
         """Batches that made no sense."""
         self.stale = 0
         """Batches meant for an earlier start of this process, or sent by an earlier start of a front end."""
-        self._path = service.path
+        self._service = service
         self._inbox = inbox.receiver
         self._fronts = [_Front(Pump(f"front end {number}", channel, index, epoch)) for number, channel in enumerate(fronts)]
-        self.hub = Hub(service, self)
+        self._link_timeout = link_timeout
+        self._refs = itertools.count(1)
+        self._queries: dict[int, tuple[int, asyncio.Future[Any]]] = {}
+        self.hub = Hub(service, self, range(len(fronts)) if shard[1] > 1 else (), max_groups)
+        self.outside = service._outside = Outside(name, shard, bus, services, self.query)  # noqa: SLF001  the host is the rest of Service
+        self._told = asyncio.Event()  # a front end said something about being there
+        self._begun = asyncio.Event()
+        self._finishing = False
         self._stop = asyncio.Event()
 
     # ------------------------------------------------------------------ the hub's sink
@@ -97,38 +151,128 @@ class Host:
         Raises:
             ChannelBusy: another process is still the receiver of this service's inbox.
             ChannelBroken: the inbox cannot be used any more.
+            Exception: what ``on_start`` or ``on_attach`` raised.
         """
+        await _call(self._service.on_start)
         # Opened before anybody is told: from here on what is sent to this inbox has a living receiver.
         self._inbox.fileno()
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(front.pump.run()) for front in self._fronts]
         for front in self._fronts:
             self._greet(front)
-        receiving = asyncio.create_task(self._receive())
+        work = [asyncio.create_task(self._receive()), asyncio.create_task(self._begin()), asyncio.create_task(self._watch())]
+        if answers(self._service):
+            work.append(asyncio.create_task(self.outside.serve(self._service.on_request)))
         stopping = asyncio.create_task(self._stop.wait())
         ready()
         try:
-            await asyncio.wait((receiving, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if receiving.done():
-                receiving.result()  # raises what ended it
+            waiting = {*work, stopping}
+            while not stopping.done() and not work[0].done():
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # raises what ended it
             await self._finish()
         finally:
-            tasks += [receiving, stopping]
+            tasks += [*work, stopping]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.hub.stop()
+            self.outside.close()
+
+    async def _begin(self) -> None:
+        """Wait for the barrier, take over what there is, and let events flow."""
+        try:
+            async with asyncio.timeout(BARRIER):
+                while not all(front.attached for front in self._fronts):
+                    await self._told.wait()
+                    self._told.clear()
+        except TimeoutError:
+            late = [number for number, front in enumerate(self._fronts) if not front.attached]
+            logger.warning("%s: begins without front ends %s, which have not answered", self.name, late)
+        await self._take_over([front for front in self._fronts if front.attached])
+        self._begun.set()
+        self._service._ticker.start()  # noqa: SLF001  the host is the rest of Service
+        while True:  # front ends that come later
+            await self._told.wait()
+            self._told.clear()
+            await self._take_over([front for front in self._fronts if front.attached and not front.ready])
+
+    async def _take_over(self, fronts: list[_Front]) -> None:
+        restored, fresh, numbers = [], [], {id(front): number for number, front in enumerate(self._fronts)}
+        for front in fronts:
+            old, new = self.hub.restore(numbers[id(front)], front.entries)
+            front.entries = []
+            restored += old
+            fresh += new
+        if restored:
+            logger.info("%s: takes over %d connections", self.name, len(restored))
+            await _call(lambda: self._service.on_attach(restored))
+        self.hub.begin(fresh)
+        for front in fronts:
+            left, front.left = front.left, []
+            for event in left:
+                self.hub.deliver(event)
+            if front.attached and not self._finishing:  # else it goes on holding, for the next process
+                front.ready, front.taken = True, 0
+                front.pump.put((Command.READY, front.token, CREDIT))
 
     async def _finish(self) -> None:
+        """Have front ends hold their messages, deal with those that are here, and hand over what came of it."""
+        try:
+            # First things first: what it has read of messages to an earlier process is handled once it has begun.
+            async with asyncio.timeout(BARRIER + GRACE):
+                await self._begun.wait()
+        except TimeoutError:
+            logger.warning("%s: was asked to stop before it had begun", self.name)
+        self._finishing = True
+        told = [front for front in self._fronts if front.attached]
+        for front in told:
+            front.pump.put((Command.BYE,))
         try:
             async with asyncio.timeout(GRACE):
-                await self.hub.idle()
+                while not all(front.parted or not front.attached for front in told):
+                    self._told.clear()
+                    await self._told.wait()
+                await self.hub.turns.idle()
         except TimeoutError:
-            logger.warning("%s: handlers still ran %g seconds after the request to stop", self.name, GRACE)
+            logger.warning("%s: front ends or handlers were still busy %g seconds after the request to stop", self.name, GRACE)
+        await self._service._ticker.stop()  # noqa: SLF001  as above
+        await _call(self._service.on_stop)
+        self.hub.flush()
         await asyncio.gather(*(front.pump.flush(GRACE) for front in self._fronts))
+
+    async def _watch(self) -> None:
+        """Look after the links: a front end that is silent for too long is gone."""
+        patience = self._link_timeout
+        while True:
+            await pause(min(1.0, patience / 4))
+            now = monotonic()
+            for number, front in enumerate(self._fronts):
+                if front.attached and now - front.heard > patience:
+                    logger.warning("%s: nothing was heard of front end %d for %g seconds", self.name, number, patience)
+                    self._reset(front, number)
+                    self._greet(front)
+                elif front.attached and now - front.heard > patience / 4:
+                    front.pump.put((Command.PING, now))
+
+    def notice(self, number: int, at: int) -> None:
+        """Take the news that a front end has ended.
+
+        Args:
+            number: its index.
+            at: when that was, as an epoch.
+        """
+        front = self._fronts[number]
+        if front.attached and front.epoch < at:
+            logger.info("%s: front end %d has ended; its connections are gone", self.name, number)
+            self._reset(front, number)
+
+    # ------------------------------------------------------------------ events
 
     async def _receive(self) -> None:
         aio = self._inbox.aio
         while True:
-            await self.hub.calm()
+            await self.hub.turns.calm()
             try:
                 batch = decode(await aio.recv(), EVENTS)
                 if batch.sender >= len(self._fronts) or batch.sender < 0:
@@ -147,46 +291,116 @@ class Host:
         if batch.epoch < front.epoch:
             self.stale += 1
             return
+        front.heard = monotonic()
         if batch.epoch > front.epoch:
             if front.attached:
                 logger.warning("%s: front end %d was restarted; its connections are gone", self.name, batch.sender)
                 self._reset(front, batch.sender)
             front.epoch = batch.epoch
             front.sequence = Sequence()
+            front.left = []
         if not front.sequence.follows(batch) and front.attached:
-            # Something is missing between the last batch and this one, so nothing that is known of this front end holds.
-            logger.warning("%s: a batch of front end %d is missing; its connections begin anew", self.name, batch.sender)
-            self._reset(front, batch.sender)
+            # What was in the missing batch nobody knows, but the front end knows what there is now.
+            logger.warning("%s: a batch of front end %d is missing; it is asked what there is", self.name, batch.sender)
+            self._detach(front)
             self._greet(front)
         for event in batch.events:
-            if event[0] == Event.HELLO:
-                self._hello(front, batch.sender, pid=event[1], token=event[2])
-            elif event[0] == Event.BYE:
-                self._reset(front, batch.sender)
-                front.pump.put((Command.BYE,))
-                return
-            elif front.attached:
+            if event[0] in _OF_THE_LINK:
+                self._hear(front, batch.sender, event)
+            elif front.ready:
+                if event[0] == Event.MSG:
+                    front.taken += 1
                 self.hub.deliver(event)
-        if not front.attached:
-            self.stale += 1
+            elif event[0] == Event.MSG and len(front.left) < LEFT_OVER:
+                front.left.append(event)  # an earlier process never read it, so this one may
+            else:
+                self.stale += 1
+        if front.taken >= CREDIT // 4:
+            front.pump.put((Command.CREDIT, front.taken))
+            front.taken = 0
+
+    def _hear(self, front: _Front, number: int, event: list[Any]) -> None:
+        op = event[0]
+        if op == Event.HELLO:
+            self._hello(front, number, pid=event[1], token=event[2])
+        elif op == Event.SNAP:
+            if front.token == front.hello:
+                front.entries += event[1]
+                if event[2]:
+                    front.attached = True
+                    self._told.set()
+        elif op == Event.BYE:
+            front.parted = True
+            if not self._stop.is_set():  # it is the front end that stops
+                self._reset(front, number)
+                front.pump.put((Command.BYE,))
+            self._told.set()
+        elif op == Event.RESULT:
+            _, future = self._queries.pop(event[1], (0, None))
+            if future is not None and not future.done():
+                future.set_result(event[2])
+        elif op == Event.PING:
+            front.pump.put((Command.PONG, event[1]))
 
     def _hello(self, front: _Front, number: int, *, pid: int, token: int) -> None:
-        if token == front.token:
-            front.attached = True
-            logger.info("%s: front end %d (pid %d) is attached", self.name, number, pid)
+        front.parted = False
+        if token != front.token:
+            if front.hello:
+                self._detach(front)  # it has begun anew, or wants to
+            self._greet(front)
             return
-        if front.attached:
-            self._reset(front, number)
-        self._greet(front)
+        front.hello = token
+        front.entries = []
+        logger.info("%s: front end %d (pid %d) is attached", self.name, number, pid)
+
+    def _detach(self, front: _Front) -> None:
+        """Take nothing from a front end before it has told what there is; its connections stay known."""
+        front.attached = front.ready = False
+        front.hello, front.token = 0, draw()
+        front.entries = []
 
     def _reset(self, front: _Front, number: int) -> None:
-        front.attached = False
-        front.token = draw()
-        self.hub.lose(number)
+        """Forget a front end and all its connections."""
+        self._detach(front)
         front.pump.discard()
+        front.left = []
+        self.hub.lose(number)
+        for ref, (asked, future) in list(self._queries.items()):
+            if asked == number:
+                del self._queries[ref]
+                future.cancel()
+        self._told.set()
 
     def _greet(self, front: _Front) -> None:
-        front.pump.put((Command.READY, self.name, self._path, front.token, front.epoch))
+        service = self._service
+        kind = type(service)
+        wants = {
+            "auth": kind.authorize is not Service.authorize,
+            "pressure": kind.on_pressure is not Service.on_pressure or kind.on_drained is not Service.on_drained,
+            "limits": service.limits.given(),
+        }
+        front.pump.put((Command.ATTACH, self.name, service.path, front.token, front.epoch, wants))
+
+    def query(self, what: str) -> list[asyncio.Future[Any]]:
+        """Ask every front end that is there something, and return futures of what they say."""
+        futures = []
+        for number, front in enumerate(self._fronts):
+            if front.attached:
+                ref = next(self._refs)
+                future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                self._queries[ref] = (number, future)
+                futures.append(future)
+                front.pump.put((Command.QUERY, ref, what))
+        return futures
 
     def __repr__(self) -> str:
         return f"<ipcbus.web.Host {self.name} pid {os.getpid()}>"
+
+
+_OF_THE_LINK = frozenset({Event.HELLO, Event.SNAP, Event.BYE, Event.RESULT, Event.PING, Event.PONG})
+
+
+async def _call(handler: Callable[[], Any]) -> None:
+    result = handler()
+    if inspect.isawaitable(result):
+        await result

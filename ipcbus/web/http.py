@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from websockets.http11 import Request
 
-__all__ = ["allowed_origin", "answer", "is_upgrade", "page", "picked", "plain"]
+__all__ = ["allowed_origin", "answer", "cookies", "is_upgrade", "page", "picked", "plain"]
 
 _HTML = "text/html; charset=utf-8"
 _TEXT = "text/plain; charset=utf-8"
@@ -78,3 +78,14 @@ def picked(request: Request, names: Iterable[str]) -> dict[str, str]:
     """Return the headers of a request that are on the list, by lower-case name; several of one name joined by commas."""
     found = {name.lower(): request.headers.get_all(name) for name in names}
     return {name: ", ".join(values) for name, values in found.items() if values}
+
+
+def cookies(request: Request) -> dict[str, str]:
+    """Return the cookies of a request by name; of a name given twice, the first: it is the one with the longer path."""
+    found: dict[str, str] = {}
+    for value in request.headers.get_all("Cookie"):
+        for pair in value.split(";"):
+            name, equals, text = pair.strip().partition("=")
+            if equals:
+                found.setdefault(name, text.strip('"'))
+    return found

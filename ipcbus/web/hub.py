@@ -5,30 +5,31 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ipcbus.errors import IpcbusError, MessageTooLarge
-from ipcbus.web.link import MAX_PAYLOAD, Cid, Command, Event
+from ipcbus.web.authorize import authorize
+from ipcbus.web.link import CUT, DROP, FRESH, LATEST, MAX_PAYLOAD, OWN, Cid, Command, Event
 from ipcbus.web.payload import BadPayload, codec
 from ipcbus.web.rooms import Rooms
-from ipcbus.web.service import Connection
+from ipcbus.web.service import Connection, Service
+from ipcbus.web.state import State, decode_state, encode_state
+from ipcbus.web.turns import BACKLOG, Line, Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
 
-    from ipcbus.web.service import Service
-
-__all__ = ["Counts", "Hub", "Sink"]
+__all__ = ["BACKLOG", "Counts", "Hub", "Sink"]
 
 logger = logging.getLogger("ipcbus.web")
 
-BACKLOG = 4096
-"""Events that may wait for their handlers before nothing more is taken from the inbox."""
-
 HANDLER_FAILED = 1011
+POLICY = 1008
 ABNORMAL = 1006
+MAX_ROOM = 128
+"""Characters of a room's name."""
 
 
 class Sink(Protocol):
@@ -57,6 +58,12 @@ class Counts:
     """Messages the codec could not read; each closed its connection."""
     unknown: int = 0
     """Events for a connection that is not known here."""
+    restored: int = 0
+    """Connections taken over from an earlier process."""
+    rejected: int = 0
+    """Clients that ``authorize`` did not let in."""
+    too_many_rooms: int = 0
+    """Connections closed because they wanted to be in more rooms than they may."""
 
 
 class _Room:
@@ -74,17 +81,17 @@ class _Room:
                 yield from self._sink.room(front).__await__()
 
 
-class _Client:
-    """What the hub keeps beside a connection: the events that wait for their turn."""
+class _Client(Line):
+    """What the hub keeps beside a connection."""
 
-    __slots__ = ("conn", "ended", "front", "steps", "task")
+    __slots__ = ("conn", "dirty", "ended", "front", "own")
 
-    def __init__(self, conn: Connection, front: int) -> None:
+    def __init__(self, conn: Connection, *, own: bool) -> None:
+        super().__init__()
         self.conn = conn
-        self.front = front
-        self.steps: deque[Callable[[], Awaitable[None] | None]] = deque()
-        self.task: asyncio.Task[None] | None = None
-        self.ended = False
+        self.front = Cid.unpack(conn.id).front
+        self.own = own
+        self.ended = self.dirty = False
 
 
 class Hub:
@@ -93,65 +100,118 @@ class Hub:
     Args:
         service: the service; it belongs to this hub from here on.
         sink: where commands go.
+        everywhere: the front ends that a publication goes to though nobody there is known to be in the room: other
+            processes of the service put clients into rooms, too.
+        max_groups: rooms that a connection may be in, unless the service says so.
 
     Raises:
         ConfigError: the service's codec is unknown.
         IpcbusError: the service runs already.
     """
 
-    def __init__(self, service: Service, sink: Sink) -> None:
+    def __init__(self, service: Service, sink: Sink, everywhere: Collection[int] = (), max_groups: int = 128) -> None:
         if service._hub is not None:  # noqa: SLF001  the hub is the other half of Service
             raise IpcbusError(f"{type(service).__qualname__} runs already; make another instance")
         service._hub = self  # noqa: SLF001  as above
         self.counts = Counts()
+        self.turns = Turns(self._failed)
         self._service = service
         self._sink = sink
-        self._codec = codec(service.codec)
+        self._everywhere = everywhere
+        self._max_groups = max_groups if service.limits.groups is None else service.limits.groups
+        self._codec = codec(service.codec, service.message_type)
         self._clients: dict[int, _Client] = {}
         self._rooms: Rooms[Connection] = Rooms()
         self._fronts: dict[str, Counter[int]] = {}
-        self._pending = 0
-        self._calm = asyncio.Event()
-        self._calm.set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._asked: set[asyncio.Task[None]] = set()
+        self._changed: list[_Client] = []
 
     # ------------------------------------------------------------------ events
 
     def deliver(self, event: list[Any]) -> None:
-        """Take one checked OPEN, MSG or CLOSE event of a front end."""
+        """Take one checked event of a front end that concerns a connection."""
         op, cid = event[0], event[1]
-        if op == Event.OPEN:
-            if cid not in self._clients:
-                self._open(cid, event[2])
-                return
-        elif (client := self._clients.get(cid)) is not None:
-            if op == Event.MSG:
-                self.counts.messages += 1
-                self._step(client, lambda: self._message(client, event[2], event[3]))
-            else:
-                self._close(client, event[2])
-            return
-        self.counts.unknown += 1
+        client = self._clients.get(cid)
+        if op == Event.MSG and (writer := client) is not None and writer.own:
+            self.counts.messages += 1
+            self.turns.step(writer, lambda: self._message(writer, event[2], event[3]))
+        elif op in (Event.OPEN, Event.PEER):
+            if client is None:
+                client = self._add(cid, event[2], event[3], own=op == Event.OPEN)
+                if client.own:
+                    self.begin([client.conn])
+        elif op == Event.AUTH:
+            self._authorize(cid, event[2])
+        elif client is None:
+            self.counts.unknown += 1
+        elif op == Event.CLOSE:
+            self._close(client, event[2])
+        elif op in (Event.PRESSURE, Event.DRAINED):
+            hook = self._service.on_pressure if op == Event.PRESSURE else self._service.on_drained
+            self.turns.step(client, lambda: hook(client.conn, event[2]))
+        elif op == Event.JOINED:
+            for room in event[2]:
+                self._enter(client, room)
+        elif op == Event.LEFT:
+            for room in event[2]:
+                self._forget(client.conn, client.front, room)
+        elif op == Event.STATE:
+            dict.update(client.conn.state, decode_state(event[2]))
+
+    def restore(self, front: int, entries: Iterable[list[Any]]) -> tuple[list[Connection], list[Connection]]:
+        """Make what is known of a front end what its snapshot says; no handler runs yet.
+
+        Of a connection that is known here already its rooms and its state are what they are here, and the front end is
+        told: what this process has said lately may not have reached it.
+
+        Returns:
+            Connections of this process that an earlier one has opened, and those that none has.
+        """
+        entries = list(entries)
+        present = {entry[0] for entry in entries}
+        for client in [client for client in self._clients.values() if client.front == front and client.conn.id not in present]:
+            self._close(client, ABNORMAL)
+        restored: list[Connection] = []
+        fresh: list[Connection] = []
+        for cid, request, state, groups, flags in entries:
+            known = self._clients.get(cid)
+            if known is not None and known.own:
+                self._correct(known, frozenset(groups))
+                continue
+            client = known or self._add(cid, request, state, own=bool(flags & OWN))
+            for room in self._rooms.groups(client.conn) - frozenset(groups):
+                self._forget(client.conn, front, room)
+            for room in groups:
+                self._enter(client, room)
+            if client.own:
+                (fresh if flags & FRESH else restored).append(client.conn)
+        self.counts.restored += len(restored)
+        return restored, fresh
+
+    def begin(self, conns: Iterable[Connection]) -> None:
+        """Run ``on_open`` for connections."""
+        for conn in conns:
+            client = self._clients.get(conn.id)
+            if client is not None:
+                self.counts.opened += 1
+                self._step(client, lambda conn=conn: self._service.on_open(conn), Command.OPENED)  # type: ignore[misc]  # a lambda's default
 
     def lose(self, front: int) -> None:
         """Close every connection of a front end that is gone or has begun anew, as if its network had failed."""
         for client in [client for client in self._clients.values() if client.front == front]:
             self._close(client, ABNORMAL)
 
-    async def calm(self) -> None:
-        """Wait until so few events wait for handlers that more may come."""
-        await self._calm.wait()
+    async def stop(self) -> None:
+        """Cancel what authorizes."""
+        for task in self._asked:
+            task.cancel()
+        await asyncio.gather(*self._asked, return_exceptions=True)
 
-    async def idle(self) -> None:
-        """Wait until every handler has run."""
-        await self._idle.wait()
-
-    def _open(self, cid: int, request: dict[str, Any]) -> None:
+    def _add(self, cid: int, request: dict[str, Any], state: bytes, *, own: bool) -> _Client:
         conn = Connection(self, cid, request)
-        client = self._clients[cid] = _Client(conn, Cid.unpack(cid).front)
-        self.counts.opened += 1
-        self._step(client, lambda: self._service.on_open(conn))
+        client = self._clients[cid] = _Client(conn, own=own)
+        conn.state = State(lambda: self._touch(client), decode_state(state))
+        return client
 
     def _message(self, client: _Client, kind: str, data: bytes) -> Awaitable[None] | None:
         if client.ended:
@@ -168,84 +228,129 @@ class Hub:
         conn = client.conn
         del self._clients[conn.id]
         conn.open = False
-        self._step(client, lambda: self._closed(client, code))
+        if client.own:
+            self._step(client, lambda: self._closed(client, code), Command.CLOSED)
+        else:
+            self._leave_all(client)
 
     def _closed(self, client: _Client, code: int) -> Awaitable[None] | None:
-        conn = client.conn
-        groups = self._rooms.groups(conn)
-        for group in groups:
-            self._forget(conn, client.front, group)
-        conn._left = groups  # noqa: SLF001  the hub is the other half of Connection
+        client.conn._left = self._leave_all(client)  # noqa: SLF001  the hub is the other half of Connection
         self.counts.closed += 1
-        return self._service.on_close(conn, code)
+        return self._service.on_close(client.conn, code)
 
-    # ------------------------------------------------------------------ turns
+    def _leave_all(self, client: _Client) -> frozenset[str]:
+        groups = self._rooms.groups(client.conn)
+        for group in groups:
+            self._forget(client.conn, client.front, group)
+        return groups
 
-    def _step(self, client: _Client, step: Callable[[], Awaitable[None] | None]) -> None:
-        """Run a step of a connection now, or after the ones before it."""
-        if client.task is not None:
-            client.steps.append(step)
-            self._count(1)
-            return
-        pending = self._run(client, step)
-        if pending is not None:
-            self._count(1)
-            client.task = asyncio.get_running_loop().create_task(self._work(client, pending))
+    def _step(self, client: _Client, handler: Callable[[], Awaitable[None] | None], op: int) -> None:
+        """Run a handler of which the front end is told that it has run."""
 
-    def _run(self, client: _Client, step: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
-        try:
-            result = step()
-        except Exception as error:  # noqa: BLE001  whatever a user's handler raises concerns one connection only
-            self._failed(client, error)
+        async def finish(pending: Awaitable[None]) -> None:
+            try:
+                await pending
+            finally:
+                self._tell(client, op)
+
+        def step() -> Awaitable[None] | None:
+            try:
+                pending = handler()
+            except Exception:
+                self._tell(client, op)
+                raise
+            if inspect.isawaitable(pending):
+                return finish(pending)
+            self._tell(client, op)
             return None
-        # A plain handler may well return the last send's awaitable, or something of its own: only the former is awaited.
-        return result if inspect.isawaitable(result) else None
 
-    async def _work(self, client: _Client, pending: Awaitable[None] | None) -> None:
-        while True:
-            if pending is not None:
-                try:
-                    await pending
-                except Exception as error:  # noqa: BLE001  as in _run
-                    self._failed(client, error)
-            self._count(-1)
-            if not client.steps:
-                client.task = None
-                return
-            pending = self._run(client, client.steps.popleft())
+        self.turns.step(client, step)
 
-    def _count(self, change: int) -> None:
-        self._pending += change
-        if self._pending >= BACKLOG:
-            self._calm.clear()
-        elif self._pending < BACKLOG // 2:
-            self._calm.set()
-        if self._pending:
-            self._idle.clear()
-        else:
-            self._idle.set()
+    def _tell(self, client: _Client, op: int) -> None:
+        self.flush()
+        self._sink.put(client.front, (op, client.conn.id))
 
-    def _failed(self, client: _Client, error: Exception) -> None:
+    def _failed(self, line: Line, error: Exception) -> None:
+        assert isinstance(line, _Client)  # no others are made here
         self.counts.handler_failures += 1
         name = type(self._service).__qualname__
-        where = f"connection {client.conn.id:x} of {client.conn.peer}"
+        where = f"connection {line.conn.id:x} of {line.conn.peer}"
         logger.error("%s: a handler failed for %s, which is closed", name, where, exc_info=error)
-        self.close(client.conn, HANDLER_FAILED, "internal error")
+        self.close(line.conn, HANDLER_FAILED, "internal error")
+
+    # ------------------------------------------------------------------ who may come in
+
+    def _authorize(self, cid: int, question: dict[str, Any]) -> None:
+        async def answer() -> None:
+            reply = await authorize(self._service, cid, question)
+            self.counts.rejected += reply[0] == Command.REJECT
+            self._sink.put(Cid.unpack(cid).front, reply)
+
+        task = asyncio.get_running_loop().create_task(answer())
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
+
+    # ------------------------------------------------------------------ state
+
+    def _touch(self, client: _Client) -> None:
+        if client.dirty:
+            return
+        client.dirty = True
+        if not self._changed:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._changed.append(client)
+
+    def flush(self) -> None:
+        """Have the front ends keep the states that have changed."""
+        changed, self._changed = self._changed, []
+        for client in changed:
+            client.dirty = False
+            if client.conn.id not in self._clients:
+                continue
+            try:
+                blob = encode_state(client.conn.state)
+            except (TypeError, ValueError) as error:
+                self._failed(client, error)
+                continue
+            self._sink.put(client.front, (Command.STATE, client.conn.id, blob), len(blob))
+
+    def _correct(self, client: _Client, there: frozenset[str]) -> None:
+        conn, here = client.conn, self._rooms.groups(client.conn)
+        if here - there:
+            self._sink.put(client.front, (Command.JOIN, conn.id, sorted(here - there)))
+        if there - here:
+            self._sink.put(client.front, (Command.LEAVE, conn.id, sorted(there - here)))
+        self._touch(client)
 
     # ------------------------------------------------------------------ what services ask for
 
-    def send(self, conn: Connection, message: Any) -> Awaitable[None]:
-        """Send to one connection."""
+    def send(self, conns: Connection | Iterable[Connection], message: Any, slow: str) -> Awaitable[None]:
+        """Send to one connection, or to several: one command for each front end that has some of them."""
         kind, data = self._encode(message)
-        if not conn.open:
-            return _Room(self._sink, ())
-        return self._put(conn, (Command.SEND, conn.id, kind, data), len(data))
+        policy = _policy(slow)
+        if isinstance(conns, Connection):
+            if not conns.open:
+                return _Room(self._sink, ())
+            return self._put(conns, (Command.SEND, conns.id, kind, data, policy), len(data))
+        chosen: dict[int, list[int]] = {}
+        for conn in conns:
+            if conn.open:
+                chosen.setdefault(Cid.unpack(conn.id).front, []).append(conn.id)
+        for front, cids in chosen.items():
+            self._sink.put(front, (Command.SEND, cids, kind, data, policy), len(data))
+        return _Room(self._sink, tuple(chosen))
 
-    def publish(self, room: str, message: Any, exclude: Connection | None) -> Awaitable[None]:
-        """Send to everybody in a room: one command for each front end that has members."""
+    def publish(self, rooms: str | Iterable[str], message: Any, exclude: Connection | None, slow: str) -> Awaitable[None]:
+        """Send to everybody in a room, or in one of several: one command for each front end that has members."""
         kind, data = self._encode(message)
-        fronts = tuple(self._fronts.get(room, ()))
-        command = (Command.PUB, room, kind, data, 0 if exclude is None else exclude.id)
+        target: str | list[str]
+        if isinstance(rooms, str):
+            target = rooms
+            fronts = self._everywhere or tuple(self._fronts.get(rooms, ()))
+        else:
+            target = list(rooms)
+            fronts = self._everywhere or tuple({front for room in target for front in self._fronts.get(room, ())})
+        command = (Command.PUB, target, kind, data, 0 if exclude is None else exclude.id, _policy(slow))
         for front in fronts:
             self._sink.put(front, command, len(data))
         self.counts.published += 1
@@ -253,10 +358,15 @@ class Hub:
 
     def join(self, conn: Connection, room: str) -> Awaitable[None]:
         """Put a connection into a room."""
+        if not 0 < len(room) <= MAX_ROOM:
+            raise ValueError(f"a room's name has 1 to {MAX_ROOM} characters, not {len(room)}")
         client = self._clients.get(conn.id)
-        if client is None or not conn.open or not self._rooms.join(conn, room):
+        if client is None or not conn.open or room in self._rooms.groups(conn):
             return _Room(self._sink, ())
-        self._fronts.setdefault(room, Counter())[client.front] += 1
+        if len(self._rooms.groups(conn)) >= self._max_groups:
+            self.counts.too_many_rooms += 1
+            return self.close(conn, POLICY, "too many rooms")
+        self._enter(client, room)
         return self._put(conn, (Command.JOIN, conn.id, [room]), len(room))
 
     def leave(self, conn: Connection, room: str) -> Awaitable[None]:
@@ -285,7 +395,7 @@ class Hub:
 
     @property
     def connections(self) -> frozenset[Connection]:
-        """All connections that are open."""
+        """All connections that are open, whichever process of the service they belong to."""
         return frozenset(client.conn for client in self._clients.values() if client.conn.open)
 
     # ------------------------------------------------------------------ inside
@@ -303,6 +413,10 @@ class Hub:
         self._sink.put(front, command, size)
         return _Room(self._sink, (front,))
 
+    def _enter(self, client: _Client, room: str) -> None:
+        if self._rooms.join(client.conn, room):
+            self._fronts.setdefault(room, Counter())[client.front] += 1
+
     def _forget(self, conn: Connection, front: int, room: str) -> bool:
         if not self._rooms.leave(conn, room):
             return False
@@ -313,3 +427,9 @@ class Hub:
         if not fronts:
             del self._fronts[room]
         return True
+
+
+def _policy(slow: str) -> str:
+    if slow in (CUT, DROP) or (slow.startswith(LATEST) and len(slow) > len(LATEST)):
+        return slow
+    raise ValueError(f"slow={slow!r} must be 'close', 'drop' or 'latest:KEY'")

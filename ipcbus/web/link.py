@@ -2,13 +2,17 @@
 
 A front end sends *events* to the inbox of a service, a service sends *commands* to the inbox of a front end. Both go in
 batches: ``[version, sender, epoch, seq, [[op, field, ...], ...]]``. ``sender`` is the index of the front end (of the
-service), ``epoch`` says when that process was started, ``seq`` counts its batches for this receiver, so that a gap shows.
-Payloads are bytes beside their kind, ``"T"`` for text and ``"B"`` for binary, and are never looked into here.
+service process), ``epoch`` says when that process was started, ``seq`` counts its batches for this receiver, so that a gap
+shows. Payloads are bytes beside their kind, ``"T"`` for text and ``"B"`` for binary, and are never looked into here.
 
-Attaching. A service that starts sends READY with a fresh *token* to every front end; a front end that starts sends HELLO
-with token 0 to every service. A front end answers a READY whose token is new with HELLO and that token, and only from
-there on does the service listen to it. Whatever either side left behind in an inbox before it died is thus told apart
-from what is meant now, even if a transport delivers it after what its successor sent: its epoch is an earlier one.
+Attaching. A service process that starts sends ATTACH with a fresh *token* to every front end; a front end that starts
+sends HELLO with token 0 to every service process, which answers with ATTACH. A front end answers an ATTACH whose token is
+new with HELLO and that token, followed by SNAP: every connection it holds for the service, with state and rooms. When all
+front ends that are expected have done so (the *barrier*), the service sends READY, and only then does anything else flow
+to it. What either side left behind in an inbox before it died is told apart from what is meant now by its epoch, even if a
+transport delivers it after what its successor sent.
+
+``docs/reference/link-protocol.md`` has the whole of it in prose.
 """
 
 from __future__ import annotations
@@ -25,9 +29,16 @@ if TYPE_CHECKING:
 __all__ = [
     "BINARY",
     "COMMANDS",
+    "CREDIT",
+    "CUT",
+    "DROP",
     "EVENTS",
+    "FRESH",
+    "LATEST",
     "MAX_FRONTS",
     "MAX_PAYLOAD",
+    "OWN",
+    "SNAP_ENTRIES",
     "TEXT",
     "VERSION",
     "Batch",
@@ -62,37 +73,101 @@ _OVERHEAD = 32  # bytes that an event takes besides its payload, about
 
 
 class Event:
-    """What a front end tells a service."""
+    """What a front end tells a service process."""
 
     HELLO: Final = 1
-    """``pid, token``: I am here; with the token of your READY: and what follows is meant for you."""
+    """``pid, token, count``: I am here; with the token of your ATTACH: and what follows is meant for you. ``count``
+    connections follow in SNAP."""
     OPEN: Final = 2
-    """``cid, request``: a client has connected. ``request`` has ``path``, ``query``, ``headers`` and ``peer``."""
+    """``cid, request, state``: a client has connected. ``request`` has ``path``, ``query``, ``headers``, ``peer``, ``at``."""
     MSG: Final = 3
     """``cid, kind, payload``: one complete message of a client."""
     CLOSE: Final = 4
-    """``cid, code, reason, clean``: the client is gone; the last event of its cid, exactly once."""
+    """``cid, code, reason, clean``: the client is gone; the last event of its cid. Repeated to a successor until CLOSED."""
     BYE: Final = 5
-    """I stop, and every connection of mine is closed. Answered with BYE: what is sent after that would not be read."""
+    """I stop, and every connection of mine is closed; or the answer to your BYE: nothing more comes before your successor."""
+    SNAP: Final = 6
+    """``[[cid, request, state, [group, ...], flags], ...], last``: a part of the connections that there are. See ``OWN``
+    and ``FRESH``."""
+    AUTH: Final = 7
+    """``cid, request``: may this client connect? ``request`` has ``cookies``, ``protocols`` and more headers besides."""
+    PRESSURE: Final = 8
+    """``cid, bytes``: more than ``soft_limit`` waits for a client."""
+    DRAINED: Final = 9
+    """``cid, bytes``: and now it does not any more."""
+    RESULT: Final = 10
+    """``ref, value``: the answer to QUERY."""
+    PING: Final = 11
+    """``time``: are you there?"""
+    PONG: Final = 12
+    """``time``: the answer, with what was asked."""
+    PEER: Final = 13
+    """``cid, request, state``: a connection that another process of the service is responsible for. CLOSE ends it, too."""
+    JOINED: Final = 14
+    """``cid, [group, ...]``: another process of the service put a connection into groups."""
+    LEFT: Final = 15
+    """``cid, [group, ...]``: or took it out of them."""
+    STATE: Final = 16
+    """``cid, state``: or changed its state."""
 
 
 class Command:
-    """What a service tells a front end."""
+    """What a service process tells a front end."""
 
-    READY: Final = 33
-    """``service, path, token, front_epoch``: I take connections for ``path``; ``front_epoch`` 0 if I do not know you yet."""
+    ATTACH: Final = 33
+    """``service, path, token, front_epoch, wants``: send me HELLO with this token, and SNAP. ``front_epoch`` is 0 if I do
+    not know you yet. ``wants`` has ``auth`` and ``pressure`` (booleans) and ``limits`` (by name)."""
     SEND: Final = 34
-    """``cid, kind, payload``: to one client."""
+    """``cid or [cid, ...], kind, payload, policy``: to these clients. See ``CUT`` for policies."""
     PUB: Final = 35
-    """``group, kind, payload, except``: to every client in the group but the cid ``except`` (0: none is left out)."""
+    """``group or [group, ...], kind, payload, except, policy``: to every client in one of the groups, but not to the cid
+    ``except`` (0: none is left out)."""
     JOIN: Final = 36
     """``cid, [group, ...]``."""
     LEAVE: Final = 37
     """``cid, [group, ...]``."""
     CLOSE: Final = 38
-    """``cid, code, reason``: close it after what was sent before."""
+    """``cid, [cid, ...] or group, code, reason``: close after what was sent before."""
     BYE: Final = 39
-    """The answer to BYE, and the last command."""
+    """The answer to BYE and the last command; or, unasked: I am being replaced, send BYE and then nothing more to me."""
+    READY: Final = 40
+    """``token, credit``: send me what you have, at most ``credit`` MSG events."""
+    CREDIT: Final = 41
+    """``n``: and so many more."""
+    ACCEPT: Final = 42
+    """``cid, state, subprotocol, headers``: the answer to AUTH."""
+    REJECT: Final = 43
+    """``cid, status, reason``: or this; an HTTP status, or from 1000 on a close code, for which it is let in and closed."""
+    STATE: Final = 44
+    """``cid, state``: what the next process of the service is to know of a connection."""
+    OPENED: Final = 45
+    """``cid``: on_open has returned."""
+    CLOSED: Final = 46
+    """``cid``: on_close has returned."""
+    QUERY: Final = 47
+    """``ref, what``: tell me ``"counts"``."""
+    PING: Final = 48
+    """``time``: are you there?"""
+    PONG: Final = 49
+    """``time``: the answer, with what was asked."""
+
+
+OWN: Final = 1
+"""Flag in SNAP: this process of the service is responsible for the connection."""
+FRESH: Final = 2
+"""Flag in SNAP: no process of the service has said OPENED of it."""
+
+CUT: Final = "close"
+"""Policy: a client that too much waits for is cut off."""
+DROP: Final = "drop"
+"""Policy: a client that much waits for does not get this message."""
+LATEST: Final = "latest:"
+"""Policy, followed by a key: a client that much waits for gets the newest message of that key, once it has caught up."""
+
+SNAP_ENTRIES: Final = 500
+"""Connections in one SNAP."""
+CREDIT: Final = 1024
+"""MSG events that may be on their way from one front end to one service process."""
 
 
 class LinkError(IpcbusError):
@@ -159,35 +234,111 @@ def _is_request(value: object) -> bool:
         and type(value.get("path")) is str
         and type(value.get("query")) is str
         and type(value.get("peer")) is str
-        and isinstance(value.get("headers"), dict)
-        and all(type(key) is str and type(item) is str for key, item in value["headers"].items())
+        and type(value.get("at")) is float
+        and _is_texts(value.get("headers"))
     )
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(type(key) is str and type(item) is str for key, item in value.items())
+
+
+def _is_question(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_request(value)
+        and _is_texts(value.get("cookies"))
+        and _is_groups(value.get("protocols"))
+    )
+
+
+def _is_snapshot(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, list)
+        and len(entry) == 5
+        and all(check(item) for check, item in zip((_INT, _is_request, _BYTES, _is_groups, _INT), entry, strict=True))
+        for entry in value
+    )
+
+
+def _is_wants(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and type(value.get("auth")) is type(value.get("pressure")) is bool
+        and isinstance(limits := value.get("limits"), dict)
+        and all(type(key) is str and type(item) in (int, float) for key, item in limits.items())
+    )
+
+
+def _is_policy(value: object) -> bool:
+    return value in (CUT, DROP) or (type(value) is str and value.startswith(LATEST))
+
+
+def _is_cids(value: object) -> bool:
+    return type(value) is int or (isinstance(value, list) and all(type(item) is int for item in value))
+
+
+def _is_rooms(value: object) -> bool:
+    return type(value) is str or _is_groups(value)
+
+
+def _is_target(value: object) -> bool:
+    return type(value) is str or _is_cids(value)
+
+
+def _is_text_or_none(value: object) -> bool:
+    return value is None or type(value) is str
+
+
+def _is_anything(_: object) -> bool:
+    return True
 
 
 def _is(kind: type) -> Callable[[object], bool]:
     return lambda value: type(value) is kind
 
 
-_INT, _STR, _BYTES, _BOOL = _is(int), _is(str), _is(bytes), _is(bool)
+_INT, _STR, _BYTES, _BOOL, _FLOAT = _is(int), _is(str), _is(bytes), _is(bool), _is(float)
 Shapes = dict[int, tuple["Callable[[object], bool]", ...]]
 
 EVENTS: Final[Shapes] = {
-    Event.HELLO: (_INT, _INT),
-    Event.OPEN: (_INT, _is_request),
+    Event.HELLO: (_INT, _INT, _INT),
+    Event.OPEN: (_INT, _is_request, _BYTES),
     Event.MSG: (_INT, _is_kind, _BYTES),
     Event.CLOSE: (_INT, _INT, _STR, _BOOL),
     Event.BYE: (),
+    Event.SNAP: (_is_snapshot, _BOOL),
+    Event.AUTH: (_INT, _is_question),
+    Event.PRESSURE: (_INT, _INT),
+    Event.DRAINED: (_INT, _INT),
+    Event.RESULT: (_INT, _is_anything),
+    Event.PING: (_FLOAT,),
+    Event.PONG: (_FLOAT,),
+    Event.PEER: (_INT, _is_request, _BYTES),
+    Event.JOINED: (_INT, _is_groups),
+    Event.LEFT: (_INT, _is_groups),
+    Event.STATE: (_INT, _BYTES),
 }
 """What a service accepts."""
 
 COMMANDS: Final[Shapes] = {
-    Command.READY: (_STR, _STR, _INT, _INT),
-    Command.SEND: (_INT, _is_kind, _BYTES),
-    Command.PUB: (_STR, _is_kind, _BYTES, _INT),
+    Command.ATTACH: (_STR, _STR, _INT, _INT, _is_wants),
+    Command.SEND: (_is_cids, _is_kind, _BYTES, _is_policy),
+    Command.PUB: (_is_rooms, _is_kind, _BYTES, _INT, _is_policy),
     Command.JOIN: (_INT, _is_groups),
     Command.LEAVE: (_INT, _is_groups),
-    Command.CLOSE: (_INT, _INT, _STR),
+    Command.CLOSE: (_is_target, _INT, _STR),
     Command.BYE: (),
+    Command.READY: (_INT, _INT),
+    Command.CREDIT: (_INT,),
+    Command.ACCEPT: (_INT, _BYTES, _is_text_or_none, _is_texts),
+    Command.REJECT: (_INT, _INT, _STR),
+    Command.STATE: (_INT, _BYTES),
+    Command.OPENED: (_INT,),
+    Command.CLOSED: (_INT,),
+    Command.QUERY: (_INT, _STR),
+    Command.PING: (_FLOAT,),
+    Command.PONG: (_FLOAT,),
 }
 """What a front end accepts."""
 
@@ -268,6 +419,21 @@ class Batcher:
         self.bytes -= total
         self._seq += 1
         return VERSION, self._sender, self._epoch, self._seq, events
+
+    def back(self, batch: tuple[Any, ...]) -> None:
+        """Put the batch that was taken last in front again: it was not sent."""
+        self._seq -= 1
+        events = batch[4]
+        sizes = [_OVERHEAD + sum(len(field) for field in event if type(field) is bytes) for event in events]
+        self._events[:0] = events
+        self._sizes[:0] = sizes
+        self.bytes += sum(sizes)
+
+    def reclaim(self) -> list[tuple[Any, ...]]:
+        """Take out what waits, and return it."""
+        events = list(self._events)
+        self.discard()
+        return events
 
     def discard(self) -> int:
         """Forget what waits and return how many events that were."""

@@ -35,40 +35,71 @@ class Codec(NamedTuple):
     """A message to kind and bytes; raises TypeError or ValueError for what it cannot express."""
 
 
-def codec(name: str) -> Codec:
+def codec(name: str, message_type: Any = None) -> Codec:
     """Find a codec.
 
     Args:
         name: ``"json"`` (text frames), ``"text"`` (str), ``"bytes"`` (bytes, sent as binary, read from either kind),
-            ``"msgpack"`` (binary frames) or ``"raw"`` (str for text, bytes for binary, both ways).
+            ``"msgpack"`` (binary frames), ``"protobuf"`` (binary frames) or ``"raw"`` (str for text, bytes for binary, both
+            ways).
+        message_type: what is read, for those that can check it (``json`` and ``msgpack``) or have to know (``protobuf``).
 
     Raises:
-        ConfigError: there is no such codec.
+        ConfigError: there is no such codec, or it does not go with the type.
         SerializerUnavailable: it needs something that is not installed.
     """
+    if name in _TYPED:
+        return _TYPED[name](message_type)
     if name not in _MAKERS:
-        raise ConfigError(f"no WebSocket codec is called {name!r}; {nearest(name, _MAKERS)}")
+        raise ConfigError(f"no WebSocket codec is called {name!r}; {nearest(name, [*_TYPED, *_MAKERS])}")
+    if message_type is not None:
+        raise ConfigError(f"codec {name!r} has no message_type: its messages are what it says; use one of {', '.join(_TYPED)}")
     return _MAKERS[name]()
 
 
-def _json() -> Codec:
+def _json(message_type: Any) -> Codec:
     msgspec = _msgspec("json")
     json = msgspec.json
 
     def encode(message: Any) -> tuple[str, bytes]:
         return TEXT, json.encode(message)
 
-    return Codec("json", _reader("JSON", TEXT, json.decode, msgspec.DecodeError), encode)
+    return Codec("json", _reader("JSON", TEXT, _decoder(json, message_type), msgspec.DecodeError), encode)
 
 
-def _msgpack() -> Codec:
+def _msgpack(message_type: Any) -> Codec:
     msgspec = _msgspec("msgpack")
     msgpack = msgspec.msgpack
 
     def encode(message: Any) -> tuple[str, bytes]:
         return BINARY, msgpack.encode(message)
 
-    return Codec("msgpack", _reader("MessagePack", BINARY, msgpack.decode, msgspec.DecodeError), encode)
+    return Codec("msgpack", _reader("MessagePack", BINARY, _decoder(msgpack, message_type), msgspec.DecodeError), encode)
+
+
+def _decoder(format_: Any, message_type: Any) -> Callable[[bytes], Any]:
+    if message_type is None:
+        return format_.decode  # type: ignore[no-any-return]  # of an optional module, untyped here
+    try:
+        return format_.Decoder(message_type).decode  # type: ignore[no-any-return]  # as above
+    except TypeError as error:
+        raise ConfigError(f"message_type = {message_type!r}: {error}") from error
+
+
+def _protobuf(message_type: Any) -> Codec:
+    try:
+        from google.protobuf.message import DecodeError, Message
+    except ImportError as error:
+        raise SerializerUnavailable("codec 'protobuf' needs protobuf; run: pip install 'ipcbus[protobuf]'") from error
+    if not (isinstance(message_type, type) and issubclass(message_type, Message)):
+        raise ConfigError(f"codec 'protobuf' needs message_type = a message class, not {message_type!r}")
+
+    def encode(message: Any) -> tuple[str, bytes]:
+        if not isinstance(message, Message):
+            raise TypeError(f"codec 'protobuf' sends protobuf messages, not {type(message).__qualname__}")
+        return BINARY, message.SerializeToString()
+
+    return Codec("protobuf", _reader("Protocol Buffers", BINARY, message_type.FromString, DecodeError), encode)
 
 
 def _text() -> Codec:
@@ -102,13 +133,8 @@ def _raw() -> Codec:
     return Codec("raw", decode, encode)
 
 
-_MAKERS: dict[str, Callable[[], Codec]] = {
-    "json": _json,
-    "text": _text,
-    "bytes": _bytes,
-    "msgpack": _msgpack,
-    "raw": _raw,
-}
+_TYPED: dict[str, Callable[[Any], Codec]] = {"json": _json, "msgpack": _msgpack, "protobuf": _protobuf}
+_MAKERS: dict[str, Callable[[], Codec]] = {"text": _text, "bytes": _bytes, "raw": _raw}
 
 
 def _reader(noun: str, wanted: str, loads: Callable[[bytes], Any], wrong: type[Exception]) -> Callable[[str, bytes], Any]:

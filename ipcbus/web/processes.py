@@ -6,20 +6,29 @@ import asyncio
 import importlib
 import logging
 import signal
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ipcbus.errors import ConfigError
+from ipcbus.web.loop import loop_factory
+from ipcbus.web.moments import pause
+from ipcbus.web.reporter import counted, reporting
 from ipcbus.web.service import Service
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Callable, Sequence
 
     from ipcbus.channel import Channel
     from ipcbus.supervisor import Life
     from ipcbus.web.config import FrontConfig
+    from ipcbus.web.database import Database
+    from ipcbus.web.frontend import ServiceInbox
+    from ipcbus.web.host import Host
+    from ipcbus.web.snapshots import Slot
 
-__all__ = ["load_service", "run_front_end", "run_service"]
+__all__ = ["ServiceArgs", "load_service", "notice", "run_front_end", "run_service", "tls_context"]
 
 
 class _Runs(Protocol):
@@ -27,16 +36,56 @@ class _Runs(Protocol):
 
     def stop(self) -> None: ...
 
+    def notice(self, index: int, at: int, /) -> None: ...
 
-def run_service(
-    life: Life, log_level: str, factory: str, name: str, index: int, inbox: Channel, fronts: Sequence[Channel]
-) -> None:
+
+R = TypeVar("R", bound=_Runs)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceArgs:
+    """What a service process is told, besides its own inbox."""
+
+    name: str
+    factory: str
+    index: int
+    """Among all service processes."""
+    shard: tuple[int, int]
+    fronts: Sequence[Channel]
+    services: tuple[str, ...]
+    """The names of all services."""
+    bus: str
+    """The address of the server's bus."""
+    link_timeout: float
+    max_groups: int
+    database: Database | None = None
+    slot: Slot | None = None
+
+
+def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs) -> None:
     """Be a service process until SIGTERM."""
     from ipcbus.web.host import Host
 
     _log(log_level)
-    service = load_service(factory)
-    _run(lambda: Host(service, name, index, inbox, fronts), life)
+    service = load_service(args.factory)
+    if args.database is not None:
+        service.database = args.database
+
+    def make() -> Host:
+        return Host(
+            service,
+            args.name,
+            args.index,
+            inbox,
+            args.fronts,
+            shard=args.shard,
+            services=args.services,
+            bus=args.bus,
+            link_timeout=args.link_timeout,
+            max_groups=args.max_groups,
+        )
+
+    _run(make, life, args.slot, lambda host: host.hub.counts)
 
 
 def run_front_end(
@@ -46,14 +95,40 @@ def run_front_end(
     index: int,
     sock: socket.socket,
     inbox: Channel,
-    services: Sequence[tuple[str, Channel]],
+    services: Sequence[ServiceInbox],
     page: bytes | None,
+    slot: Slot | None = None,
 ) -> None:
     """Be a front-end process until SIGTERM."""
     from ipcbus.web.frontend import FrontEnd
 
     _log(log_level)
-    _run(lambda: FrontEnd(config, index, life.incarnation, sock, inbox, services, page), life)
+    tls = tls_context(config)
+    _run(
+        lambda: FrontEnd(config, index, life.incarnation, sock, inbox, services, page, tls),
+        life,
+        slot,
+        lambda front: front.counts,
+    )
+
+
+def tls_context(config: FrontConfig) -> ssl.SSLContext | None:
+    """Return what ``wss://`` needs, or None without a certificate.
+
+    Raises:
+        ConfigError: the files cannot be read, or do not belong together.
+    """
+    if config.tls_certificate is None:
+        return None
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(config.tls_certificate, config.tls_key)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"front: tls_certificate = {config.tls_certificate!r} cannot be used: {error}") from error
+    return context
 
 
 def load_service(factory: str) -> Service:
@@ -80,22 +155,41 @@ def load_service(factory: str) -> Service:
     return service
 
 
-def _run(make: Callable[[], _Runs], life: Life) -> None:
+def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[[R], Any]) -> None:
     async def main() -> None:
         running = make()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.stop)
-        await running.run(life.ready)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, running.stop)
+        beating = asyncio.create_task(_beat(life))
+        loop.add_reader(life.fileno(), _hear, life, running)
+        here = counts(running)
+        try:
+            async with reporting(slot, lambda: counted(here), lambda: {"connections": here.opened - here.closed}):
+                await running.run(life.ready)
+        finally:
+            loop.remove_reader(life.fileno())
+            beating.cancel()
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main())
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None  # it is faster, not different
-    return uvloop.new_event_loop
+async def _beat(life: Life) -> None:
+    """Tell the supervisor now and then that the event loop turns."""
+    while life.heartbeat:
+        life.beat()
+        await pause(life.heartbeat / 4)
+
+
+def notice(index: int, at: int) -> bytes:
+    """Return what a process is told when one that it has a link to has ended."""
+    return f"{index} {at}".encode()
+
+
+def _hear(life: Life, running: _Runs) -> None:
+    while (said := life.heard()) is not None:
+        index, at = said.decode().split()
+        running.notice(int(index), int(at))
 
 
 def _log(level: str) -> None:

@@ -6,10 +6,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelBroken, ChannelClosed
+from ipcbus.errors import ChannelBroken, ChannelClosed, PeerDied
 from ipcbus.web.link import Batcher
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ipcbus.aio import AsyncChannel
     from ipcbus.channel import Channel
 
@@ -32,10 +34,14 @@ class Pump:
         channel: its inbox.
         sender: this process's index among its kind.
         epoch: when this process was started.
+        on_dead: called when the receiver is found dead; what it does not ``reclaim`` is dropped.
     """
 
-    def __init__(self, name: str, channel: Channel, sender: int, epoch: int) -> None:
+    def __init__(
+        self, name: str, channel: Channel, sender: int, epoch: int, on_dead: Callable[[], None] = lambda: None
+    ) -> None:
         self._name = name
+        self._on_dead = on_dead
         self._channel = channel.sender
         self._batcher = Batcher(sender, epoch)
         self._wake = asyncio.Event()
@@ -69,6 +75,12 @@ class Pump:
         self._batcher.discard()
         self._settle()
 
+    def reclaim(self) -> list[tuple[Any, ...]]:
+        """Take back what was not sent."""
+        events = self._batcher.reclaim()
+        self._settle()
+        return events
+
     async def flush(self, seconds: float) -> bool:
         """Wait until all is handed to the channel; return False if that took longer than ``seconds``."""
         try:
@@ -101,10 +113,16 @@ class Pump:
                 # The receiver has died since the last send. If its replacement is there by now, a second try reaches it.
                 await aio.send(batch)
         except ChannelBroken as error:
-            # Nobody is there. Whoever comes attaches anew and wants nothing of this.
-            lost = len(batch[4]) + self._batcher.discard()
+            if isinstance(error, PeerDied):
+                self._batcher.back(batch)  # nothing of it was sent
+                lost = 0
+            else:
+                lost = len(batch[4])
+            self._on_dead()
+            lost += self._batcher.discard()
             self.lost += lost
-            logger.warning("%s is gone, %d events for it are dropped: %s", self._name, lost, error)
+            if lost:
+                logger.warning("%s is gone, %d events for it are dropped: %s", self._name, lost, error)
 
     def _settle(self) -> None:
         waiting = len(self._batcher)

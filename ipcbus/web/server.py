@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import errno
 import logging
+import multiprocessing
+import pkgutil
 import signal
 import socket
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ipcbus.bus.bus import Bus
 from ipcbus.channel import Channel, open_channel
 from ipcbus.errors import ConfigError, GaveUp
 from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.config import ServerConfig, load_server_config
-from ipcbus.web.processes import run_front_end, run_service
+from ipcbus.web.database import Database
+from ipcbus.web.frontend import ServiceInbox
+from ipcbus.web.link import start
+from ipcbus.web.metrics import Metrics, Source
+from ipcbus.web.outside import bus_config
+from ipcbus.web.processes import ServiceArgs, notice, run_front_end, run_service, tls_context
+from ipcbus.web.snapshots import Snapshots
 
 if TYPE_CHECKING:
     import os
@@ -25,7 +34,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ipcbus.supervisor import Occurrence
+    from ipcbus.supervisor import Events, Occurrence
+    from ipcbus.web.snapshots import Slot
 
 __all__ = ["Server", "serve"]
 
@@ -33,6 +43,12 @@ logger = logging.getLogger("ipcbus.web")
 
 BACKLOG = 4096
 """Connections that may wait to be accepted, per front end."""
+
+_PRELOAD = ("ipcbus.web.server", "ipcbus.web.host", "ipcbus.requests", "ipcbus.aio", "ipcbus.serializers.msgpack", "uvloop")
+"""What every process of a server imports anyhow, besides its transports. What cannot be imported is passed over."""
+STOP_TIMEOUT = 10.0
+"""Seconds that a process may take to stop, besides the time in which connections are closed."""
+_ENDED = frozenset({"died", "done", "late", "stuck", "stopped", "killed"})
 
 _SERIALIZER = "msgpack"
 """What links speak: never pickle, because whoever could write to such a link would run code in a service."""
@@ -51,6 +67,9 @@ class Server:
         self._resources = ExitStack()
         self._sockets: list[socket.socket] = []
         self._supervisor: Supervisor | None = None
+        self._metrics: Metrics | None = None
+        self._fronts: list[str] = []
+        self._services: list[str] = []
 
     def start(self) -> Self:
         """Start every process and wait until clients are served.
@@ -89,6 +108,23 @@ class Server:
         """Begin to stop and return at once. May be called from a signal handler."""
         self._running().request_stop()
 
+    def request_reload(self) -> None:
+        """Begin to replace every service process by a new one, and return at once. May be called from a signal handler.
+
+        No socket is closed and no message is lost: front ends hold what clients send until the new process is ready. Asked
+        for again while it is under way, it happens once more.
+        """
+        self._running().request_restart(*self._services)
+
+    def reload(self) -> None:
+        """Replace every service process by a new one, and wait until all are ready; see ``request_reload``.
+
+        Raises:
+            StartFailed: a service does not run.
+        """
+        with ThreadPoolExecutor(len(self._services)) as pool:
+            list(pool.map(self._running().restart, self._services))
+
     def stop(self) -> None:
         """Close connections with 1001, let services finish, end every process. Idempotent."""
         if self._supervisor is not None:
@@ -115,7 +151,12 @@ class Server:
     @property
     def url(self) -> str:
         """Where the page is."""
-        return f"http://{self.address}/"
+        return f"{'http' if self._config.front.tls_certificate is None else 'https'}://{self.address}/"
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where the metrics are; None without ``[metrics]``."""
+        return None if self._metrics is None else self._metrics.url
 
     @property
     def pids(self) -> dict[str, int]:
@@ -126,6 +167,11 @@ class Server:
     def history(self) -> list[Occurrence]:
         """What has happened to the processes."""
         return self._running().history
+
+    @property
+    def events(self) -> Events:
+        """What happens to the processes, as a stream to receive from; see :class:`ipcbus.supervisor.Events`."""
+        return self._running().events
 
     @property
     def failure(self) -> str | None:
@@ -142,22 +188,85 @@ class Server:
     def _assemble(self) -> Supervisor:
         config, front = self._config, self._config.front
         page = _read(front.page)
+        tls_context(front)  # so that a mistake in it is told here
         self._listen(front.processes)
-        fronts = [self._open(front.channel, f"front-{index}") for index in range(front.processes)]
-        inboxes = {name: self._open(service.channel, name) for name, service in config.services.items()}
-        services = [
-            Program(
-                name, run_service, (config.log_level, service.factory, name, index, inboxes[name].receiver, _senders(fronts))
-            )
-            for index, (name, service) in enumerate(config.services.items())
-        ]
-        known = [(name, channel.sender) for name, channel in inboxes.items()]
+        counts = {name: service.processes for name, service in config.services.items()}
+        bus = self._resources.enter_context(Bus(bus_config(counts)))
+        self._fronts = [f"front-{index}" for index in range(front.processes)]
+        fronts = [self._open(front.channel, name) for name in self._fronts]
+        everything = sum(counts.values())
+        databases: list[Database | None] = [None] * everything
+        if config.database is not None:
+            databases = [*Database.shares(config.database, everything)]
+        names = {called: name for name, many in counts.items() for called in _called(name, many)}
+        slots = self._measure(names)
+        services: list[Program] = []
+        known: list[ServiceInbox] = []
+        for name, service in config.services.items():
+            inboxes = []
+            for number, called in enumerate(_called(name, service.processes)):
+                inbox = self._open(service.channel, called)
+                args = ServiceArgs(
+                    name=name,
+                    factory=service.factory,
+                    index=len(services),
+                    shard=(number, service.processes),
+                    fronts=_senders(fronts),
+                    services=tuple(config.services),
+                    bus=bus.address,
+                    link_timeout=front.link_timeout,
+                    max_groups=front.max_groups,
+                    database=databases[len(services)],
+                    slot=slots.get(called),
+                )
+                arguments = (config.log_level, inbox.receiver, args)
+                services.append(Program(called, run_service, arguments, heartbeat=service.heartbeat))
+                inboxes.append((called, inbox.sender))
+            known.append(ServiceInbox(name, inboxes, key=service.shard, grace=service.grace))
+        self._services = [program.name for program in services]
         ends = [
-            Program(f"front-{index}", run_front_end, (config.log_level, front, index, sock, inbox.receiver, known, page))
-            for index, (sock, inbox) in enumerate(zip(self._sockets, fronts, strict=True))
+            Program(
+                name,
+                run_front_end,
+                (config.log_level, front, index, sock, inbox.receiver, known, page, slots.get(name)),
+                heartbeat=front.heartbeat,
+            )
+            for index, (name, sock, inbox) in enumerate(zip(self._fronts, self._sockets, fronts, strict=True))
         ]
+        if config.start_method == "forkserver":
+            multiprocessing.set_forkserver_preload([*_PRELOAD, *_plugins()])
         # Front ends are stopped first, so that services hear of every connection that closes.
-        return Supervisor([services, ends], start_method=config.start_method, at_end=self._hang_up)
+        return Supervisor(
+            [services, ends],
+            start_method=config.start_method,
+            stop_timeout=front.drain + STOP_TIMEOUT,
+            at_end=self._hang_up,
+            on_event=self._spread,
+        )
+
+    def _measure(self, services: dict[str, str]) -> dict[str, Slot]:
+        """Begin to serve metrics, and return where each process is to report; nowhere without ``[metrics]``."""
+        if self._config.metrics is None:
+            return {}
+        sources = [Source(name, "front") for name in self._fronts]
+        sources += [Source(called, "service", name) for called, name in services.items()]
+        page = Snapshots([source.name for source in sources])
+        self._resources.callback(page.close)
+        self._metrics = Metrics(
+            self._config.metrics, sources, page.read, lambda: {} if self._supervisor is None else self._supervisor.pids
+        )
+        self._resources.callback(self._metrics.close)
+        return {source.name: page.slot(source.name) for source in sources}
+
+    def _spread(self, occurrence: Occurrence) -> None:
+        """Tell those at the other ends of its links that a process has ended: they would find out by themselves, later."""
+        if self._supervisor is None or occurrence.what not in _ENDED:
+            return
+        for those, others in ((self._fronts, self._services), (self._services, self._fronts)):
+            if occurrence.name in those:
+                news = notice(those.index(occurrence.name), start())
+                for other in others:
+                    self._supervisor.tell(other, news)
 
     def _listen(self, count: int) -> None:
         """Make one listening socket per front end, all on the same port; the kernel spreads connections over them.
@@ -196,8 +305,13 @@ class Server:
         return channel
 
 
+def _called(name: str, processes: int) -> list[str]:
+    """Return what the processes of a service are called."""
+    return [name] if processes == 1 else [f"{name}-{number}" for number in range(processes)]
+
+
 def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Server], None] | None = None) -> int:
-    """Run a server until SIGTERM or SIGINT.
+    """Run a server until SIGTERM or SIGINT; SIGHUP replaces its services, see ``Server.request_reload``.
 
     Args:
         config: what to run, or the path of a configuration file; its directory is searched for modules first.
@@ -215,28 +329,43 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
         config = load_server_config(path)
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))  # children get a copy of it
-    stop = threading.Event()
+    asked = False  # no Event: the handler of one signal may interrupt that of another, and would wait for its lock
     server = Server(config)
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in signals}
 
-    def on_signal(*_: object) -> None:
-        stop.set()
-        if server._supervisor is not None:  # noqa: SLF001  a function of the same module
+    def on_signal(number: int, _: object) -> None:
+        nonlocal asked
+        asked = asked or number != signal.SIGHUP
+        if server._supervisor is None:  # noqa: SLF001  a function of the same module
+            return
+        if number == signal.SIGHUP:
+            server.request_reload()
+        else:
             server.request_stop()
 
-    for number in before:
+    for number in signals:
         signal.signal(number, on_signal)
     try:
         with server:
             logger.info("serving at %s", server.url)
             if ready is not None:
                 ready(server)
-            if stop.is_set():
+            if asked:
                 server.request_stop()
             return server.wait() or 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _plugins() -> list[str]:
+    """Return the modules of the transports in use, as far as they are packages of ipcbus's own: others only start later."""
+    found = []
+    for name, package in list(sys.modules.items()):
+        if name.startswith("ipcbus_") and hasattr(package, "__path__"):
+            found += [name, *(f"{name}.{module.name}" for module in pkgutil.iter_modules(package.__path__))]
+    return found
 
 
 def _senders(channels: list[Channel]) -> list[Channel]:

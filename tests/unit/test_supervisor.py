@@ -507,3 +507,65 @@ def test_processes_do_not_outlive_their_fork_server(script: Script) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ok\n"
         process.kill()
+
+
+# ---------------------------------------------------------------------- told, restarted, stuck
+
+
+@each_method
+def test_a_process_is_told_things_and_restarted_on_request(method: Any, programs: Any, channel: ipcbus.Channel) -> None:
+    seen: list[Occurrence] = []
+    program = Program("talker", programs.converse, (channel.sender,))
+    with Supervisor([program], start_method=method, intensity=0, on_event=seen.append) as supervisor:
+        first = supervisor.pids["talker"]
+        assert supervisor.tell("talker", b"hello")
+        assert channel.recv(PATIENCE) == (first, 0, b"hello")
+        supervisor.restart("talker")
+        assert gone(first)
+        assert supervisor.tell("talker", b"again")
+        assert channel.recv(PATIENCE) == (supervisor.pids["talker"], 1, b"again")
+        assert not supervisor.tell("nobody", b"x")
+        with pytest.raises(ValueError, match="4000 bytes"):
+            supervisor.tell("talker", bytes(4001))
+        with pytest.raises(LookupError, match="talker"):
+            supervisor.restart("nobody")
+        assert supervisor.failure is None  # intensity=0: one death would have been too many
+    assert [entry.what for entry in seen] == ["started", "ready", "stopped", "started", "ready", "stopped"]
+    assert seen == supervisor.history
+    assert not supervisor.tell("talker", b"x")
+    with pytest.raises(StartFailed, match="has stopped"):
+        supervisor.restart("talker")
+
+
+def test_a_storm_of_requests_to_restart_is_one_or_two_restarts(programs: Any, channel: ipcbus.Channel) -> None:
+    with Supervisor([Program("talker", programs.converse, (channel.sender,))], start_method="fork") as supervisor:
+        for _ in range(200):
+            supervisor.request_restart("talker")
+        supervisor.restart("talker")
+        assert 1 <= happened(supervisor, "stopped").count("talker") <= 4
+        supervisor.request_restart("talker")
+        supervisor.stop("talker")  # which wins
+        assert "talker" not in supervisor.pids
+        with pytest.raises(StartFailed, match="does not run"):
+            supervisor.restart("talker")
+
+
+def test_a_process_without_a_heartbeat_is_killed_and_started_again(programs: Any, channel: ipcbus.Channel) -> None:
+    program = Program("talker", programs.converse, (channel.sender,), heartbeat=0.6)
+    with Supervisor([program], start_method="fork") as supervisor:
+        first = supervisor.pids["talker"]
+        time.sleep(1.0)  # as long as it beats it lives
+        assert supervisor.pids["talker"] == first
+        supervisor.tell("talker", b"be still")
+        assert channel.recv(PATIENCE)[0] == first
+        occurrence = until(supervisor, "talker", "stuck")
+        assert occurrence.pid == first
+        assert "no heartbeat for 0.6 seconds" in occurrence.detail
+        until(supervisor, "talker", "ready")
+        assert supervisor.pids["talker"] != first
+
+
+@pytest.mark.parametrize("changed", [{"heartbeat": -1.0}, {"heartbeat": 1.0, "handshake": False}])
+def test_a_heartbeat_that_makes_no_sense(changed: Any) -> None:
+    with pytest.raises(ValueError, match="heartbeat"):
+        Program("x", signal.pause, **changed)

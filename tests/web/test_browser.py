@@ -144,12 +144,16 @@ def test_the_page_comes_back_by_itself(visit: Callable[..., Any], server: Server
     fay, gil = visit("Fay", "cellar"), visit("Gil", "cellar")
     sync_api.expect(people(fay)).to_have_count(2)
     os.kill(server.pids["chat"], signal.SIGKILL)
+    say(gil, "is there anything wrong?")  # the page does not even notice
+    sync_api.expect(messages(fay)).to_have_text(["is there anything wrong?"])
+    for name in ("front-0", "front-1"):
+        os.kill(server.pids[name], signal.SIGKILL)
     for page in (fay, gil):
         sync_api.expect(notes(page).filter(has_text="Reconnected.")).to_have_count(1, timeout=PATIENCE)
         sync_api.expect(page.get_by_role("alert")).to_be_hidden()
         sync_api.expect(people(page)).to_have_count(2)
     say(gil, "still here")
-    sync_api.expect(messages(fay)).to_have_text(["still here"])
+    sync_api.expect(messages(fay).last).to_have_text("still here")
 
 
 def test_the_page_says_that_the_connection_is_lost(browser: Any) -> None:

@@ -11,8 +11,12 @@ from ipcbus.web.link import (
     BATCH_BYTES,
     BATCH_EVENTS,
     COMMANDS,
+    CUT,
+    DROP,
     EVENTS,
+    FRESH,
     MAX_FRONTS,
+    OWN,
     VERSION,
     Batch,
     Batcher,
@@ -25,26 +29,63 @@ from ipcbus.web.link import (
     draw,
 )
 
-REQUEST = {"path": "/chat", "query": "a=1", "headers": {"user-agent": "x"}, "peer": "127.0.0.1:5"}
+REQUEST = {"path": "/chat", "query": "a=1", "headers": {"user-agent": "x"}, "peer": "127.0.0.1:5", "at": 1.5}
+WANTS = {"auth": True, "pressure": False, "limits": {"rate": 1.5, "groups": 3}}
 CID = Cid(3, 7, 12).pack()
 
+QUESTION = {**REQUEST, "cookies": {"a": "b"}, "protocols": ["x"]}
+
 GOOD_EVENTS = [
-    (Event.HELLO, 4711, 0),
-    (Event.OPEN, CID, REQUEST),
+    (Event.HELLO, 4711, 0, 3),
+    (Event.OPEN, CID, REQUEST, b"state"),
     (Event.MSG, CID, "T", "é".encode()),
     (Event.MSG, CID, "B", b""),
     (Event.CLOSE, CID, 1000, "", True),
     (Event.BYE,),
+    (Event.SNAP, [[CID, REQUEST, b"", ["a", "b"], OWN | FRESH]], False),
+    (Event.SNAP, [], True),
+    (Event.AUTH, CID, QUESTION),
+    (Event.PRESSURE, CID, 300_000),
+    (Event.DRAINED, CID, 0),
+    (Event.RESULT, 1, {"opened": 5}),
+    (Event.RESULT, 1, None),
+    (Event.PING, 1.5),
+    (Event.PONG, 1.5),
+    (Event.PEER, CID, REQUEST, b""),
+    (Event.JOINED, CID, ["a"]),
+    (Event.LEFT, CID, []),
+    (Event.STATE, CID, b"x"),
 ]
 GOOD_COMMANDS = [
-    (Command.READY, "chat", "/chat", 5, 0),
-    (Command.SEND, CID, "B", b"\x00\xff"),
-    (Command.PUB, "room", "T", b"{}", 0),
+    (Command.ATTACH, "chat", "/chat", 5, 0, WANTS),
+    (Command.SEND, CID, "B", b"\x00\xff", CUT),
+    (Command.SEND, [CID, CID + 1], "T", b"", DROP),
+    (Command.PUB, "room", "T", b"{}", 0, "latest:key"),
+    (Command.PUB, ["room", "other"], "T", b"{}", CID, CUT),
     (Command.JOIN, CID, ["a", "b"]),
     (Command.LEAVE, CID, []),
     (Command.CLOSE, CID, 1011, "why"),
+    (Command.CLOSE, [CID], 1011, "why"),
+    (Command.CLOSE, "room", 1011, "why"),
     (Command.BYE,),
+    (Command.READY, 5, 1024),
+    (Command.CREDIT, 256),
+    (Command.ACCEPT, CID, b"state", "x", {"Set-Cookie": "a=b"}),
+    (Command.ACCEPT, CID, b"", None, {}),
+    (Command.REJECT, CID, 401, ""),
+    (Command.STATE, CID, b""),
+    (Command.OPENED, CID),
+    (Command.CLOSED, CID),
+    (Command.QUERY, 1, "counts"),
+    (Command.PING, 1.5),
+    (Command.PONG, 1.5),
 ]
+
+
+def test_every_op_is_here() -> None:
+    assert {event[0] for event in GOOD_EVENTS} == set(EVENTS)
+    assert {command[0] for command in GOOD_COMMANDS} == set(COMMANDS)
+    assert not set(EVENTS) & set(COMMANDS)  # a batch on the wrong side is never taken for another
 
 
 def travel(obj: Any) -> Any:
@@ -98,7 +139,14 @@ def wrap(*events: Any) -> list[Any]:
         wrap([Event.OPEN, CID, "/chat"]),
         wrap([Event.OPEN, CID, {**REQUEST, "headers": {"a": 1}}]),
         wrap([Event.OPEN, CID, {"path": "/chat"}]),
-        wrap([Command.SEND, CID, "T", b""]),  # right, but from the other side
+        wrap([Event.OPEN, CID, REQUEST, "state"]),
+        wrap([Event.OPEN, CID, {**REQUEST, "at": 1}, b""]),
+        wrap([Event.SNAP, [[CID, REQUEST, b"", [], True]], True]),
+        wrap([Event.SNAP, [[CID, REQUEST, b"", []]], True]),
+        wrap([Event.SNAP, [5], True]),
+        wrap([Event.AUTH, CID, REQUEST]),
+        wrap([Event.AUTH, CID, {**QUESTION, "cookies": {"a": 1}}]),
+        wrap([Command.SEND, CID, "T", b"", CUT]),  # right, but from the other side
         wrap([Event.MSG, CID, "T", b""], [99]),  # one good event does not save the batch
     ],
 )
@@ -108,7 +156,18 @@ def test_nonsense_is_refused_whole(bad: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [wrap([Command.JOIN, CID, "room"]), wrap([Command.JOIN, CID, [1]]), wrap([Event.MSG, CID, "T", b""])]
+    "bad",
+    [
+        wrap([Command.JOIN, CID, "room"]),
+        wrap([Command.JOIN, CID, [1]]),
+        wrap([Event.MSG, CID, "T", b""]),
+        wrap([Command.SEND, [CID, "x"], "T", b"", CUT]),
+        wrap([Command.SEND, CID, "T", b"", "later"]),
+        wrap([Command.PUB, 5, "T", b"", 0, CUT]),
+        wrap([Command.ATTACH, "chat", "/chat", 5, 0, {}]),
+        wrap([Command.ATTACH, "chat", "/chat", 5, 0, {**WANTS, "limits": {"rate": "x"}}]),
+        wrap([Command.ACCEPT, CID, b"", 5, {}]),
+    ],
 )
 def test_wrong_commands_are_refused(bad: Any) -> None:
     with pytest.raises(LinkError):
@@ -160,6 +219,23 @@ def test_discarding_leaves_no_gap_in_the_numbers() -> None:
     second = batcher.take()
     assert sequence.follows(decode(first, EVENTS))
     assert sequence.follows(decode(second, EVENTS))
+
+
+def test_what_was_not_sent_comes_back_in_order_and_leaves_no_gap() -> None:
+    batcher, sequence = Batcher(0, 1), Sequence()
+    for number in range(BATCH_EVENTS + 5):
+        batcher.add((Event.MSG, number, "B", b"12345"), 5)
+    size = batcher.bytes
+    batch = batcher.take()
+    assert batch is not None
+    batcher.back(batch)
+    assert batcher.bytes == size
+    batches = [decode(batch, EVENTS) for batch in iter(batcher.take, None)]
+    assert [event[1] for batch in batches for event in batch.events] == list(range(BATCH_EVENTS + 5))
+    assert all(sequence.follows(batch) for batch in batches)
+    batcher.add((Event.BYE,))
+    assert batcher.reclaim() == [(Event.BYE,)]
+    assert len(batcher) == batcher.bytes == 0
 
 
 def test_a_gap_shows_once() -> None:

@@ -4,14 +4,17 @@ import asyncio
 import logging
 from typing import Any
 
+import msgspec
 import pytest
 
 from ipcbus.demo.chat import Chat
 from ipcbus.errors import ConfigError, IpcbusError, MessageTooLarge
-from ipcbus.web import Connection, Service
+from ipcbus.web import Accept, Connection, Limits, Reject, Request, Service
 from ipcbus.web.hub import BACKLOG
 from ipcbus.web.link import MAX_PAYLOAD
+from ipcbus.web.state import State
 from ipcbus.web.testing import ServiceTest
+from ipcbus.web.ticker import Ticker
 
 
 def test_importing_a_service_needs_no_websocket_library() -> None:
@@ -261,7 +264,7 @@ async def test_a_slow_handler_holds_back_the_inbox_and_not_memory() -> None:
         client = await test.connect()
         for _ in range(BACKLOG):
             test.hub.deliver([3, client.id, "T", b'"wait"'])
-        calm = asyncio.create_task(test.hub.calm())
+        calm = asyncio.create_task(test.hub.turns.calm())
         await asyncio.sleep(0)
         assert not calm.done()
         service.gate.set()
@@ -273,3 +276,280 @@ async def test_events_of_strangers_are_counted() -> None:
         test.hub.deliver([3, 12345, "T", b"x"])
         test.hub.deliver([4, 12345, 1000, "", True])
         assert test.hub.counts.unknown == 2
+
+
+# ---------------------------------------------------------------------- who may come in
+
+
+class Guarded(Service):
+    path, codec = "/guarded", "json"
+
+    async def authorize(self, request: Request) -> Any:
+        match request.cookies.get("user"):
+            case None:
+                raise Reject(401, "who are you?")
+            case "banned":
+                raise Reject(4403, "not you")
+            case "broken":
+                raise RuntimeError("on purpose")
+            case user:
+                chosen = "v2" if "v2" in request.protocols else None
+                return Accept({"user": user}, chosen, {"X-Hello": user})
+
+    async def on_message(self, conn: Connection, message: Any) -> None:
+        conn.state["last"] = message
+        await conn.send(conn.state)
+
+
+async def test_authorize_gives_the_state_or_refuses(caplog: pytest.LogCaptureFixture) -> None:
+    async with ServiceTest(Guarded()) as test:
+        client = await test.connect(cookies={"user": "ada"}, protocols=["v1", "v2"])
+        assert client.subprotocol == "v2"
+        await client.send(1)
+        assert client.take() == [{"user": "ada", "last": 1}]
+        for cookies, status in (({}, 401), ({"user": "banned"}, 4403), ({"user": "broken"}, 500)):
+            with pytest.raises(Reject) as refused:
+                await test.connect(cookies=cookies)
+            assert refused.value.status == status
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.mark.parametrize("status", [0, 200, 302, 1005, 1006, 1015, 2000, 5000])
+def test_a_refusal_is_an_http_error_or_a_close_code(status: int) -> None:
+    with pytest.raises(ValueError, match="neither"):
+        Reject(status)
+
+
+# ---------------------------------------------------------------------- what outlives a process
+
+
+async def test_another_instance_takes_over_rooms_and_states() -> None:
+    class Keeper(Service):
+        codec = "json"
+
+        def __init__(self) -> None:
+            self.attached: list[Any] = []
+
+        def on_attach(self, conns: list[Connection]) -> None:
+            self.attached = sorted((conn.state["n"], sorted(conn.groups)) for conn in conns)
+
+        def on_open(self, conn: Connection) -> None:
+            conn.state["n"] = int(conn.query["n"])
+            conn.join("odd" if conn.state["n"] % 2 else "even")
+
+        def on_message(self, conn: Connection, message: Any) -> None:
+            conn.state["n"] += 10
+            self.publish(["odd", "even"], conn.state["n"])
+
+    async with ServiceTest(Keeper()) as test:
+        clients = [await test.connect(query=f"n={number}", front=number) for number in range(3)]
+        await clients[0].send("x")
+        again = Keeper()
+        await test.restart(again)
+        assert again.attached == [(1, ["odd"]), (2, ["even"]), (10, ["even"])]
+        assert [client.take() for client in clients] == [[10]] * 3
+        await clients[1].send("x")
+        assert [client.take() for client in clients] == [[11]] * 3
+
+
+def test_a_state_notices_every_kind_of_change() -> None:
+    changes = 0
+
+    def changed() -> None:
+        nonlocal changes
+        changes += 1
+
+    state = State(changed, {"a": 1})
+    assert changes == 0
+    for change in (
+        lambda: state.__setitem__("b", 2),
+        lambda: state.__delitem__("b"),
+        lambda: state.update(c=3),
+        lambda: state.pop("c"),
+        lambda: state.setdefault("d", 4),
+        lambda: state.popitem(),
+        lambda: state.__ior__({"e": 5}),
+        lambda: state.clear(),
+    ):
+        before = changes
+        change()
+        assert changes == before + 1
+    state.setdefault("f")
+    before = changes
+    assert state.setdefault("f", 1) is None
+    assert changes == before
+
+
+@pytest.mark.parametrize(("value", "why"), [(object(), "object"), ("x" * 5000, "5006 bytes")])
+async def test_a_state_that_cannot_travel_closes_its_connection(value: Any, why: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong(Service):
+        codec = "json"
+
+        def on_open(self, conn: Connection) -> None:
+            conn.local["any"] = value
+            conn.state["x"] = value
+
+    async with ServiceTest(Wrong()) as test:
+        client = await test.connect()
+        assert client.closed == (1011, "internal error")
+    assert why in caplog.text
+
+
+# ---------------------------------------------------------------------- what else services do
+
+
+async def test_what_is_done_regularly() -> None:
+    class Ticking(Service):
+        codec = "json"
+
+        def __init__(self) -> None:
+            self.every(3600)(self.tick)
+            self.every(3600)(self.fail)
+            self.started = self.stopped = 0
+
+        async def on_start(self) -> None:
+            self.started += 1
+
+        def on_stop(self) -> None:
+            self.stopped += 1
+
+        def on_open(self, conn: Connection) -> None:
+            conn.join("all")
+
+        async def tick(self) -> None:
+            await self.publish("all", "tick", slow="latest:tick")
+
+        def fail(self) -> None:
+            raise RuntimeError("on purpose")
+
+    service = Ticking()
+    async with ServiceTest(service) as test:
+        client = await test.connect()
+        await test.tick()
+        await test.tick()
+        assert client.take() == ["tick", "tick"]
+        assert service.started == 1
+    assert service.stopped == 1
+    assert service._ticker.failures == 2
+    with pytest.raises(ValueError, match="more than 0"):
+        service.every(0)(service.tick)
+
+
+async def test_a_ticker_keeps_its_times() -> None:
+    ticker = Ticker()
+    times: list[float] = []
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def tick() -> None:
+        times.append(loop.time())
+        if len(times) == 2:
+            await asyncio.sleep(0.12)  # one and a bit are missed, and not made up for
+        if len(times) == 4:
+            done.set()
+
+    begun = loop.time()
+    ticker.add(0.05, tick)
+    ticker.start()
+    async with asyncio.timeout(5):
+        await done.wait()
+    await ticker.stop()
+    numbers = [round((time - begun) / 0.05, 1) for time in times]
+    assert all(number - int(number) < 0.8 for number in numbers)  # at its own times, a little late
+    assert numbers[2] - numbers[1] > 2
+
+
+class Move(msgspec.Struct, tag="move"):
+    x: int
+    y: int
+
+
+class Shout(msgspec.Struct, tag="shout"):
+    text: str
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_messages_of_a_type(codec: str) -> None:
+    class Typed(Service):
+        message_type = Move | Shout
+
+        def on_message(self, conn: Connection, message: Move | Shout) -> None:
+            match message:
+                case Move(x, y):
+                    conn.send({"sum": x + y})
+                case Shout(text):
+                    conn.send(Shout(text.upper()))
+
+    Typed.codec = codec
+    async with ServiceTest(Typed()) as test:
+        client = await test.connect()
+        await client.send(Move(1, 2))
+        await client.send({"type": "shout", "text": "hi"})
+        assert client.take() == [{"sum": 3}, {"type": "shout", "text": "HI"}]
+        await client.send({"type": "move", "x": "1", "y": 2})
+        assert client.closed is not None
+        assert client.closed[0] == 1007
+
+
+async def test_protobuf_messages() -> None:
+    from google.protobuf.wrappers_pb2 import StringValue
+
+    class Proto(Service):
+        codec, message_type = "protobuf", StringValue
+
+        def on_message(self, conn: Connection, message: StringValue) -> None:
+            conn.send(StringValue(value=message.value * 2))
+
+    async with ServiceTest(Proto()) as test:
+        client = await test.connect()
+        await client.send(StringValue(value="é"))
+        assert client.take() == [StringValue(value="éé")]
+        await client.send_raw("B", b"\xff\xff")
+        assert client.closed is not None
+        assert client.closed[0] == 1007
+
+
+@pytest.mark.parametrize(("codec", "kind"), [("protobuf", None), ("protobuf", int), ("text", int), ("json", object())])
+def test_a_type_that_does_not_go_with_the_codec(codec: str, kind: Any) -> None:
+    class Wrong(Service):
+        message_type = kind
+
+    Wrong.codec = codec
+    with pytest.raises(ConfigError, match="message_type"):
+        ServiceTest(Wrong())
+
+
+async def test_rooms_have_a_number_and_names_a_length() -> None:
+    class Joins(Service):
+        codec, limits = "json", Limits(groups=2)
+
+        def on_message(self, conn: Connection, message: Any) -> None:
+            conn.join(message)
+
+    service = Joins()
+    async with ServiceTest(service) as test:
+        client = await test.connect()
+        for room in ("a", "b", "a"):
+            await client.send(room)
+        assert client.closed is None
+        await client.send("c")
+        assert client.closed == (1008, "too many rooms")
+        other = await test.connect()
+        await other.send("x" * 129)
+        assert other.closed == (1011, "internal error")
+        assert test.hub.counts.too_many_rooms == 1
+
+
+async def test_sending_to_several_and_wrong_policies() -> None:
+    service = Plain()
+    async with ServiceTest(service) as test:
+        clients = [await test.connect(front=front) for front in (0, 0, 1)]
+        await service.send_to(list(service.connections), "all of you")
+        await service.publish(["all", "nobody"], "once", slow="drop")
+        assert [client.take() for client in clients] == [["all of you", "once"]] * 3
+        for wrong in ("later", "latest:", "latest"):
+            with pytest.raises(ValueError, match="'latest:KEY'"):
+                service.publish("all", "x", slow=wrong)
+        with pytest.raises(IpcbusError, match="nobody else is there"):
+            await service.request("other", 1)
+        assert service.shard == (0, 1)

@@ -114,3 +114,17 @@ def fail_once(channel, place):
     except FileExistsError:
         return
     sys.exit(3)
+
+
+def converse(life, channel):
+    """Answer what it is told, until it is told to stop giving heartbeats."""
+    import select
+
+    life.ready()
+    beating = True
+    while True:
+        if beating and life.heartbeat:
+            life.beat()
+        if select.select([life.fileno()], [], [], 0.05)[0] and (said := life.heard()) is not None:
+            beating = beating and said != b"be still"
+            channel.send((os.getpid(), life.incarnation, said))

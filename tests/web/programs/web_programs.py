@@ -28,3 +28,72 @@ class Crash(Service):
 
 def not_a_service():
     return 42
+
+
+class Shards(Service):
+    """Says which process it is; one of several."""
+
+    path, codec = "/shards", "json"
+
+    async def on_open(self, conn):
+        conn.state["name"] = conn.query["name"]
+        await conn.join("all")
+        await conn.send({"shard": self.shard[0], "pid": os.getpid()})
+
+    async def on_message(self, conn, message):
+        match message:
+            case "who":
+                await conn.send(sorted(other.state["name"] for other in self.members("all")))
+            case {"rename": name}:
+                conn.state["name"] = name
+            case {"say": text}:
+                await self.publish("all", {"from": conn.state["name"], "text": text})
+            case {"ask": value}:
+                await conn.send(await self.request("answers", value))
+            case "counts":
+                await conn.send(sum(counts["opened"] for counts in await self.front_counts()))
+
+    async def on_close(self, conn, code):
+        await self.publish("all", {"left": conn.state["name"]})
+
+
+class Answers(Service):
+    """Is asked by other services."""
+
+    path, codec = "/answers", "json"
+
+    async def on_request(self, message):
+        if message == "wrong":
+            raise ValueError("on purpose")
+        return {"doubled": message * 2, "pid": os.getpid()}
+
+
+class Stuck(Service):
+    """Keeps its whole process from doing anything else."""
+
+    path, codec = "/stuck", "text"
+
+    def on_message(self, conn, message):
+        if message == "stuck":
+            signal.pause()
+        conn.send(f"{message} {os.getpid()}")
+
+
+class Rooms(Service):
+    """Rooms whose members say numbers."""
+
+    path, codec = "/rooms", "text"
+
+    async def on_open(self, conn):
+        conn.state.update(name=conn.query["name"], room=conn.query["room"])
+        await conn.join(conn.query["room"])
+        await conn.send(f"id {conn.id}")
+
+    async def on_message(self, conn, message):
+        if message == "members":
+            await conn.send(f"members {len(self.members(conn.state['room']))}")
+        else:
+            await self.publish(conn.state["room"], f"said {conn.state['name']} {message.split()[1]}")
+
+    async def on_close(self, conn, code):
+        await self.publish(conn.state["room"], f"left {conn.state['name']}")

@@ -1,0 +1,36 @@
+"""Authorize: ask a service whether a client may connect, and say its answer in the words of the link."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ipcbus.web.link import Command
+from ipcbus.web.service import Accept, Reject, Request
+from ipcbus.web.state import encode_state
+
+if TYPE_CHECKING:
+    from ipcbus.web.service import Service
+
+__all__ = ["authorize"]
+
+logger = logging.getLogger("ipcbus.web")
+
+
+async def authorize(service: Service, cid: int, question: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the command that answers an AUTH."""
+    try:
+        answer: Any = service.authorize(Request(question))
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if not isinstance(answer, Accept):
+            answer = Accept(answer or {})
+        if answer.subprotocol is not None and answer.subprotocol not in question["protocols"]:
+            raise ValueError(f"subprotocol {answer.subprotocol!r} was not offered by the client")  # noqa: TRY301  the service's mistake
+        return Command.ACCEPT, cid, encode_state(answer.state), answer.subprotocol, dict(answer.headers)
+    except Reject as no:
+        return Command.REJECT, cid, no.status, no.reason
+    except Exception:
+        logger.exception("%s: authorize failed, so a client is refused", type(service).__qualname__)
+        return Command.REJECT, cid, 500, "internal error"

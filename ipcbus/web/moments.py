@@ -1,0 +1,28 @@
+"""Moments: waiting for a time that is an event in itself, such as the next tick. Nothing is asked for over and over by it."""
+
+from __future__ import annotations
+
+import asyncio
+
+__all__ = ["pause", "until"]
+
+
+async def until(moment: float) -> None:
+    """Wait until a time of the event loop's clock."""
+    loop = asyncio.get_running_loop()
+    reached: asyncio.Future[None] = loop.create_future()
+    timer = loop.call_at(moment, _reach, reached)
+    try:
+        await reached
+    finally:
+        timer.cancel()
+
+
+def _reach(future: asyncio.Future[None]) -> None:
+    if not future.done():  # else who waited was cancelled in the same turn
+        future.set_result(None)
+
+
+async def pause(seconds: float) -> None:
+    """Wait so many seconds."""
+    await until(asyncio.get_running_loop().time() + seconds)

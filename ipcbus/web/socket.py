@@ -1,0 +1,154 @@
+"""Socket: one client's connection, watched from its first byte to its last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from websockets.asyncio.server import ServerConnection
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+
+from ipcbus.web.limits import Bucket
+from ipcbus.web.peers import ABNORMAL
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from websockets.protocol import Event
+
+    from ipcbus.web.peers import Peer
+    from ipcbus.web.servicelink import Grant, ServiceLink
+
+__all__ = ["Keeper", "Socket"]
+
+POLICY = 1008
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 10\r\n\r\ntoo many.\n"
+)
+
+
+class Keeper(Protocol):
+    """What a socket reports to."""
+
+    frame_rate: float
+    write_limit: int
+
+    def knock(self, socket: Socket) -> str | None:
+        """Decide whether it may begin; a reason is a refusal."""
+
+    def lost(self, socket: Socket) -> None:
+        """Note that it ended, if it was let in."""
+
+    def congested(self, peer: Peer, waiting: int) -> None:
+        """Note that much waits for it."""
+
+    def drained(self, peer: Peer) -> None:
+        """Note that it has caught up."""
+
+    def flooded(self, socket: Socket) -> None:
+        """Note that it is closed because of too many pings or fragments."""
+
+    def cut(self, peer: Peer) -> None:
+        """End it: it does not even read the answers to its pings."""
+
+
+class Socket(ServerConnection):
+    """A connection that is counted before its handshake, knows whether it keeps up, and bounds the frames it is sent.
+
+    Attributes:
+        keeper: the front end's.
+        address: of whom it counts for: the client, or what a trusted proxy says of it.
+        refused: whether it was turned away before it said a word.
+        peer: what the front end keeps of it, once it is open.
+        grant: what the service said when it was asked about it.
+        cid: its number, once it may come in.
+        link: the service process it is for, then.
+    """
+
+    keeper: Keeper
+    address = ""
+    refused = False
+    half_open = True
+    peer: Peer | None = None
+    grant: Grant | None = None
+    cid = 0
+    link: ServiceLink
+    _frames: Bucket
+    _ending: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let it in, or turn it away before anything is spent on it."""
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if peer else ""
+        if self.keeper.knock(self) is None:
+            super().connection_made(transport)
+            return
+        self.refused = True
+        self.transport = transport  # type: ignore[assignment]  # the library casts it in the same way
+        self.transport.write(_BUSY)
+        self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note its end."""
+        if self.refused:
+            return
+        if self._ending is not None:
+            self._ending.cancel()
+        self.keeper.lost(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, unless it was turned away; a client that has been told to go and stays is cut off."""
+        if self.refused:
+            return
+        super().data_received(data)
+        if self._ending is None and self.protocol.close_expected():
+            # The library waits for ever for who broke the protocol and then keeps the connection open.
+            self._ending = self.loop.call_later(self.close_timeout or 0, self.transport.abort)
+
+    def eof_received(self) -> None:
+        """Take the end of the bytes."""
+        if not self.refused:
+            super().eof_received()
+
+    def process_event(self, event: Event) -> None:
+        """Count what is no whole message: pings and one-byte fragments cost a server far more than they cost who sends them."""
+        peer = self.peer
+        if peer is not None and self.protocol.state is State.OPEN:
+            assert isinstance(event, Frame)  # the handshake is over
+            message = event.fin and event.opcode in (Opcode.TEXT, Opcode.BINARY)
+            if not message and self._frames.take(self.loop.time()) > 0:
+                self.keeper.flooded(self)
+                self.protocol.fail(POLICY, "too many pings or fragments")
+                self.send_data()
+                return
+            if event.opcode is Opcode.PING and self.transport.get_write_buffer_size() > self.keeper.write_limit:
+                self.keeper.cut(peer)
+                return
+        super().process_event(event)
+
+    def ended(self) -> tuple[int, str]:
+        """Return the close code and reason of whoever closed it; 1006 if nobody did and it just ended."""
+        protocol = self.protocol
+        said = protocol.close_rcvd if protocol.close_rcvd_then_sent else protocol.close_sent or protocol.close_rcvd
+        return (ABNORMAL, "") if said is None else (int(said.code), said.reason)
+
+    def begin(self, peer: Peer) -> None:
+        """Be a client from here on."""
+        self.peer = peer
+        rate = self.keeper.frame_rate
+        self._frames = Bucket(rate, 2 * rate, self.loop.time())
+
+    def pause_writing(self) -> None:
+        """Note that more waits for it than its soft limit."""
+        super().pause_writing()
+        if self.peer is not None:
+            self.peer.congested = self.peer.busy = True
+            self.keeper.congested(self.peer, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Note that it has caught up."""
+        super().resume_writing()
+        if self.peer is not None:
+            self.keeper.drained(self.peer)
