@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -98,9 +99,13 @@ def pythons(session: nox.Session, version: str) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark once with small counts, to see that they run; the figures mean nothing."""
-    session.install("-e", ".[all]")
-    few = ("--rounds", "1", "--messages", "2000", "--no-targets")
-    session.run("python", "benchmarks/overhead.py", *(session.posargs or few))
+    session.install("-e", ".[all,bench]", *group("bench"))
+    session.run("pytest", "benchmarks", *(session.posargs or ("--smoke", "-q")))
+    session.run("python", "benchmarks/targets.py", "--smoke")
+    if shutil.which("npm"):
+        session.run("python", "benchmarks/web", "--quick", "--no-targets")
+    else:
+        session.warn("benchmarks/web was not run: its load comes from a program for Node, and npm is not installed")
 
 
 @nox.session
@@ -108,6 +113,15 @@ def demo(session: nox.Session) -> None:
     """Run the chat over every transport and check what arrives."""
     session.install("-e", ".[all]")
     session.run("ipcbus", "demo", "--check", *session.posargs)
+
+
+@nox.session
+def autobahn(session: nox.Session) -> None:
+    """Run the Autobahn test suite against an echo service over every transport, and for the client."""
+    if find_python("2.7") is None and not os.environ.get("PYTHON27"):
+        session.skip("no CPython 2.7, on which alone the Autobahn test suite runs, was found on this machine")
+    session.install("-e", ".[all]")
+    session.run("python", "tests/autobahn", *session.posargs)
 
 
 def check_names(session: nox.Session, built: Path) -> None:

@@ -23,6 +23,8 @@ import ipcbus
 from ipcbus.settings import ChannelOptions
 from ipcbus.transport import Capabilities, Transport
 from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig
+from ipcbus.web.database import DatabaseConfig
+from ipcbus.web.metrics import MetricsConfig
 
 HERE = Path(__file__).parent
 SCHEMES = ("inproc", "queue", "pipe", "unix", "zmq", "zmq+tcp")
@@ -166,6 +168,8 @@ GENERATORS = {
     "channel options": lambda: fields(ChannelOptions),
     "server": lambda: fields(ServerConfig),
     "front": lambda: fields(FrontConfig),
+    "database": lambda: fields(DatabaseConfig),
+    "metrics": lambda: fields(MetricsConfig),
     "service": lambda: fields(ServiceConfig),
 }
 

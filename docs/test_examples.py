@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,18 +46,39 @@ def test_the_readers_tests_pass(folder, name):
 
 
 def test_the_room_is_served(folder):
-    app = folder / "app.toml"
-    app.write_text(app.read_text().replace(":8080", ":0"))  # any port that is free
+    with serving(folder / "app.toml") as address:
+        asyncio.run(asyncio.wait_for(talk(address), PATIENCE))
+
+
+def test_the_guest_book_remembers(folder):
+    for number in range(2):
+        with serving(folder / "guestbook.toml") as address:
+            asyncio.run(asyncio.wait_for(write(address, [f"guest {before}" for before in range(number)]), PATIENCE))
+
+
+@contextmanager
+def serving(app):
+    """Serve a configuration of the examples on any port that is free, and yield its address."""
+    app.write_text(app.read_text().replace(":8080", ":0"))
     command = Path(sys.executable).with_name("ipcbus")
-    with subprocess.Popen([command, "serve", app], cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen([command, "serve", app], cwd=app.parent, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             assert select.select([server.stdout], [], [], PATIENCE)[0], "the server did not say where it is"
             said = server.stdout.readline()
-            asyncio.run(asyncio.wait_for(talk(said.partition("http://")[2].partition("/")[0]), PATIENCE))
+            yield said.partition("http://")[2].partition("/")[0]
         finally:
             server.send_signal(signal.SIGINT)
             assert server.wait(PATIENCE) == 0
+
+
+async def write(address, before):
+    from websockets.asyncio.client import connect
+
+    async with connect(f"ws://{address}/book", proxy=None) as guest:
+        assert json.loads(await guest.recv()) == before
+        await guest.send(json.dumps(f"guest {len(before)}"))
+        assert json.loads(await guest.recv()) == [f"guest {len(before)}"]
 
 
 async def talk(address):

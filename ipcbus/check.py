@@ -28,7 +28,7 @@ from ipcbus.remedies import say, type_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Report", "check"]
+__all__ = ["Report", "check", "locate"]
 
 # Inside a function, so that __main__ over there stays as empty as another program's. What the decoded object's modules
 # print while they are imported goes to stderr: stdout carries the verdict.
@@ -163,7 +163,8 @@ def _culprits(obj: object, path: str, error: Exception) -> Sequence[Culprit]:
     return found or [Culprit(path, type_name(type(obj)), say(error), "send something this encoder accepts")]
 
 
-def _load(target: str) -> tuple[Any, str]:
+def locate(target: str) -> tuple[Any, str]:
+    """Import what ``module:object`` names and return it with the part behind the colon; raises ``ConfigError``."""
     module_name, colon, path = target.partition(":")
     if not (module_name and colon and path):
         raise ConfigError(f"{target!r} must read module:object, for example 'shop.jobs:example'")
@@ -176,6 +177,11 @@ def _load(target: str) -> tuple[Any, str]:
             obj = getattr(obj, part)
         except AttributeError as error:
             raise ConfigError(f"{target!r}: there is no {part!r}; {nearest(part, dir(obj))}") from error
+    return obj, path
+
+
+def _load(target: str) -> tuple[Any, str]:
+    obj, path = locate(target)
     if not _is_factory(obj):
         return obj, path
     try:

@@ -51,6 +51,8 @@ class Config:
     """By name or pattern: how the channels of subscribers are made, as for ``channels``; ``"*"`` is every other topic."""
     front: dict[str, Any] = field(default_factory=dict)
     services: dict[str, Any] = field(default_factory=dict)
+    database: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 def load(cls: type[T], values: Mapping[str, Any], where: str = "configuration") -> T:

@@ -1,9 +1,11 @@
-"""Several WebSocket clients, each in a process of its own; what they receive is read here."""
+"""Several WebSocket connections, each in a process of its own; what they receive is read here."""
 
 import asyncio
+from contextlib import ExitStack
 from multiprocessing import Process
 
 import ipcbus
+from ipcbus.web import connect
 
 NAMES = ("ada", "bob", "cyd")
 QUOTES = ("EUR 1.09", "GBP 1.27", "JPY 0.0067")
@@ -26,32 +28,27 @@ def serve(ready: ipcbus.Channel) -> None:
     asyncio.run(run())
 
 
-def listen(port: int, name: str, replies: ipcbus.Channel) -> None:
-    """Pass every message of one connection on; the process that reads them is another one."""
-    from websockets.sync.client import connect
-
-    with connect(f"ws://127.0.0.1:{port}", proxy=None) as websocket:
-        websocket.send(name)
-        for message in websocket:
-            replies.send(message)
-
-
 def main() -> None:
-    with ipcbus.open("pipe:") as ready, ipcbus.open("auto:") as replies:
+    with ipcbus.open("pipe:") as ready, ipcbus.open("auto:") as replies, ExitStack() as stack:
         server = Process(target=serve, args=(ready.sender,), daemon=True)
         server.start()
-        port = ready.recv(timeout=30)
-        clients = [Process(target=listen, args=(port, name, replies.sender)) for name in NAMES]
-        for client in clients:
-            client.start()
-        expected = len(NAMES) * len(QUOTES)
-        received = [replies.recv(timeout=30) for _ in range(expected)]
-        for client in clients:
-            client.join()
+        url = f"ws://127.0.0.1:{ready.recv(timeout=30)}"
+        hellos = [stack.enter_context(ipcbus.open("pipe:")) for _ in NAMES]
+        received: dict[int, list[str]] = {number: [] for number in range(len(NAMES))}
+        # 1000 is how this server says that it is done: it would be pointless to connect again.
+        with connect([url] * len(NAMES), replies, hellos, processes=len(NAMES), give_up_on=(1000,)):
+            for hello, name in zip(hellos, NAMES, strict=True):
+                hello.send(name)
+            going = len(NAMES)
+            while going:
+                news = replies.recv(timeout=30)
+                if news.is_message:
+                    received[news.connection].append(news.data)
+                going -= news.kind == "ended"
         server.terminate()
         server.join()
-    for name in NAMES:
-        print(*(message for message in received if message.startswith(name)), sep=", ")
+    for messages in received.values():
+        print(*messages, sep=", ")
 
 
 if __name__ == "__main__":

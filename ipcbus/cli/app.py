@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from ipcbus import __version__
+from ipcbus.cli.bench import bench
 from ipcbus.cli.bus import bus
 from ipcbus.cli.check import check
 from ipcbus.cli.demo import demo
@@ -50,7 +51,7 @@ app = typer.Typer(
 )
 """The application, for tests and for programs that mount it in their own."""
 
-for _command in (transports, doctor, check, demo, serve, send, recv, tap):
+for _command in (transports, doctor, check, bench, demo, serve, send, recv, tap):
     app.command()(_command)
 app.add_typer(bus, name="bus")
 

@@ -17,13 +17,13 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.channel import open_channel
 from ipcbus.errors import ChannelEmpty, ConfigError, TransportUnavailable
 from ipcbus.plumbing import rundir
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.kin import members
 from ipcbus.plumbing.ports import free_port
 from ipcbus.selection import transports
 from ipcbus.wait import wait
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ipcbus.channel import Channel
     from ipcbus.transport import Transport
 
-__all__ = ["TIMEOUT", "Trial", "attempt", "main"]
+__all__ = ["TIMEOUT", "Trial", "attempt", "main", "open_here"]
 
 TIMEOUT = 5.0
 """Seconds for one transport: to start two processes takes a fraction of one, a busy machine some."""
@@ -121,7 +121,7 @@ def _rest(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the session of a trial, and remove what only its processes can have left behind."""
-    pids = {process.pid, *_members(process.pid)}
+    pids = {process.pid, *members("group", process.pid)}
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):  # it had ended, and was waited for
@@ -129,19 +129,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     for directory in rundir.leftovers(rundir.base()):
         if directory.name.removeprefix(rundir.PREFIX).partition("-")[0] in map(str, pids):
             rundir.remove(directory)
-
-
-def _members(group: int) -> set[int]:
-    """Return the processes of a group."""
-    found = set()
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        if int(fields[2]) == group:
-            found.add(int(status.parent.name))
-    return found
 
 
 def _death(code: int, noise: bytes) -> str:
@@ -185,7 +172,7 @@ def _try(scheme: str, where: str | None, deadline: Deadline, say: Callable[..., 
         transports.register(scheme, getattr(importlib.import_module(module), name), replace=True)
     crosses = transports.get(scheme).capabilities.crosses_processes
     say(doing="making a channel")
-    with _open(scheme) as channel:
+    with open_here(f"{scheme}:") as channel:
         say(doing="starting the sender", sender="a child process" if crosses else "another thread")
         if not crosses:
             thread = threading.Thread(target=_send, args=(channel.sender, deadline.remaining()), daemon=True)
@@ -214,11 +201,18 @@ def _try(scheme: str, where: str | None, deadline: Deadline, say: Callable[..., 
         return took
 
 
-def _open(scheme: str) -> Channel:
+def open_here(url: str, **options: Any) -> Channel:
+    """Open a channel by a URL that may lack the address its transport needs: then it is a free port of this machine."""
+    scheme, colon, rest = url.partition(":")
     try:
-        return open_channel(f"{scheme}:")
-    except ConfigError:
-        return open_channel(f"{scheme}://127.0.0.1:{free_port()}")  # it needs an address
+        return open_channel(url, **options)
+    except ConfigError as error:
+        if not colon or (rest and not rest.startswith("?")):
+            raise
+        try:
+            return open_channel(f"{scheme}://127.0.0.1:{free_port()}{rest}", **options)
+        except ConfigError:
+            raise error from None  # that was not what it lacked
 
 
 def _take(channel: Channel, deadline: Deadline) -> float:

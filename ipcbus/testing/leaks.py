@@ -103,11 +103,15 @@ def _children() -> dict[int, str]:
     todo = [os.getpid()]
     while todo:
         pid = todo.pop()
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            tasks = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208  numbers
+        except OSError:
+            continue  # it has ended
+        for task in tasks:
             try:
-                pids = [int(word) for word in task.read_text().split()]
+                pids = [int(word) for word in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
             except OSError:
-                continue  # it has ended
+                continue  # this thread has
             todo += pids
             found |= {child: _command(child) for child in pids}
     return found

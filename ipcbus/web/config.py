@@ -15,6 +15,13 @@
     channel = "zmq:"
     processes = 2                    # each connection belongs to one of them
 
+    [database]                       # without it, services have no ``database``
+    url = "sqlite:///chat.db"        # beside this file; or "postgresql+psycopg://...", or "$NAME_OF_A_VARIABLE"
+    connections = 20                 # of all services together
+
+    [metrics]                        # without it, nothing is measured
+    bind = "127.0.0.1:9464"          # where Prometheus fetches them
+
 In a channel's URL ``{name}`` becomes the name of its receiver (``chat``, ``chat-1``, ``front-0``), and ``{port}`` a free
 port, for transports whose channels need an address each: ``channel = "zmq+tcp://127.0.0.1:{port}"``.
 """
@@ -29,8 +36,10 @@ from typing import Literal
 
 from ipcbus.config import load_file
 from ipcbus.errors import ConfigError
+from ipcbus.web.database import DatabaseConfig  # noqa: TC001  read at run time, by ipcbus.options.build
 from ipcbus.web.limits import networks
 from ipcbus.web.link import MAX_FRONTS, MAX_PAYLOAD
+from ipcbus.web.metrics import MetricsConfig  # noqa: TC001  as above
 
 __all__ = ["FrontConfig", "ServerConfig", "ServiceConfig", "load_server_config"]
 
@@ -134,6 +143,8 @@ class ServerConfig:
 
     services: dict[str, ServiceConfig]
     front: FrontConfig = field(default_factory=FrontConfig)
+    database: DatabaseConfig | None = None
+    metrics: MetricsConfig | None = None
     transport: str = "auto:"
     """URL of every channel that names none."""
     start_method: Literal["spawn", "forkserver"] = "forkserver"
@@ -199,6 +210,8 @@ def load_server_config(path: str | os.PathLike[str]) -> ServerConfig:
     """
     config = load_file(ServerConfig, path)
     folder = Path(path).resolve().parent
+    if config.database is not None:
+        config = dataclasses.replace(config, database=config.database.beside(folder))
     files = {
         name: os.fspath(folder / value)
         for name in ("page", "tls_certificate", "tls_key")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
 
 from ipcbus.web import http
+from ipcbus.web.health import health
 from ipcbus.web.limits import Doorman, client_address, networks
 from ipcbus.web.link import Cid
 from ipcbus.web.servicelink import Grant, Refusal
@@ -124,13 +125,9 @@ class Doors:
             return http.plain(request, 405, "Only GET and HEAD are understood here.", ("Allow", "GET, HEAD"))
         if path == "/" and self._page is not None:
             return http.page(request, self._page)
-        if path == "/healthz":
-            return http.plain(request, 200, "ok")
-        if path == "/readyz":
-            if self._house.stopping:
-                return http.plain(request, 503, "stopping")
-            away = [link.name for route in self._house.all_routes for link in route.links if not link.up]
-            return http.plain(request, 503, f"waiting for: {', '.join(away)}") if away else http.plain(request, 200, "ok")
+        away = [link.name for route in self._house.all_routes for link in route.links if not link.up]
+        if (found := health(path, away, draining=self._house.stopping)) is not None:
+            return http.plain(request, *found)
         if path in self._house.routes:
             return http.plain(request, 426, "This is a WebSocket.", ("Upgrade", "websocket"))
         return http.plain(request, 404, "There is nothing here.")

@@ -7,10 +7,12 @@ import importlib
 import logging
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ipcbus.errors import ConfigError
+from ipcbus.web.loop import loop_factory
 from ipcbus.web.moments import pause
+from ipcbus.web.reporter import counted, reporting
 from ipcbus.web.service import Service
 
 if TYPE_CHECKING:
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from ipcbus.channel import Channel
     from ipcbus.supervisor import Life
     from ipcbus.web.config import FrontConfig
+    from ipcbus.web.database import Database
     from ipcbus.web.frontend import ServiceInbox
     from ipcbus.web.host import Host
+    from ipcbus.web.snapshots import Slot
 
 __all__ = ["ServiceArgs", "load_service", "notice", "run_front_end", "run_service", "tls_context"]
 
@@ -33,6 +37,9 @@ class _Runs(Protocol):
     def stop(self) -> None: ...
 
     def notice(self, index: int, at: int, /) -> None: ...
+
+
+R = TypeVar("R", bound=_Runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +58,17 @@ class ServiceArgs:
     """The address of the server's bus."""
     link_timeout: float
     max_groups: int
+    database: Database | None = None
 
 
-def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs) -> None:
+def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs, slot: Slot | None = None) -> None:
     """Be a service process until SIGTERM."""
     from ipcbus.web.host import Host
 
     _log(log_level)
     service = load_service(args.factory)
+    if args.database is not None:
+        service.database = args.database
 
     def make() -> Host:
         return Host(
@@ -74,7 +84,7 @@ def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs) -
             max_groups=args.max_groups,
         )
 
-    _run(make, life)
+    _run(make, life, slot, lambda host: host.hub.counts)
 
 
 def run_front_end(
@@ -86,13 +96,19 @@ def run_front_end(
     inbox: Channel,
     services: Sequence[ServiceInbox],
     page: bytes | None,
+    slot: Slot | None = None,
 ) -> None:
     """Be a front-end process until SIGTERM."""
     from ipcbus.web.frontend import FrontEnd
 
     _log(log_level)
     tls = tls_context(config)
-    _run(lambda: FrontEnd(config, index, life.incarnation, sock, inbox, services, page, tls), life)
+    _run(
+        lambda: FrontEnd(config, index, life.incarnation, sock, inbox, services, page, tls),
+        life,
+        slot,
+        lambda front: front.counts,
+    )
 
 
 def tls_context(config: FrontConfig) -> ssl.SSLContext | None:
@@ -138,20 +154,22 @@ def load_service(factory: str) -> Service:
     return service
 
 
-def _run(make: Callable[[], _Runs], life: Life) -> None:
+def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[[R], Any]) -> None:
     async def main() -> None:
         running = make()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, running.stop)
         beating = asyncio.create_task(_beat(life))
         loop.add_reader(life.fileno(), _hear, life, running)
+        here = counts(running)
         try:
-            await running.run(life.ready)
+            async with reporting(slot, lambda: counted(here), lambda: {"connections": here.connections}):
+                await running.run(life.ready)
         finally:
             loop.remove_reader(life.fileno())
             beating.cancel()
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main())
 
 
@@ -171,14 +189,6 @@ def _hear(life: Life, running: _Runs) -> None:
     while (said := life.heard()) is not None:
         index, at = said.decode().split()
         running.notice(int(index), int(at))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None  # it is faster, not different
-    return uvloop.new_event_loop
 
 
 def _log(level: str) -> None:

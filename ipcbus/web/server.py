@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import multiprocessing
 import pkgutil
@@ -20,18 +21,22 @@ from ipcbus.errors import ConfigError, GaveUp
 from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.config import ServerConfig, load_server_config
+from ipcbus.web.database import Database
 from ipcbus.web.frontend import ServiceInbox
 from ipcbus.web.link import start
+from ipcbus.web.metrics import Metrics, Source
 from ipcbus.web.outside import bus_config
 from ipcbus.web.processes import ServiceArgs, notice, run_front_end, run_service, tls_context
+from ipcbus.web.snapshots import Snapshots
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
     from ipcbus.supervisor import Events, Occurrence
+    from ipcbus.web.snapshots import Slot
 
 __all__ = ["Server", "serve"]
 
@@ -65,6 +70,7 @@ class Server:
         self._supervisor: Supervisor | None = None
         self._fronts: list[str] = []
         self._services: list[str] = []
+        self._metrics: Metrics | None = None
 
     def start(self) -> Self:
         """Start every process and wait until clients are served.
@@ -149,6 +155,11 @@ class Server:
         return f"{'http' if self._config.front.tls_certificate is None else 'https'}://{self.address}/"
 
     @property
+    def metrics_url(self) -> str | None:
+        """Where the metrics are; None without ``[metrics]``."""
+        return None if self._metrics is None else self._metrics.url
+
+    @property
     def pids(self) -> dict[str, int]:
         """The process ids by name: ``chat``, ``front-0``, ``front-1``."""
         return self._running().pids
@@ -184,12 +195,15 @@ class Server:
         bus = self._resources.enter_context(Bus(bus_config(counts)))
         self._fronts = [f"front-{index}" for index in range(front.processes)]
         fronts = [self._open(front.channel, name) for name in self._fronts]
+        slots = self._measure()
+        databases: Iterator[Database | None] = itertools.repeat(None)
+        if config.database is not None:
+            databases = iter(Database.shares(config.database, sum(counts.values())))
         services: list[Program] = []
         known: list[ServiceInbox] = []
         for name, service in config.services.items():
             inboxes = []
-            for number in range(service.processes):
-                called = name if service.processes == 1 else f"{name}-{number}"
+            for number, called in enumerate(_process_names(name, service.processes)):
                 inbox = self._open(service.channel, called)
                 args = ServiceArgs(
                     name=name,
@@ -201,8 +215,9 @@ class Server:
                     bus=bus.address,
                     link_timeout=front.link_timeout,
                     max_groups=front.max_groups,
+                    database=next(databases),
                 )
-                arguments = (config.log_level, inbox.receiver, args)
+                arguments = (config.log_level, inbox.receiver, args, slots.get(called))
                 services.append(Program(called, run_service, arguments, heartbeat=service.heartbeat))
                 inboxes.append((called, inbox.sender))
             known.append(ServiceInbox(name, inboxes, key=service.shard, grace=service.grace))
@@ -211,7 +226,7 @@ class Server:
             Program(
                 name,
                 run_front_end,
-                (config.log_level, front, index, sock, inbox.receiver, known, page),
+                (config.log_level, front, index, sock, inbox.receiver, known, page, slots.get(name)),
                 heartbeat=front.heartbeat,
             )
             for index, (name, sock, inbox) in enumerate(zip(self._fronts, self._sockets, fronts, strict=True))
@@ -236,6 +251,21 @@ class Server:
                 news = notice(those.index(occurrence.name), start())
                 for other in others:
                     self._supervisor.tell(other, news)
+
+    def _measure(self) -> dict[str, Slot]:
+        """Begin to serve metrics, and return where each process is to report; nowhere without ``[metrics]``."""
+        if self._config.metrics is None:
+            return {}
+        sources = [Source(name, "front") for name in self._fronts]
+        for name, service in self._config.services.items():
+            sources += [Source(called, "service", name) for called in _process_names(name, service.processes)]
+        page = Snapshots([source.name for source in sources])
+        self._resources.callback(page.close)
+        self._metrics = Metrics(
+            self._config.metrics, sources, page.read, lambda: {} if self._supervisor is None else self._supervisor.pids
+        )
+        self._resources.callback(self._metrics.close)
+        return {source.name: page.slot(source.name) for source in sources}
 
     def _listen(self, count: int) -> None:
         """Make one listening socket per front end, all on the same port; the kernel spreads connections over them.
@@ -321,6 +351,10 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _process_names(service: str, count: int) -> list[str]:
+    return [service] if count == 1 else [f"{service}-{number}" for number in range(count)]
 
 
 def _plugins() -> list[str]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from ipcbus.bus.bus import Bus
+    from ipcbus.web.database import Database
     from ipcbus.web.hub import Hub
     from ipcbus.web.outside import Outside
     from ipcbus.web.ticker import Ticker
@@ -189,6 +190,9 @@ class Service:
     Structs, a dataclass, a TypedDict), else whatever came; for ``protobuf`` the message class, which is required."""
     limits: ClassVar[Limits] = Limits()
     """What one of its connections may do, where that is not what the configuration says."""
+
+    database: Database
+    """The database of the configuration's ``[database]``; there is none without that table."""
 
     _hub: Hub | None = None
     _outside: Outside | None = None

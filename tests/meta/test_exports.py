@@ -11,10 +11,15 @@ import types
 import pytest
 
 import ipcbus
+import ipcbus.web
+
+LATER = {package.__name__: package._LATER for package in (ipcbus, ipcbus.web)}
+"""Names that packages import at their first use."""
 
 HEAVY = {
     "asyncio", "concurrent.futures", "importlib.metadata", "logging", "multiprocessing", "socket", "subprocess", "tomllib",
-    "cloudpickle", "google.protobuf", "msgspec", "numpy", "rich", "typer", "uvloop", "websockets", "zmq",
+    "cloudpickle", "google.protobuf", "msgspec", "numpy", "prometheus_client", "rich", "sqlalchemy", "typer", "uvloop",
+    "websockets", "zmq",
 }  # fmt: skip
 """Modules that cost time or do something when imported; none is needed before it is used."""
 
@@ -47,12 +52,13 @@ def test_the_front_exports_exactly_its_all():
     assert set(ipcbus.__all__) == public | set(ipcbus._LATER) | {"__version__"}
 
 
-def test_what_is_imported_later_is_there():
-    for name, module in ipcbus._LATER.items():
-        assert getattr(ipcbus, name) is getattr(sys.modules[module], name)
-        assert name in dir(ipcbus)
+@pytest.mark.parametrize("package", [ipcbus, ipcbus.web])
+def test_what_is_imported_later_is_there(package):
+    for name, module in package._LATER.items():
+        assert getattr(package, name) is getattr(sys.modules[module], name)
+        assert name in dir(package)
     with pytest.raises(AttributeError, match="Nonsense"):
-        _ = ipcbus.Nonsense
+        _ = package.Nonsense
 
 
 def test_the_front_is_sorted_and_without_twins():
@@ -76,8 +82,7 @@ def test_every_public_name_is_documented(product):
         if names is None or any(part.startswith("_") for part in module.name.split(".")):
             continue
         documented, defined = _definitions(module)
-        if module.name == "ipcbus":
-            names = set(names) - set(ipcbus._LATER)  # documented where they come from
+        names = set(names) - set(LATER.get(module.name, ()))  # documented where they come from
         wrong += [f"{module.name}.{name} does not exist" for name in names if name not in defined]
         wrong += [f"{module.name}.{name} has no docstring" for name in names if name in defined and not documented[name]]
     assert not wrong, "\n".join(wrong)

@@ -21,6 +21,7 @@ LAYERS = (
     {"ipcbus.supervisor"},
     {"ipcbus"},
     {"ipcbus.testing", "ipcbus.doctor"},
+    {"ipcbus.bench"},
     {"ipcbus.web"},
     {"ipcbus.demo"},
     {"ipcbus.cli"},

@@ -9,8 +9,12 @@ import queue
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, assert_type
 
+from sqlalchemy.orm import Session
+
 import ipcbus
 from ipcbus.transport import Capabilities, Guarantees, Transport
+from ipcbus.web import Incoming, connect
+from ipcbus.web.database import Database
 
 
 def a_channel() -> None:
@@ -82,3 +86,26 @@ def what_must_not_pass(channel: ipcbus.Channel) -> None:
         pass
 
     del Mine
+
+
+def a_client(feed: ipcbus.Channel, outgoing: ipcbus.Channel) -> None:
+    with connect("ws://127.0.0.1/", feed, outgoing, overflow="drop_oldest", buffer=10) as client:
+        assert_type(client.wait(1), bool)
+        assert_type(client.stats().missed, int)
+        assert_type(client.pids, list[int])
+    connect(["ws://a/", "ws://b/"], feed, [outgoing, outgoing], processes=2)
+    connect("ws://127.0.0.1/", feed, overflow="drop")  # type: ignore[arg-type]  # no such policy
+    item: Incoming = feed.recv()
+    assert_type(item.missed, int)
+
+
+def count(session: Session, least: int) -> int:
+    return least if session.is_active else 0
+
+
+async def a_database(database: Database) -> None:
+    assert_type(await database.run(count, 3), int)
+    assert_type(await database.read(count, least=3), int)
+    await database.run(count)  # type: ignore[call-arg]  # the function wants one more
+    with database.begin(read_only=True) as session:
+        assert_type(session, Session)

@@ -1,0 +1,199 @@
+"""``ipcbus bench`` as people type it: what it prints and writes, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from typer.testing import CliRunner
+
+import ipcbus
+from ipcbus.bench import foreign
+from ipcbus.cli.app import app
+from ipcbus.plumbing.kin import members
+
+COMMAND = Path(sys.executable).with_name("ipcbus")
+QUICK = ("--rounds", "1", "--seconds", "0.003", "--size", "64", "--scenario", "one-way")
+TIMEOUT = 50
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """A directory with a module of the user's."""
+    (tmp_path / "shopping.py").write_text(
+        "import threading\n"
+        "def order(): return {'id': 7, 'lines': [['apple', 3], ['pear', 2]]}\n"
+        "def sized(size): return {'text': 'x' * size}\n"
+        "def locked(): return {'lock': threading.Lock()}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "shopping", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def bench(here):
+    """Run the command in a process of its own, in that directory."""
+
+    def run(*words, code=0, columns=100):
+        env = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"}
+        done = subprocess.run([COMMAND, "bench", *words], capture_output=True, text=True, timeout=TIMEOUT, check=False, env=env)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def fails(here):
+    """Run the command in this process, and return what it says as it gives up on a wrong command line."""
+
+    def run(*words, code=2):
+        said = CliRunner().invoke(app, ["bench", *words], prog_name="ipcbus")
+        assert (said.exit_code, said.stdout) == (code, "")
+        assert said.stderr.startswith("ipcbus: ")
+        assert said.stderr.count("\n") == 1
+        return said.stderr
+
+    return run
+
+
+def test_channels_and_peers_of_one_size(bench):
+    done = bench(*QUICK, "--transport", "pipe", "--transport", "unix:")
+    assert re.match(r"ipcbus: \d+ cases, 1 round, take about \d+ s\n", done.stderr)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "one-way: bytes, 64 B"
+    assert max(map(len, lines[:20])) <= 100
+    rows = {line[2:30].strip(): line for line in lines if re.match(r"  \S.*\d", line)}
+    assert {"pipe:", "unix:", "multiprocessing.Queue", "multiprocessing.SimpleQueue", "multiprocessing.Pipe"} <= set(rows)
+    assert re.search(r" \d+(\.\d\d)?x +\d+(\.\d\d)?x ", rows["pipe:"])
+    assert f"ipcbus {ipcbus.__version__}, Python" in done.stdout
+    assert "medians of 1 round in turn, 0.003 s each" in done.stdout
+    (advised,) = tomllib.loads(lines[-1].strip()).values()
+    assert advised in ("pipe:", "unix:")
+
+
+def test_several_sizes_stand_side_by_side(bench):
+    done = bench(*QUICK, "--size", "64KiB", "--transport", "unix:", "--no-peers")
+    assert re.search(r"^ +64 B +64 KiB *$", done.stdout, re.MULTILINE)
+    assert re.search(r"^  unix: +[\d,]+ +[\d,]+ *$", done.stdout, re.MULTILINE)
+    assert "multiprocessing" not in done.stdout
+
+
+def test_a_narrow_terminal_cuts_nothing(bench):
+    wide, narrow = (bench(*QUICK, "--transport", "unix:", "--no-peers", columns=columns).stdout for columns in (200, 30))
+    assert wide.splitlines()[2].split() == narrow.splitlines()[2].split() == ["messages/s", "bytes/s", "spread"]
+
+
+def test_round_trips(bench):
+    done = bench(*QUICK[:-1], "round-trip", "--transport", "unix:", "--no-peers")
+    assert re.search(r"round trip +99 of 100 within", done.stdout)
+    assert re.search(r"unix: +[\d.]+ [µm]s +[\d.]+ [µm]s", done.stdout)
+
+
+def test_crowds(bench):
+    done = bench(*QUICK[:-1], "fan-in", "--scenario", "fan-out", "--senders", "3", "--receivers", "2",
+                 "--transport", "unix:", "--transport", "pipe:", "--no-peers")  # fmt: skip
+    assert "fan-in, 3 senders: bytes, 64 B" in done.stdout
+    assert "fan-out, 2 receivers: bytes, 64 B" in done.stdout
+    assert "not measured: pipe: in fan-out (several receivers cannot compete for its messages)" in done.stdout
+
+
+def test_a_message_of_the_users(bench):
+    done = bench(*QUICK[:4], *QUICK[-2:], "--object", "shopping:order", "--transport", "unix:", "--no-peers")
+    assert re.match(r"one-way: shopping:order, \d+ B\n", done.stdout)
+
+
+def test_every_serializer_that_can(bench):
+    done = bench(
+        *QUICK, "--object", "shopping:sized", "--serializer", "all", "--transport", "unix:", "--no-peers", "--json", "-"
+    )
+    found = {row["serializer"]: row for row in json.loads(done.stdout)["results"]}
+    assert {"json", "pickle"} <= set(found)
+    assert not {"raw", "protobuf"} & set(found)
+    assert all(row["problem"] is None for row in found.values())
+
+
+def test_json_and_plot_files(bench, here):
+    pytest.importorskip("matplotlib")
+    done = bench(*QUICK, "--size", "1KiB", "--transport", "unix:", "--json", "out.json", "--plot", "out.svg")
+    assert "unix:" in done.stdout
+    made = json.loads((here / "out.json").read_text())
+    rows = {(row["carrier"], row["message"]["size"]): row for row in made["results"]}
+    assert rows["unix:", 64]["seconds"] == rows["unix:", 64]["rounds"][0]["seconds"] > 0
+    assert rows["unix:", 1024]["times_faster_than"]["multiprocessing.Queue"] > 0
+    assert made["machine"]["ipcbus"] == ipcbus.__version__
+    assert ET.parse(here / "out.svg").getroot().tag.endswith("}svg")
+
+
+def test_a_channel_that_fails_is_a_row_and_the_others_go_on(bench, here):
+    (here / "picky.py").write_text(
+        "import os\n"
+        "class Picky:\n"
+        "    def __reduce__(self):\n"
+        "        return (os.getpid if os.environ.get('OMP_NUM_THREADS') else Picky), ()\n"
+        "    def __eq__(self, other): return isinstance(other, Picky)\n"
+        "def make(): return Picky()\n"
+    )
+    done = bench("--object", "picky:make", *QUICK[:4], *QUICK[-2:], "--transport", "unix:", code=1)
+    assert re.search(r"unix: +failed", done.stdout)
+    assert "one-way, unix:, picky:make: the receiver failed: something else arrived than was sent" in done.stdout
+    assert "For this message" not in done.stdout
+
+
+def test_ctrl_c_ends_it_and_all_that_it_started(here):
+    (here / "telling.py").write_text("import os\ndef pid():\n    print(os.getsid(0), file=open('pipe', 'w'))\n")
+    os.mkfifo("pipe")
+    words = [COMMAND, "bench", "--rounds", "50", "--transport", "unix:", "--object", "telling:pid"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    session = os.getsid(0)
+    while session == os.getsid(0):  # the command makes the object itself before anything is measured
+        session = int(Path("pipe").read_text())
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert not members("session", session)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--object", "byte"], "--object byte: did you mean 'bytes'? (a message of yours: module:factory)"),
+        (["--object", "shoping:order"], "cannot import 'shoping': ModuleNotFoundError"),
+        (["--object", "shopping:orderr"], "there is no 'orderr'; did you mean 'order'?"),
+        (["--object", "shopping:order", "--size", "64"], "shopping:order makes its message as it likes; give it a parameter"),
+        (["--scenario", "fanin"], "--scenario fanin: there is none of this name; did you mean 'fan-in'?"),
+        (["--size", "12q"], "'12q' is no size; write it as 64, 1KiB or 64MiB"),
+        (["--transport", "unixx:"], "no transport 'unixx' is installed; did you mean 'unix'?"),
+        (["--transport", "unix:?capacityy=3"], "unknown option 'capacityy'; did you mean 'capacity'?"),
+        (["--transport", "inproc:"], "there is no channel to measure: inproc: in one-way (does not cross processes)"),
+        (["--serializer", "jsn"], "no serializer 'jsn' is installed; did you mean 'json'?"),
+        (["--plot", "out.gif"], "the file must end in .png, .svg or .html"),
+        (["--plot", "nowhere/out.png"], "there is no directory nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line_is_told_before_anything_is_measured(fails, words, said):
+    assert said in fails(*words)
+
+
+def test_an_object_that_cannot_travel_is_told_with_its_part(fails):
+    assert "obj['lock']: thread lock cannot travel" in fails("--object", "shopping:locked", code=1)
+
+
+def test_a_missing_extra_is_told_with_the_command_that_installs_it(fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "--plot needs matplotlib; try: pip install 'ipcbus[bench]'" in fails("--plot", "out.png", code=1)
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(foreign.FasterFifo, "module", "faster_fifo_of_nobody")
+    assert foreign.PEERS["faster-fifo"].missing() == "faster-fifo is not installed; try: pip install 'ipcbus[bench]'"
