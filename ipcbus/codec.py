@@ -99,6 +99,9 @@ class Codec:
         self._permit(self._default)
         if self._auto and self._accepts("raw"):
             self._by_type[bytes] = self._choice(self._make("raw"))
+        raw = self._default if self._default.name == "raw" else self._made.get("raw") if self._auto else None
+        self._raw = self._choice(raw)[1] if raw is not None else b""
+        """The head of a frame of bytes, where they travel as they are and nothing is added."""
         self.answer: Callable[[int, bytes], ReplyTo] | None = None
         """Makes what answers a request, from its number and the address of who asked."""
         self.after_fork()
@@ -132,6 +135,8 @@ class Codec:
             MessageTooLarge: the frame would be larger than ``max_message``.
         """
         kind = type(obj)
+        if kind is bytes and self._raw and headers is None and len(obj) <= self._short:
+            return (self._raw + obj,)  # the long way would do the same
         dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
         try:
             payload, buffers = dumps(obj)
