@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import multiprocessing
 import pkgutil
@@ -30,7 +31,7 @@ from ipcbus.web.snapshots import Snapshots
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -67,9 +68,9 @@ class Server:
         self._resources = ExitStack()
         self._sockets: list[socket.socket] = []
         self._supervisor: Supervisor | None = None
-        self._metrics: Metrics | None = None
         self._fronts: list[str] = []
         self._services: list[str] = []
+        self._metrics: Metrics | None = None
 
     def start(self) -> Self:
         """Start every process and wait until clients are served.
@@ -194,17 +195,15 @@ class Server:
         bus = self._resources.enter_context(Bus(bus_config(counts)))
         self._fronts = [f"front-{index}" for index in range(front.processes)]
         fronts = [self._open(front.channel, name) for name in self._fronts]
-        everything = sum(counts.values())
-        databases: list[Database | None] = [None] * everything
+        slots = self._measure()
+        databases: Iterator[Database | None] = itertools.repeat(None)
         if config.database is not None:
-            databases = [*Database.shares(config.database, everything)]
-        names = {called: name for name, many in counts.items() for called in _called(name, many)}
-        slots = self._measure(names)
+            databases = iter(Database.shares(config.database, sum(counts.values())))
         services: list[Program] = []
         known: list[ServiceInbox] = []
         for name, service in config.services.items():
             inboxes = []
-            for number, called in enumerate(_called(name, service.processes)):
+            for number, called in enumerate(_process_names(name, service.processes)):
                 inbox = self._open(service.channel, called)
                 args = ServiceArgs(
                     name=name,
@@ -216,10 +215,9 @@ class Server:
                     bus=bus.address,
                     link_timeout=front.link_timeout,
                     max_groups=front.max_groups,
-                    database=databases[len(services)],
-                    slot=slots.get(called),
+                    database=next(databases),
                 )
-                arguments = (config.log_level, inbox.receiver, args)
+                arguments = (config.log_level, inbox.receiver, args, slots.get(called))
                 services.append(Program(called, run_service, arguments, heartbeat=service.heartbeat))
                 inboxes.append((called, inbox.sender))
             known.append(ServiceInbox(name, inboxes, key=service.shard, grace=service.grace))
@@ -244,20 +242,6 @@ class Server:
             on_event=self._spread,
         )
 
-    def _measure(self, services: dict[str, str]) -> dict[str, Slot]:
-        """Begin to serve metrics, and return where each process is to report; nowhere without ``[metrics]``."""
-        if self._config.metrics is None:
-            return {}
-        sources = [Source(name, "front") for name in self._fronts]
-        sources += [Source(called, "service", name) for called, name in services.items()]
-        page = Snapshots([source.name for source in sources])
-        self._resources.callback(page.close)
-        self._metrics = Metrics(
-            self._config.metrics, sources, page.read, lambda: {} if self._supervisor is None else self._supervisor.pids
-        )
-        self._resources.callback(self._metrics.close)
-        return {source.name: page.slot(source.name) for source in sources}
-
     def _spread(self, occurrence: Occurrence) -> None:
         """Tell those at the other ends of its links that a process has ended: they would find out by themselves, later."""
         if self._supervisor is None or occurrence.what not in _ENDED:
@@ -267,6 +251,21 @@ class Server:
                 news = notice(those.index(occurrence.name), start())
                 for other in others:
                     self._supervisor.tell(other, news)
+
+    def _measure(self) -> dict[str, Slot]:
+        """Begin to serve metrics, and return where each process is to report; nowhere without ``[metrics]``."""
+        if self._config.metrics is None:
+            return {}
+        sources = [Source(name, "front") for name in self._fronts]
+        for name, service in self._config.services.items():
+            sources += [Source(called, "service", name) for called in _process_names(name, service.processes)]
+        page = Snapshots([source.name for source in sources])
+        self._resources.callback(page.close)
+        self._metrics = Metrics(
+            self._config.metrics, sources, page.read, lambda: {} if self._supervisor is None else self._supervisor.pids
+        )
+        self._resources.callback(self._metrics.close)
+        return {source.name: page.slot(source.name) for source in sources}
 
     def _listen(self, count: int) -> None:
         """Make one listening socket per front end, all on the same port; the kernel spreads connections over them.
@@ -303,11 +302,6 @@ class Server:
         if not channel.capabilities.crosses_processes:
             raise ConfigError(f"{name}: {channel.url} works between threads only; a server needs one between processes: pipe:")
         return channel
-
-
-def _called(name: str, processes: int) -> list[str]:
-    """Return what the processes of a service are called."""
-    return [name] if processes == 1 else [f"{name}-{number}" for number in range(processes)]
 
 
 def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Server], None] | None = None) -> int:
@@ -357,6 +351,10 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _process_names(service: str, count: int) -> list[str]:
+    return [service] if count == 1 else [f"{service}-{number}" for number in range(count)]
 
 
 def _plugins() -> list[str]:
