@@ -7,12 +7,10 @@ import os
 import random
 import resource
 import select
-import shutil
 import signal
 import struct
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from contextlib import ExitStack
@@ -41,8 +39,6 @@ BIG = 100_000
 """Bytes of a message that lies in an extent, with the ring that these tests use."""
 HEADER, EXTENTS_AT, ENTRY, EXTENTS, RING_AT = 0, 8192, 32, 1024, 8192 + 32 * 1024
 TAIL, HEAD = 64, 128
-PURE = {"arena", "fault", "lock", "ring", "wait"}
-"""The files of the C code that know nothing of Python."""
 EMPTY, FREE, GROWING, WRITING, QUEUED, HELD = range(6)
 
 
@@ -328,9 +324,8 @@ class TestExtents:
         ends = make(capacity=2000)
         sender = ends.sender()
         half = bytes(RING // 8 - 2)  # two of these would be in the ring, but for the table of their sizes
-        with pytest.raises(ChannelFull):
-            for _ in range(EXTENTS + 1):
-                sender.send([half, half], 0)
+        for _ in range(EXTENTS):
+            sender.send([half, half], 0)
         started = time.monotonic()
         with pytest.raises(ChannelFull):
             sender.send([half, half], 0.2)
@@ -698,18 +693,6 @@ class TestResources:
         ipcbus.wait([channel], 0)
         channel.close()
         assert count() == before
-
-
-@pytest.mark.skipif(not shutil.which("gcc"), reason="there is no gcc")
-@pytest.mark.parametrize("optimized", ["-O0", "-O3"])
-def test_the_compiler_finds_nothing_to_say(optimized, tmp_path):
-    native = Path(__file__).parents[2] / "transports" / "ipcbus_shm" / "native"
-    include = f"-I{sysconfig.get_path('include')}"
-    for source in native.glob("*.c"):
-        flags = ["-std=c11", optimized, "-Wall", "-Wextra", "-Wshadow", "-Werror"]
-        # The ring and what it rests on are compiled without Python; Python's own macros convert as they please.
-        flags += ["-Wconversion", "-Wno-sign-conversion"] if source.stem in PURE else [include]
-        subprocess.run(["gcc", *flags, "-c", source, "-o", tmp_path / "out.o"], check=True, timeout=60)
 
 
 class TestOptions:
