@@ -227,11 +227,11 @@ static void call_something(struct channel *channel, uint64_t *random)
 static void bring_about(struct channel *channel, uint64_t *random)
 {
     struct header *header = channel->ring->header;
-    uint64_t cursor = next_random(random) % 2 ? next_random(random) : UINT64_MAX - 5;
-    atomic_store(&header->tail, cursor);
-    atomic_store(&header->head, cursor);
-    atomic_store(&header->head_seen, cursor);
-    atomic_store(&header->tail_seen, cursor);
+    uint64_t begin = next_random(random) % 2 ? next_random(random) : UINT64_MAX - 5;
+    atomic_store(&header->tail, begin);
+    atomic_store(&header->head, begin);
+    atomic_store(&header->head_seen, begin);
+    atomic_store(&header->tail_seen, begin);
     for (uint64_t count = next_random(random) % 12; count; count--) {
         size_t size = next_random(random) % 4 ? next_random(random) % 800 : next_random(random) % LARGEST;
         channel_send(channel, bytes, size, 1 + next_random(random) % 5, wait_now());
