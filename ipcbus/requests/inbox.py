@@ -53,7 +53,7 @@ _FRESH = 0.02
 
 
 class Inbox:
-    """One inbox; a process has one for each transport that it asks through.
+    """An inbox; a process has one, and another one for what its threads ask each other.
 
     Args:
         url: how its channel is opened.
@@ -394,7 +394,7 @@ _hooked = False
 
 
 def inbox(end: Endpoint | None = None) -> Inbox:
-    """Return this process's inbox for replies through a channel: on the same transport, if that is private and crash-proof.
+    """Return this process's inbox: on the transport that ``auto:`` would pick, or for a channel between threads on that one's.
 
     Raises:
         Unsupported: strangers can send through the channel.
@@ -408,10 +408,8 @@ def inbox(end: Endpoint | None = None) -> Inbox:
         )
     from ipcbus.selection import best
 
-    transport = best({}) if end is None else end.transport
-    can = transport.capabilities
-    if can.crosses_hosts or can.addressable or (can.crosses_processes and not can.survives_kill):
-        transport = best({})  # a process that is killed while it answers must not keep others from answering
+    between_threads = end is not None and not end.transport.capabilities.crosses_processes
+    transport = end.transport if end is not None and between_threads else best({})
     _hook()
     with _here.lock:
         found = _here.inboxes.get(transport.scheme)
