@@ -15,7 +15,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["tests", "lint", "typing", "docs", "wheel", "minimal", "pythons"]
+nox.options.sessions = ["tests", "lint", "typing", "native", "docs", "wheel", "minimal", "pythons"]
 
 HERE = Path(__file__).parent
 SHM = "./transports/ipcbus_shm"
@@ -55,6 +55,13 @@ def typing(session: nox.Session) -> None:
     session.install("-e", ".[all]", SHM, *group("typing"))
     session.run("mypy")
     session.run("mypy", "tests/typing")
+
+
+@nox.session
+def native(session: nox.Session) -> None:
+    """Check the C code: strict warnings, traffic under sanitizers, hostile memory, the extension's tests under sanitizers."""
+    session.install("-e", ".[all]", SHM, *group("test"))
+    session.run("python", "tests/native/run.py", *session.posargs)
 
 
 @nox.session

@@ -7,12 +7,10 @@ import os
 import random
 import resource
 import select
-import shutil
 import signal
 import struct
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from contextlib import ExitStack
@@ -41,8 +39,6 @@ BIG = 100_000
 """Bytes of a message that lies in an extent, with the ring that these tests use."""
 HEADER, EXTENTS_AT, ENTRY, EXTENTS, RING_AT = 0, 8192, 32, 1024, 8192 + 32 * 1024
 TAIL, HEAD = 64, 128
-PURE = {"arena", "fault", "lock", "ring", "wait"}
-"""The files of the C code that know nothing of Python."""
 EMPTY, FREE, GROWING, WRITING, QUEUED, HELD = range(6)
 
 
@@ -324,6 +320,42 @@ class TestExtents:
         assert sender.ready()
         sender.send([message], 0)
 
+    def test_no_extent_is_full_though_the_ring_has_room(self, make):
+        ends = make(capacity=2000)
+        sender = ends.sender()
+        half = bytes(RING // 8 - 2)  # two of these would be in the ring, but for the table of their sizes
+        for _ in range(EXTENTS):
+            sender.send([half, half], 0)
+        started = time.monotonic()
+        with pytest.raises(ChannelFull):
+            sender.send([half, half], 0.2)
+        assert 0.2 <= time.monotonic() - started < 2
+        assert ends.states() == [QUEUED] * EXTENTS
+
+    def set_all(self, ends, state, size, count=EXTENTS):
+        """Write the table of extents as processes that are dead by now would have left it."""
+        with ends.memory() as memory:
+            for n in range(count):
+                struct.pack_into("=QQQ", memory, EXTENTS_AT + n * ENTRY, state, ends.arena + n * size, size)
+
+    @pytest.mark.parametrize("kind", [WRITING, HELD])
+    def test_all_are_a_dead_owners(self, make, kind):
+        ends = make()
+        ends.arena = RING_AT + RING
+        sender, receiver = ends.both()
+        self.set_all(ends, kind << 56 | 900 << 32 | 0xFFFFFFFF, 4096)
+        sender.send([bytes(BIG)], PATIENCE)
+        assert receiver.recv(0)[0] == bytes(BIG)
+
+    def test_what_was_never_published_does_not_wait(self, make):
+        ends = make()
+        ends.arena = RING_AT + RING
+        sender, receiver = ends.both()
+        self.set_all(ends, QUEUED << 56 | 900 << 32, 256 << 20, 1)
+        for _ in range(3):
+            sender.send([bytes(BIG)], PATIENCE)
+            assert receiver.recv(0)[0] == bytes(BIG)
+
     def test_memory_that_is_free_is_given_back_beyond_a_bound(self, make):
         ends = make(capacity=100, max_message=1 << 30)
         sender, receiver = ends.both()
@@ -332,6 +364,26 @@ class TestExtents:
             receiver.recv(0)
         used = os.fstat(ends.handle.segment.fds[0]).st_blocks * 512
         assert used < 220 << 20
+
+
+class TestFrames:
+    """Frames are sequences, and not all of them keep what they hand out."""
+
+    class Lazy:
+        def __init__(self, *sizes):
+            self.sizes = sizes
+
+        def __len__(self):
+            return len(self.sizes)
+
+        def __getitem__(self, at):
+            return bytes([at + 1]) * self.sizes[at]  # nobody else has it
+
+    @pytest.mark.parametrize("sizes", [(1000, 2000, 3000), (BIG, 2 * BIG)], ids=["ring", "extent"])
+    def test_parts_that_nobody_else_keeps(self, make, sizes):
+        sender, receiver = make().both()
+        sender.send(self.Lazy(*sizes), 0)
+        assert [bytes(part) for part in receiver.recv(0)] == [bytes([n + 1]) * size for n, size in enumerate(sizes)]
 
 
 class TestHostileMemory:
@@ -641,18 +693,6 @@ class TestResources:
         ipcbus.wait([channel], 0)
         channel.close()
         assert count() == before
-
-
-@pytest.mark.skipif(not shutil.which("gcc"), reason="there is no gcc")
-@pytest.mark.parametrize("optimized", ["-O0", "-O3"])
-def test_the_compiler_finds_nothing_to_say(optimized, tmp_path):
-    native = Path(__file__).parents[2] / "transports" / "ipcbus_shm" / "native"
-    include = f"-I{sysconfig.get_path('include')}"
-    for source in native.glob("*.c"):
-        flags = ["-std=c11", optimized, "-Wall", "-Wextra", "-Wshadow", "-Werror"]
-        # The ring and what it rests on are compiled without Python; Python's own macros convert as they please.
-        flags += ["-Wconversion", "-Wno-sign-conversion"] if source.stem in PURE else [include]
-        subprocess.run(["gcc", *flags, "-c", source, "-o", tmp_path / "out.o"], check=True, timeout=60)
 
 
 class TestOptions:

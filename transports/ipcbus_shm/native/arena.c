@@ -140,65 +140,71 @@ static void punch(const struct arena *arena, uint32_t index)
     struct extent *extent = &arena->ring->extents[index];
     uint64_t offset = atomic_load_explicit(&extent->offset, memory_order_relaxed);
     uint64_t size = atomic_load_explicit(&extent->size, memory_order_relaxed);
-    if (offset >= arena->begins && size && size <= INT64_MAX - offset)
+    if (offset >= arena->begins && offset <= INT64_MAX && size && size <= INT64_MAX - offset)
         fallocate(arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size);
 }
 
-/* Free an extent if the owner that its state names is dead and no message is in it. */
-static bool bury(const struct arena *arena, uint32_t index, uint64_t state)
+/* Tell whether an extent is of use to nobody if the owner that its state names is dead. */
+static bool is_left_behind(const struct arena *arena, uint64_t state)
 {
-    struct ring *ring = arena->ring;
     switch (kind_of(state)) {
     case GROWING:
     case DOOMED:
-        punch(arena, index);
-        return change(arena, index, state, state_of(EMPTY, 0, 0));
     case WRITING:
-        break;
-    case QUEUED: /* marked, and its sender died before it could publish it */
-        if (ring_has_published(ring, number_of(state)) && !ring_has_taken(ring, number_of(state)))
-            return false;
-        break;
-    case HELD: /* who died before it could take the message leaves it to the next receiver */
-        if (!ring_has_taken(ring, number_of(state)))
-            return false;
-        break;
+        return true;
+    case QUEUED: /* no longer, or never: its sender died before it could publish it */
+    case HELD:   /* who died before it could take the message leaves it to the next receiver */
+        return !ring_has(arena->ring, number_of(state));
     default:
         return false;
     }
-    return change(arena, index, state, state_of(FREE, 0, 0));
+}
+
+/* Free what a dead owner left behind; false if somebody else was faster. `slot` is of who does this. */
+static bool bury(const struct arena *arena, uint32_t index, uint64_t state, uint32_t slot)
+{
+    if (kind_of(state) != GROWING && kind_of(state) != DOOMED)
+        return change(arena, index, state, state_of(FREE, 0, 0));
+    /* Its pages may only be given back by one: once it is empty, the entry may stand for other pages at any time. Counted,
+     * so that the slot of a dead owner who was at this, and this one's, which may be the same, are told apart. */
+    uint64_t mine = state_of(DOOMED, slot, number_of(state) + 1);
+    if (!change(arena, index, state, mine))
+        return false;
+    punch(arena, index);
+    return change(arena, index, mine, state_of(EMPTY, 0, 0));
 }
 
 static void inherit(struct arena *arena, uint32_t slot)
 {
     for (uint32_t index = 0; index < EXTENTS; index++) {
         uint64_t state = load(arena, index);
-        if (kind_of(state) >= GROWING && slot_of(state) == slot)
-            bury(arena, index, state);
+        if (kind_of(state) >= GROWING && slot_of(state) == slot && is_left_behind(arena, state))
+            bury(arena, index, state, slot);
     }
 }
 
-/* Free what dead owners had; tell whether there was anything. The arena's lock is held. */
-static bool sweep(const struct arena *arena, const struct owner *mine)
+bool arena_sweep(struct arena *arena, const struct owner *owner)
 {
-    enum { UNKNOWN, ALIVE, DEAD };
-    unsigned char known[SLOTS] = {0};
-    bool found = false;
-    known[mine->slot] = ALIVE;
+    bool alive[SLOTS] = {0}, found = false;
+    alive[owner->slot] = true;
     for (uint32_t index = 0; index < EXTENTS; index++) {
         uint64_t state = load(arena, index);
         uint32_t slot = slot_of(state);
-        if (kind_of(state) < GROWING || slot >= SLOTS)
+        if (kind_of(state) < GROWING)
             continue;
         if (kind_of(state) == QUEUED && ring_has_taken(arena->ring, number_of(state))) {
             /* Dropped, by somebody who may have died before it could free it. */
             found |= change(arena, index, state, state_of(FREE, 0, 0));
             continue;
         }
-        if (known[slot] == UNKNOWN)
-            known[slot] = is_dead(arena, slot) ? DEAD : ALIVE;
-        if (known[slot] == DEAD)
-            found |= bury(arena, index, state);
+        if ((slot < SLOTS && alive[slot]) || !is_left_behind(arena, state))
+            continue;
+        /* Asked for each, and never remembered: a slot of the dead may be claimed at any time. Looked at before, since what a
+         * new owner takes out of the ring is its own, and behind, since who died may have published it at last. */
+        if (!is_dead(arena, slot))
+            alive[slot] = true;
+        else if (is_left_behind(arena, state))
+            found |= bury(arena, index, state, owner->slot);
     }
     return found;
 }
@@ -241,7 +247,7 @@ static struct survey survey(const struct arena *arena, uint64_t need)
             }
             break;
         case QUEUED:
-            if (!ring_has_taken(arena->ring, number_of(state)))
+            if (ring_has(arena->ring, number_of(state))) /* not what died before it was published */
                 found.waiting += size;
             break;
         default:
@@ -283,7 +289,7 @@ enum arena_result arena_take(struct arena *arena, struct owner *owner, uint64_t 
 {
     FAULT(EXTENT_LOCKED);
     struct survey found = survey(arena, need);
-    if (found.fitting == EXTENTS && sweep(arena, owner))
+    if (found.fitting == EXTENTS && arena_sweep(arena, owner))
         found = survey(arena, need);
     if (found.waiting && found.waiting + need > MOST_WAITING)
         return ARENA_FULL;
@@ -294,6 +300,8 @@ enum arena_result arena_take(struct arena *arena, struct owner *owner, uint64_t 
         extent = &arena->ring->extents[held->index];
         held->offset = atomic_load_explicit(&extent->offset, memory_order_relaxed);
         held->size = atomic_load_explicit(&extent->size, memory_order_relaxed);
+        if (held->size < need) /* it was enough just now, so somebody writes here who must not */
+            return ARENA_DAMAGED;
         store(arena, held->index, state_of(WRITING, owner->slot, 0));
         FAULT(EXTENT_TAKEN);
         return ARENA_OK;
@@ -310,7 +318,7 @@ enum arena_result arena_take(struct arena *arena, struct owner *owner, uint64_t 
     extent = &arena->ring->extents[held->index];
     held->offset = atomic_load_explicit(&arena->ring->header->arena_end, memory_order_relaxed);
     held->size = size;
-    if (held->offset < arena->begins || held->offset % PAGE || size > INT64_MAX - held->offset)
+    if (held->offset < arena->begins || held->offset > INT64_MAX || held->offset % PAGE || size > INT64_MAX - held->offset)
         return ARENA_DAMAGED;
     /* In this order: a place that was given away once is not given away again, whenever this is killed. */
     atomic_store_explicit(&arena->ring->header->arena_end, held->offset + size, memory_order_relaxed);

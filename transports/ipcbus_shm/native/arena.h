@@ -75,6 +75,9 @@ void owners_forget(void);
  * to get its memory, see arena_grow. */
 enum arena_result arena_take(struct arena *arena, struct owner *owner, uint64_t need, struct held *held);
 
+/* Free what dead owners had; tell whether there was anything. The arena's lock is held. */
+bool arena_sweep(struct arena *arena, const struct owner *owner);
+
 /* Give a taken extent its memory, if it has none yet. No lock is held. ARENA_REFUSED leaves errno, and nothing taken. */
 enum arena_result arena_grow(struct arena *arena, struct held *held);
 

@@ -13,34 +13,56 @@ static bool raise_memory(const char *what, size_t size)
     return false;
 }
 
+/* Take the arena's lock, however long that takes; false with an exception set. */
+static bool lock_arena(struct side *side, int64_t until)
+{
+    struct header *header = side->segment->ring.header;
+    enum lock_result lock = lock_try(&header->arena_lock);
+    for (int64_t last = side_patience(until); lock == LOCK_BUSY;) {
+        int64_t slice = wait_now() + NANOSECONDS / 20;
+        Py_BEGIN_ALLOW_THREADS
+        lock = lock_until(&header->arena_lock, slice < last ? slice : last);
+        Py_END_ALLOW_THREADS
+        if (lock == LOCK_BUSY && PyErr_CheckSignals() < 0)
+            return false;
+        if (lock == LOCK_BUSY && wait_now() >= last) {
+            PyErr_SetString(ChannelFull, "another sender has been at it all the time; it was stopped, or loses the processor");
+            return false;
+        }
+    }
+    if (lock == LOCK_BROKEN)
+        raise_damaged();
+    return lock == LOCK_TAKEN;
+}
+
+static bool claim(Sender *self, size_t size)
+{
+    return self->owner || (self->owner = owner_claim(&self->side.segment->arena)) || raise_memory("no claim on memory", size);
+}
+
+/* Wait for room in the arena, unless there is some once what the dead had is found; false with an exception set. */
+static bool wait_for_extent(Sender *self, size_t need, size_t size, int64_t until)
+{
+    Segment *segment = self->side.segment;
+    if (!claim(self, size) || !lock_arena(&self->side, until))
+        return false;
+    bool found = arena_sweep(&segment->arena, self->owner);
+    lock_release(&segment->ring.header->arena_lock);
+    return found || sender_wait(self, need, until);
+}
+
 /* Take over an extent, however long that takes; false with an exception set. */
-static bool take_extent(Sender *self, size_t need, size_t wanted, int64_t until, struct held *held)
+static bool take_extent(Sender *self, size_t need, size_t size, int64_t until, struct held *held)
 {
     struct side *side = &self->side;
     Segment *segment = side->segment;
-    struct header *header = segment->ring.header;
-    if (!self->owner && !(self->owner = owner_claim(&segment->arena)))
-        return raise_memory("no claim on memory", wanted);
+    if (!claim(self, size))
+        return false;
     for (;;) {
-        enum lock_result lock = lock_try(&header->arena_lock);
-        for (int64_t last = side_patience(until); lock == LOCK_BUSY;) {
-            int64_t slice = wait_now() + NANOSECONDS / 20;
-            Py_BEGIN_ALLOW_THREADS
-            lock = lock_until(&header->arena_lock, slice < last ? slice : last);
-            Py_END_ALLOW_THREADS
-            if (lock == LOCK_BUSY && PyErr_CheckSignals() < 0)
-                return false;
-            if (lock == LOCK_BUSY && wait_now() >= last) {
-                PyErr_SetString(ChannelFull, "another sender has been at it all the time; it was stopped, or loses the processor");
-                return false;
-            }
-        }
-        if (lock == LOCK_BROKEN) {
-            raise_damaged();
+        if (!lock_arena(side, until))
             return false;
-        }
         enum arena_result result = arena_take(&segment->arena, self->owner, need, held);
-        lock_release(&header->arena_lock);
+        lock_release(&segment->ring.header->arena_lock);
         if (result == ARENA_OK) {
             int code;
             Py_BEGIN_ALLOW_THREADS
@@ -51,7 +73,7 @@ static bool take_extent(Sender *self, size_t need, size_t wanted, int64_t until,
                 return true;
             errno = code;
             if (code != EINTR)
-                return raise_memory("no memory", wanted);
+                return raise_memory("no memory", size);
             if (PyErr_CheckSignals() < 0)
                 return false;
             continue;
@@ -60,7 +82,7 @@ static bool take_extent(Sender *self, size_t need, size_t wanted, int64_t until,
             raise_damaged();
             return false;
         }
-        if (!sender_wait(self, wanted, until))
+        if (!sender_wait(self, need, until))
             return false;
         if (side->closed || ring_is_shut(&segment->ring)) {
             PyErr_SetString(ChannelClosed, "the shm: channel was closed or shut down");
@@ -97,17 +119,22 @@ bool sender_put_large(Sender *self, struct message *message, int64_t until)
 {
     Segment *segment = self->side.segment;
     struct held held;
-    uint64_t sizes[MOST_PARTS], need = 0;
+    uint64_t sizes[MOST_PARTS];
+    size_t need = 0;
     for (unsigned at = 0; at < message->count; at++) {
         sizes[at] = message->parts[at].size;
         need = extent_align(need) + sizes[at];
     }
+    /* What is waited for has to be what is taken, or the one finds room where the other has none, and they go round in
+     * circles; and it says by its size that the ring is no place for it. */
+    if (need <= (size_t)self->most_inline)
+        need = (size_t)self->most_inline + 1;
     /* Looked at first: a copy that finds no room would be for nothing. */
-    if (!give_a_moment(self, message->size, until))
+    if (!give_a_moment(self, need, until))
         return false;
-    struct wish wish = {self, message->size, MOST_WAITING};
+    struct wish wish = {self, need, MOST_WAITING};
     while (!sender_has_room(&wish))
-        if (!sender_wait(self, message->size, until))
+        if (!wait_for_extent(self, need, message->size, until))
             return false;
     if (self->side.closed) {
         raise_closed();
@@ -139,7 +166,7 @@ bool sender_put_large(Sender *self, struct message *message, int64_t until)
         .size = sizeof where + message->count * sizeof sizes[0],
         .held = &held,
     };
-    if (sender_put(self, &entry, message->size, until))
+    if (sender_put(self, &entry, need, until))
         return true;
     arena_give_back(&segment->arena, &held);
     return false;

@@ -4,7 +4,7 @@ void message_let_go(struct message *message)
 {
     while (message->viewed)
         PyBuffer_Release(&message->views[--message->viewed]);
-    Py_CLEAR(message->joined);
+    Py_CLEAR(message->kept);
 }
 
 static bool add(struct message *message, PyObject *object)
@@ -30,24 +30,20 @@ bool message_take_apart(struct message *message, PyObject *frame)
 {
     message->count = 0;
     message->size = 0;
-    Py_ssize_t count = PySequence_Size(frame);
-    if (count < 0)
+    if (!(message->kept = PySequence_Tuple(frame)))
         return false;
+    Py_ssize_t count = PyTuple_Size(message->kept);
     if (count > (Py_ssize_t)MOST_PARTS) {
         PyObject *nothing = PyBytes_FromStringAndSize(NULL, 0);
-        message->joined = nothing ? PyObject_CallMethod(nothing, "join", "O", frame) : NULL;
+        PyObject *joined = nothing ? PyObject_CallMethod(nothing, "join", "(O)", message->kept) : NULL;
         Py_XDECREF(nothing);
-        return message->joined && add(message, message->joined);
+        Py_DECREF(message->kept);
+        message->kept = joined;
+        return joined && add(message, joined);
     }
-    for (Py_ssize_t at = 0; at < count; at++) {
-        PyObject *object = PySequence_GetItem(frame, at);
-        if (!object)
+    for (Py_ssize_t at = 0; at < count; at++)
+        if (!add(message, PyTuple_GetItem(message->kept, at)))
             return false;
-        bool added = add(message, object);
-        Py_DECREF(object); /* the frame keeps it */
-        if (!added)
-            return false;
-    }
     if (!count) {
         message->parts[0] = (struct part){"", 0};
         message->count = 1;

@@ -10,7 +10,7 @@ struct message {
     unsigned count;
     unsigned viewed;
     size_t size; /* bytes of all parts */
-    PyObject *joined;
+    PyObject *kept; /* the frame, as a tuple of its own: it may be another one meanwhile, or hand out what nobody keeps */
 };
 
 /* Find out where the parts of a frame are; false with an exception set. To be let go of in either case. */

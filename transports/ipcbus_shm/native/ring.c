@@ -205,7 +205,10 @@ bool ring_has_taken(struct ring *ring, uint32_t number)
     return (int32_t)(number_of(atomic_load_explicit(&ring->header->head, memory_order_acquire)) - number) > 0;
 }
 
-bool ring_has_published(struct ring *ring, uint32_t number)
+bool ring_has(struct ring *ring, uint32_t number)
 {
-    return (int32_t)(number_of(atomic_load_explicit(&ring->header->tail, memory_order_acquire)) - number) > 0;
+    /* The head first: what comes and goes between the two looks only makes more of them. */
+    uint32_t head = number_of(atomic_load_explicit(&ring->header->head, memory_order_acquire));
+    uint32_t tail = number_of(atomic_load_explicit(&ring->header->tail, memory_order_acquire));
+    return number - head < tail - head;
 }

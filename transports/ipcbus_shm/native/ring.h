@@ -78,8 +78,8 @@ uint32_t ring_depth(struct ring *ring);
 /* Tell whether a message of this number has been taken out. */
 bool ring_has_taken(struct ring *ring, uint32_t number);
 
-/* Tell whether a message of this number has been published. */
-bool ring_has_published(struct ring *ring, uint32_t number);
+/* Tell whether a message of this number is in the ring: published, and not taken out. */
+bool ring_has(struct ring *ring, uint32_t number);
 
 static inline bool ring_is_empty(struct ring *ring)
 {

@@ -198,7 +198,7 @@ static PyObject *send(Sender *self, PyObject *const *args, Py_ssize_t count)
     } else {
         struct message message;
         message.viewed = 0;
-        message.joined = NULL;
+        message.kept = NULL;
         int64_t until;
         if (side_moment(args[1], &until) && message_take_apart(&message, frame)) {
             if (message.size + message.count * sizeof(uint32_t) <= (size_t)self->most_inline)
