@@ -21,7 +21,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 import ipcbus
-from ipcbus.demo import chat_config
 from ipcbus.demo.selfcheck import channel_url, run_check
 from ipcbus.errors import ConfigError, TransportUnavailable
 from ipcbus.supervisor import StartFailed
@@ -71,7 +70,8 @@ def join() -> Iterator[Join]:
     with ExitStack() as stack:
 
         def enter(server: Server, name: str) -> tuple[ClientConnection, int]:
-            ws = stack.enter_context(connect(f"ws://{server.address}/chat?name={name}", proxy=None, open_timeout=PATIENCE))
+            ws = stack.enter_context(connect(f"ws://{server.address}/chat", proxy=None, open_timeout=PATIENCE))
+            ws.send(json.dumps({"op": "sign-in", "name": name}))
             welcome = json.loads(ws.recv(PATIENCE))
             ws.send(json.dumps({"op": "join", "room": "lobby"}))
             until(ws, "users")
@@ -393,6 +393,8 @@ class Echo(Service):
 RUN = """
 import logging, sys
 from ipcbus.web.server import serve
+
+from .rig import chat_config
 if __name__ == "__main__":
     logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
     sys.exit(serve(sys.argv[1]))
