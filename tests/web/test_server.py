@@ -28,6 +28,8 @@ from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig, load_ser
 from ipcbus.web.link import Cid
 from ipcbus.web.server import Server
 
+from .rig import chat_config
+
 PATIENCE = 20.0
 
 
@@ -394,7 +396,6 @@ RUN = """
 import logging, sys
 from ipcbus.web.server import serve
 
-from .rig import chat_config
 if __name__ == "__main__":
     logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
     sys.exit(serve(sys.argv[1]))
