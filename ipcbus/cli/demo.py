@@ -25,11 +25,11 @@ def demo(
         bool,
         typer.Option("--check", help="Run the chat over each transport with clients of its own, and exit with 1 if one fails."),
     ] = False,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other devices of your network in.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets your network in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 picks a free one.", min=0, max=65535)] = 8080,
     database: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Where messages are kept, such as sqlite:///chat.db; without it, until the chat ends."),
+        typer.Option(metavar="URL", help="Where to keep what is said, such as sqlite:///chat.db."),
     ] = None,
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = False,
 ) -> None:

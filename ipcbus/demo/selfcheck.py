@@ -204,12 +204,12 @@ class _Run:
         async with connect(f"ws://{address}/chat", subprotocols=_protocols(forged), proxy=None, open_timeout=PATIENCE) as ws:
             try:
                 async with asyncio.timeout(PATIENCE):
-                    got = await ws.recv()
+                    answer = f"by {await ws.recv()!r}"
             except ConnectionClosed:
                 if ws.close_code == NOT_SIGNED_IN:
                     return
-                got = f"closed with {ws.close_code}"
-        raise _Wrong(f"a forged token was answered {got} where it was to be refused")
+                answer = f"with close code {ws.close_code}"
+        raise _Wrong(f"a forged token was answered {answer} where it was to be refused with {NOT_SIGNED_IN}")
 
     async def _talk(self, clients: list[_Client]) -> int:
         """Two rooms, each with one member on either front end; return the number of the fourth last message of the first."""

@@ -136,8 +136,9 @@ def test_a_killed_service_is_replaced_under_open_sockets(scheme: str, join: Join
             assert until(ws, "said")["text"] == "hi"
 
 
-def test_a_reload_loses_nothing(join: Join) -> None:
-    with Server(chat_config("unix:", bind="127.0.0.1:0")) as server:
+def test_a_reload_loses_nothing(programs: Any, join: Join) -> None:
+    config = ServerConfig({"chat": ServiceConfig("web_programs:Talk")}, FrontConfig(bind="127.0.0.1:0"), transport="unix:")
+    with Server(config) as server:
         clients = [join(server, f"user{number}")[0] for number in range(4)]
         before = server.pids
         sent = 0
