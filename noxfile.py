@@ -18,6 +18,8 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests", "lint", "typing", "docs", "wheel", "minimal", "pythons"]
 
 HERE = Path(__file__).parent
+SHM = "./transports/ipcbus_shm"
+"""The transport that is compiled, and therefore a distribution of its own."""
 PYPROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 WORKERS = ("-n", "3", "--dist", "worksteal")
@@ -33,7 +35,7 @@ def group(*names: str) -> list[str]:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the whole suite."""
-    session.install("-e", ".[all]", *group("test"))
+    session.install("-e", ".[all]", SHM, *group("test"))
     session.run("pytest", *WORKERS, *session.posargs)
 
 
@@ -50,7 +52,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check the types of every package, plugins included, and of what users write."""
-    session.install("-e", ".[all]", *group("typing"))
+    session.install("-e", ".[all]", SHM, *group("typing"))
     session.run("mypy")
     session.run("mypy", "tests/typing")
 
@@ -58,7 +60,7 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation without a warning, and run every example in it."""
-    session.install("-e", ".[all]", *group("docs", "test"))
+    session.install("-e", ".[all]", SHM, *group("docs", "test"))
     session.run("sphinx-build", "-n", "-W", "--keep-going", "-q", "docs", "docs/_build/html")
     session.run("pytest", "docs", "README.md", *session.posargs)
 
@@ -68,11 +70,13 @@ def wheel(session: nox.Session) -> None:
     """Build the distributions, and check the wheel as a user gets it: installed, and far from the checkout."""
     session.install("build>=1.2,<2")
     with tempfile.TemporaryDirectory(prefix="ipcbus-wheel-") as scratch:
-        session.run("python", "-m", "build", "--outdir", scratch, ".", silent=True)
-        (built,) = Path(scratch).glob("*.whl")
+        for source in (".", SHM):
+            session.run("python", "-m", "build", "--outdir", scratch, source, silent=True)
+        (built,) = Path(scratch).glob("ipcbus-*.whl")
+        (compiled,) = Path(scratch).glob("ipcbus_shm-*-cp311-abi3-*.whl")
         check_names(session, built)
         python = make_venv(session, sys.executable, Path(scratch, "venv"))
-        session.run(python, "-m", "pip", "install", "-q", f"{built}[all]", external=True)
+        session.run(python, "-m", "pip", "install", "-q", f"{built}[all]", str(compiled), external=True)
         session.chdir(scratch)
         session.run(python, str(HERE / "tests" / "installed.py"), scratch, external=True)
 
@@ -92,14 +96,14 @@ def pythons(session: nox.Session, version: str) -> None:
     if found is None:
         session.skip(f"no Python {version} that runs was found on this machine")
     python = make_venv(session, found, HERE / ".nox" / f"pythons-{version}")
-    session.run(python, "-m", "pip", "install", "-q", "-e", ".[all]", *group("test"))
+    session.run(python, "-m", "pip", "install", "-q", "-e", ".[all]", SHM, *group("test"))
     session.run(python, "-m", "pytest", "tests/contract", "tests/unit", *WORKERS, *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark once with small counts, to see that they run; the figures mean nothing."""
-    session.install("-e", ".[all,bench]", *group("bench"))
+    session.install("-e", ".[all,bench]", SHM, *group("bench"))
     session.run("pytest", "benchmarks", *(session.posargs or ("--smoke", "-q")))
     session.run("python", "benchmarks/targets.py", "--smoke")
     if shutil.which("npm"):
@@ -111,7 +115,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Run the chat over every transport and check what arrives."""
-    session.install("-e", ".[all]")
+    session.install("-e", ".[all]", SHM)
     session.run("ipcbus", "demo", "--check", *session.posargs)
 
 

@@ -27,7 +27,7 @@ from ipcbus.web.database import DatabaseConfig
 from ipcbus.web.metrics import MetricsConfig
 
 HERE = Path(__file__).parent
-SCHEMES = ("inproc", "queue", "pipe", "unix", "zmq", "zmq+tcp")
+SCHEMES = ("inproc", "queue", "pipe", "unix", "shm", "zmq", "zmq+tcp")
 """In the order of the tables. A scheme that is declared in pyproject.toml and missing here fails the meta test."""
 
 REGION = re.compile(r"(?P<head><!-- generated: (?P<what>[^>]+?) -->\n).*?(?P<foot><!-- end -->)", re.DOTALL)

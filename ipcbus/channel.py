@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ipcbus.requests.future import Future
     from ipcbus.requests.reply import ReplyTo
     from ipcbus.settings import ChannelOptions
-    from ipcbus.transport import Capabilities, Frame, Guarantees, Handle, RecvLink, SendLink, Transport
+    from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink, Transport
 
 __all__ = ["Channel", "open_channel", "rebuild"]
 
@@ -130,7 +130,17 @@ class Channel:
 
     def recv_message(self, timeout: float | None = None) -> Message:
         """Receive the next message with its envelope; raises what ``recv`` raises."""
-        return self._message(self._for_receiving().recv(timeout))
+        end = self._end
+        if self._role == "sender":
+            raise self._wrong_side()
+        link = end.rx or end.open_receiver()
+        frame = link.recv(timeout)
+        end.received += 1
+        try:
+            return end.codec.decode_message(frame)
+        except Exception:
+            end.undecodable += 1
+            raise
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
         """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises.
@@ -178,9 +188,10 @@ class Channel:
             Unsupported: strangers can send through this channel.
             ChannelError: what ``send`` raises.
         """
-        from ipcbus.requests import asking
-
-        return asking.request(self._for_sending(), obj, timeout, headers)
+        end = self._end
+        if self._role == "receiver":
+            raise self._wrong_side()
+        return _request_function()(end, obj, timeout, headers)
 
     def submit(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> Future[Any]:
         """Send a request and return a future of the reply, which comes in even while nobody waits for it.
@@ -323,20 +334,6 @@ class Channel:
         """Return who is told when this object's end is closed."""
         return self._end.watchers
 
-    def _message(self, frame: Frame) -> Message:
-        end = self._end
-        end.received += 1
-        try:
-            return end.codec.decode_message(frame)
-        except Exception:
-            end.undecodable += 1
-            raise
-
-    def _for_receiving(self) -> RecvLink:
-        if self._role == "sender":
-            raise self._wrong_side()
-        return self._end.rx or self._end.open_receiver()
-
     def _for_sending(self) -> endpoint.Endpoint:
         if self._role == "receiver":
             raise self._wrong_side()
@@ -400,7 +397,7 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
     )
     # Made before the channel, so that a wrong serializer or an insecure wish leaves nothing behind.
     codec = make_codec(plan.settings, private=plan.private, max_message=plan.max_message, where=str(plan.url))
-    codec.answer = _answer
+    codec.answer_by(_reply_class)
     handle = plan.transport.create(spec, build(plan.transport.options, plan.own, str(plan.url)))
     where = str(URL(plan.transport.scheme, plan.url.address, {}))
     end = endpoint.Endpoint(handle, spec, plan.settings, codec, where, plan.transport)
@@ -444,7 +441,7 @@ def rebuild(
     except BaseException:
         handle.release()
         raise
-    codec.answer = _answer
+    codec.answer_by(_reply_class)
     end = endpoint.Endpoint(handle, spec, settings, codec, url, transport)
     end.meter = meter
     return endpoint.adopt(end, home=False)
@@ -467,12 +464,18 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
     return Channel(end, role)
 
 
-def _answer(number: int, address: bytes) -> ReplyTo:
-    return _reply_class()(number, address)
+# What follows imports this, is not needed before somebody asks, and an import statement that finds all there still costs
+# more than a call.
 
 
 @functools.cache
+def _request_function() -> Callable[[endpoint.Endpoint, Any, float | None, Mapping[str, str] | None], Any]:
+    from ipcbus.requests.asking import request
+
+    return request
+
+
 def _reply_class() -> type[ReplyTo]:
-    from ipcbus.requests.reply import ReplyTo  # which imports this, and is not needed before somebody asks
+    from ipcbus.requests.reply import ReplyTo
 
     return ReplyTo

@@ -99,13 +99,31 @@ class Codec:
         self._permit(self._default)
         if self._auto and self._accepts("raw"):
             self._by_type[bytes] = self._choice(self._make("raw"))
-        self.answer: Callable[[int, bytes], ReplyTo] | None = None
-        """Makes what answers a request, from its number and the address of who asked."""
+        raw = self._default if self._default.name == "raw" else self._made.get("raw") if self._auto else None
+        self._raw = self._choice(raw)[1] if raw is not None else b""
+        """The head of a frame of bytes, where they travel as they are and nothing is added."""
+        self._answer: Callable[[int, bytes], ReplyTo | None] = _nobody
         self.after_fork()
 
     def use(self, serializer: Serializer) -> None:
         """Have something decoded by another serializer than the installed one of its name, from the first message on."""
         self._made[serializer.name] = serializer
+
+    def answer_by(self, find: Callable[[], Callable[[int, bytes], ReplyTo]] | None) -> None:
+        """Have requests bring what answers them.
+
+        Args:
+            find: called with the first of them; returns what makes that from a request's number and the address of who
+                asked. With None, requests are messages like others.
+        """
+
+        def answer(number: int, address: bytes) -> ReplyTo:
+            assert find is not None  # else this is not called
+            self._answer = made = find()
+            return made(number, address)
+
+        # A stranger does not make this process connect to anything.
+        self._answer = answer if find is not None and self._trusted else _nobody
 
     @property
     def trusted(self) -> bool:
@@ -132,6 +150,8 @@ class Codec:
             MessageTooLarge: the frame would be larger than ``max_message``.
         """
         kind = type(obj)
+        if kind is bytes and self._raw and headers is None and len(obj) <= self._short:
+            return (self._raw + obj,)  # the long way would do the same
         dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
         try:
             payload, buffers = dumps(obj)
@@ -156,31 +176,27 @@ class Codec:
         return self._frame(serializer, payload, buffers, wire.Sections(headers=headed.headers))
 
     def encode_routed(
-        self, obj: Any, route: tuple[int, bytes], deadline: float | None = None, headers: Mapping[str, str] | None = None
+        self, obj: Any, route: wire.Routed, number: int, deadline: float | None = None, headers: Mapping[str, str] | None = None
     ) -> Frame:
         """Make a frame of a request or a reply; raises what ``encode`` raises.
 
         Args:
             obj: what it says.
-            route: correlation id and address.
+            route: the address.
+            number: correlation id.
             deadline: when it is of no use any more, in seconds since 1970.
             headers: texts.
         """
         kind = type(obj)
-        dumps, _, serializer = self._by_type.get(kind) or self._choose(kind)
+        dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
         try:
             payload, buffers = dumps(obj)
         except Exception as error:
             raise self._explain(obj, serializer, error) from error
-        if (
-            not buffers
-            and headers is None
-            and self._plain
-            and serializer.id
-            and len(payload) <= self._short - 2 * len(route[1])
-        ):
-            return wire.routed(serializer.id, route, deadline, payload)
-        return self._frame(serializer, payload, buffers, wire.Sections(headers=headers, route=route, deadline=deadline))
+        if not buffers and headers is None and short and len(payload) + route.size <= self._short:
+            return (route.start(serializer.id, number, deadline) + payload,)
+        sections = wire.Sections(headers=headers, route=(number, route.address), deadline=deadline)
+        return self._frame(serializer, payload, buffers, sections)
 
     def _frame(self, serializer: Serializer, payload: Buffer, buffers: Sequence[Buffer], wanted: wire.Sections) -> Frame:
         sections = wire.Sections(
@@ -222,11 +238,10 @@ class Codec:
 
     def decode_message(self, frame: Frame) -> Message:
         """Rebuild the object of a frame with its envelope; raises what ``decode`` raises."""
-        first = frame[0] if frame else b""
-        if self._plain and len(frame) == 1 and type(first) is bytes and (quick := wire.unroute(first)) is not None:
+        if self._plain and len(frame) == 1 and type(first := frame[0]) is bytes and (quick := wire.unroute(first)) is not None:
             # The common request; the long way would do the same.
             number, correlation, address, deadline, payload = quick
-            reply_to = self._answerer(correlation, address)
+            reply_to = self._answer(correlation, address)
             try:
                 body = self.load_plain(number, payload)
             except Exception as error:
@@ -234,7 +249,7 @@ class Codec:
                 raise
             return Message(body, wire.NO_HEADERS, self._decoders[number].content_type, len(first), deadline, reply_to)
         opened = self.open(frame)
-        reply_to = None if opened.route is None else self._answerer(*opened.route)
+        reply_to = None if opened.route is None else self._answer(*opened.route)
         try:
             body = self.load(opened)
         except Exception as error:
@@ -243,10 +258,6 @@ class Codec:
         size = sum(memoryview(part).nbytes for part in frame)
         kind = self._decoders[opened.serializer or opened.content_type].content_type
         return Message(body, opened.headers, kind, size, opened.deadline, reply_to)
-
-    def _answerer(self, number: int, address: bytes) -> ReplyTo | None:
-        # A stranger does not make this process connect to anything, so its requests are messages like others.
-        return self.answer(number, address) if self._trusted and self.answer is not None else None
 
     def open(self, frame: Frame) -> wire.Parsed:
         """Take a frame apart, and check that it is no forgery, without decoding its payload; raises ``DecodeError``."""
@@ -383,6 +394,10 @@ class Codec:
             view.nbytes,
             bytes(view[:64]),
         )
+
+
+def _nobody(_number: int, _address: bytes) -> None:
+    """Answer no request."""
 
 
 def _refuse(reply_to: ReplyTo | None, error: Exception) -> None:

@@ -93,7 +93,7 @@ class Endpoint:
         self.inbox: Any = None
         """Where replies to requests through this channel come; kept here for who asks."""
         self.addressee: tuple[int | str | None, float] = (None, 0.0)
-        """Which other process receives, as the link said when it was asked last, and when that was."""
+        """Which other process receives, as the link said when it was asked last, and until when that is taken to be so."""
         self._closed_tx = self._closed_rx = False
         self._lock = threading.Lock()
 

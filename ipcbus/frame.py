@@ -43,6 +43,7 @@ __all__ = [
     "VERSION",
     "Headed",
     "Parsed",
+    "Routed",
     "Sections",
     "encode",
     "head",
@@ -61,10 +62,13 @@ JOIN_LIMIT = 16 * 1024
 MAX_BUFFERS = 65_536
 """Out-of-band buffers of one frame."""
 MAC_SIZE = 48
-_route = struct.Struct("<BBBBQH")
+_route = struct.Struct("<HBBQH")
+_START = MAGIC | VERSION << 8
+"""The first two bytes of every frame, as a number."""
 _ROUTE_SIZE = _route.size
 _unpack_route = _route.unpack_from
-_seconds = struct.Struct("<d")
+_unpack_seconds = struct.Struct("<d").unpack_from
+_TIMED = ROUTE | DEADLINE
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 """What a message without headers has."""
@@ -191,32 +195,56 @@ class Headed:
         return made
 
 
-def routed(serializer: int, route: tuple[int, bytes], deadline: float | None, payload: Buffer) -> tuple[bytes]:
-    """Make a frame with a route, perhaps a deadline, and a short payload: what ``encode`` makes of the same, sooner."""
-    number, address = route
-    if deadline is None:
-        return (_route.pack(MAGIC, VERSION, ROUTE, serializer, number, len(address)) + address + payload,)
-    start = _route.pack(MAGIC, VERSION, ROUTE | DEADLINE, serializer, number, len(address))
-    return (start + address + _seconds.pack(deadline) + payload,)
+class Routed:
+    """The route that goes with many messages, but for their numbers, written once.
+
+    Args:
+        address: what says where an answer goes, or what kind of an answer this is.
+
+    Attributes:
+        size: bytes that it takes at most.
+
+    Raises:
+        ValueError: it does not fit in a frame.
+    """
+
+    __slots__ = ("_pack", "_pack_timed", "_tail", "address", "size")
+
+    def __init__(self, address: bytes) -> None:
+        self.address = address
+        self._tail = _counted("<H", address, "reply address")
+        self._pack = struct.Struct(f"<HBBQ{len(self._tail)}s").pack
+        timed = struct.Struct(f"<HBBQ{len(self._tail)}sd")
+        self._pack_timed = timed.pack
+        self.size = timed.size
+
+    def start(self, serializer: int, number: int, deadline: float | None) -> bytes:
+        """Return how a frame with nothing but this route, perhaps a deadline, and a payload starts, for that to follow."""
+        if deadline is None:
+            return self._pack(_START, ROUTE, serializer, number, self._tail)
+        return self._pack_timed(_START, _TIMED, serializer, number, self._tail, deadline)
 
 
 def unroute(first: bytes) -> tuple[int, int, bytes, float | None, bytes] | None:
-    """Take apart what ``routed`` made; None when it made no such thing, and ``parse`` is to say what this is.
+    """Take apart what ``Routed`` started; None when it did not, and ``parse`` is to say what this is.
 
     Returns:
         Serializer, correlation id, address, deadline, payload.
     """
-    if len(first) < _ROUTE_SIZE:
-        return None
-    magic, version, flags, serializer, number, size = _unpack_route(first)
-    if magic != MAGIC or version != VERSION or not serializer:
+    try:
+        start, flags, serializer, number, size = _unpack_route(first)
+    except struct.error:
+        return None  # too short
+    if start != _START or not serializer:
         return None
     at = _ROUTE_SIZE + size
-    if flags == ROUTE and at <= len(first):
+    if flags == ROUTE:
+        if at > len(first):
+            return None
         return serializer, number, first[_ROUTE_SIZE:at], None, first[at:]
-    if flags == ROUTE | DEADLINE and at + 8 <= len(first):
-        return serializer, number, first[_ROUTE_SIZE:at], _seconds.unpack_from(first, at)[0], first[at + 8 :]
-    return None
+    if flags != _TIMED or at + 8 > len(first):
+        return None
+    return serializer, number, first[_ROUTE_SIZE:at], _unpack_seconds(first, at)[0], first[at + 8 :]
 
 
 def parse(frame: Frame, max_message: int, key: bytes | None = None) -> Parsed:

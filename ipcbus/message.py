@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Message"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """What ``recv_message`` returns: the body that ``recv`` would have returned, and its envelope."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import ipcbus
 
 INSTALLERS = {"pip", "setuptools", "wheel"}
-TRANSPORTS = {"zmq": "zmq", "zmq+tcp": "zmq"}
+TRANSPORTS = {"shm": "shm", "zmq": "zmq", "zmq+tcp": "zmq"}
 SERIALIZERS = {"msgpack": "msgpack", "protobuf": "protobuf", "cloudpickle": "cloudpickle"}
 """What needs an extra, and which."""
 TIMEOUT = 20.0

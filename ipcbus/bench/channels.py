@@ -115,14 +115,10 @@ class ChannelCarrier(Carrier):
 
         def answerer() -> Callable[[int], None]:
             from ipcbus.requests.serving import handle
-            from ipcbus.requests.spin import Spin
-
-            spin = Spin()
 
             def answer(count: int) -> None:
                 for _ in range(count):  # what Channel.serve does, but it would not end
-                    link = questions._for_receiving()  # noqa: SLF001  as serve
-                    handle(questions._message(spin.recv(link, None)), lambda message: message.body)  # noqa: SLF001  as serve
+                    handle(questions.recv_message(), lambda message: message.body)
 
             return answer
 

@@ -51,7 +51,7 @@ class Tap:
         self._key = own.key
         for serializer in (LookingPickle(), LookingCloudPickle()):
             own.codec.use(serializer)
-        own.codec.answer = None  # a request is its receiver's to answer
+        own.codec.answer_by(None)  # a request is its receiver's to answer
         try:
             own.open_receiver()  # before anybody sends: a sender need not wait for one then
             with packing() as fds:

@@ -19,6 +19,7 @@ from ipcbus.directory.shelf import Shelf, copies
 from ipcbus.directory.wire import UNASKED, Cut, Datagram, Operation, Status
 from ipcbus.errors import ChannelBroken, IpcbusError
 from ipcbus.plumbing import rundir
+from ipcbus.plumbing.deaf import be_deaf
 from ipcbus.plumbing.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -255,6 +256,7 @@ class Directory:
     # ------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
+        be_deaf()
         try:
             while not self._closing:
                 for fd, _ in self._epoll.poll(self._patience()):

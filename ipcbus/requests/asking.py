@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from ipcbus.requests.inbox import Inbox
     from ipcbus.transport import Frame
 
-__all__ = ["request", "request_async", "submit"]
+__all__ = ["request", "request_async", "send", "submit"]
 
 
 def request(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Any:
     """Send a request and return the reply; see ``Channel.request``."""
     deadline = Deadline(timeout)
     box = inbox(end)
-    future = _send(box, end, obj, timeout, headers)
+    future = send(box, end, obj, timeout, headers)
     try:
         box.wait_for(future, deadline)
         return future.result(0)
     finally:
-        if not future.is_done:
+        if future.outcome is None:
             future.cancel()
 
 
 def submit(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
     """Send a request and return a future of the reply; see ``Channel.submit``."""
     box = inbox(end)
-    future = _send(box, end, obj, timeout, headers)
+    future = send(box, end, obj, timeout, headers)
     box.attend()
     return future
 
@@ -72,7 +72,8 @@ async def request_async(
             future.cancel()
 
 
-def _send(box: Inbox, end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
+def send(box: Inbox, end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
+    """Send a request and return its future, for somebody to wait for; raises what ``submit`` raises."""
     future, frame = box.begin(end, obj, timeout, headers)
     try:
         link = end.tx or end.open_sender()

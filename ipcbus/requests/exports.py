@@ -48,7 +48,8 @@ class Exports:
     def _settle(self, future: Future[Any]) -> None:
         """Keep but the value of a future that is done: it may have a descriptor."""
         value: Future[Any] = Future()
-        value.finish(future.value_now, future.error_now)
+        assert future.outcome is not None  # this is called when it is done
+        value.finish(*future.outcome)
         with self._lock:
             if future.number in self._futures:
                 self._futures[future.number] = value
@@ -62,7 +63,7 @@ class Exports:
 
         def bring(done: Future[Any]) -> None:
             try:
-                answer.send((done.value_now, done.error_now))
+                answer.send(done.outcome)
             except (ChannelError, EncodeError) as error:
                 logger.warning("a future could not be passed on: %s", error)
 

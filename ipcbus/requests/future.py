@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from ipcbus.errors import ChannelClosed, ChannelEmpty
@@ -34,39 +33,37 @@ class Future(Generic[T]):
 
     __slots__ = (
         "__weakref__",
-        "_bell",
-        "_done",
-        "_error",
+        "_bells",
         "_inbox",
-        "_lock",
-        "_origin",
-        "_value",
         "addressee",
         "callbacks",
         "number",
+        "origin",
+        "outcome",
     )
 
     def __init__(self, inbox: Inbox | None = None) -> None:
         self.number = 0
         self.addressee: int | str | None = None
         self._inbox = inbox
-        self._lock = threading.Lock()
-        self._done = False
-        self._value: Any = None
-        self._error: BaseException | None = None
+        # No lock: each step that others may see is one step in C, and a future is done by one of them.
+        self.outcome: tuple[Any, BaseException | None] | None = None
+        """Its value and its error, as soon as it is done."""
         self.callbacks: list[Callable[[Self], object]] = []
         """Who is to be called when it is done."""
-        self._bell: Wakeup | None = None
-        self._origin: tuple[bytes, int] | None = None
-        """Where to ask for the value: the inbox of the process that has it, and what it calls this future."""
+        self._bells: list[Wakeup] = []
+        """What polls readable when it is done, first of all the one that was given out."""
+        self.origin: tuple[bytes, int] | None = None
+        """Where to ask for the value, which comes from another future as a pair with its error: the inbox of the process that
+        has that, and what it calls it."""
 
     def done(self) -> bool:
         """Tell whether the reply, or the error in its place, is here. Does not wait for it."""
-        if not self._done:
+        if self.outcome is None:
             self._seek()
             if self._inbox is not None:
                 self._inbox.attend()
-        return self._done
+        return self.outcome is not None
 
     def result(self, timeout: float | None = None) -> T:
         """Return the reply.
@@ -80,23 +77,25 @@ class Future(Generic[T]):
             PeerDied: the process that had the request has died.
             DecodeError: the reply cannot be rebuilt here.
         """
-        error = self._error if self._done else self.exception(timeout)
+        value, error = self.outcome or self._wait(timeout)
         if error is not None:
             try:
                 raise error.with_traceback(None)  # one future may fail many times, and each traceback would be added
             finally:
                 del self, error  # the traceback holds this frame, and the error must not hold its future by that
-        return self._value  # type: ignore[no-any-return]  # what the other side sent is known to nobody here
+        return value  # type: ignore[no-any-return]  # what the other side sent is known to nobody here
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the error that ``result`` raises, None if it returns a value; raises ``ChannelEmpty`` as it does."""
-        if not self._done:
-            self._seek()
-            if self._inbox is not None:
-                self._inbox.wait_for(self, Deadline(timeout))
-            if not self._done:
-                raise ChannelEmpty(f"no reply came within {timeout:g} s" if timeout else "the reply has not come")
-        return self._error
+        return (self.outcome or self._wait(timeout))[1]
+
+    def _wait(self, timeout: float | None) -> tuple[Any, BaseException | None]:
+        self._seek()
+        if self._inbox is not None:
+            self._inbox.wait_for(self, Deadline(timeout))
+        if self.outcome is None:
+            raise ChannelEmpty(f"no reply came within {timeout:g} s" if timeout else "the reply has not come")
+        return self.outcome
 
     def add_done_callback(self, function: Callable[[Self], object]) -> None:
         """Have a function called with this future when it is done, by a thread of ipcbus's; at once if it is done.
@@ -104,12 +103,12 @@ class Future(Generic[T]):
         It may make requests and wait for their replies; but what comes meanwhile for others is received by it alone, so it
         should be short. What it raises is logged.
         """
-        with self._lock:
-            done = self._done
-            if not done:
-                self.callbacks.append(function)
-        if done:
+        if self.outcome is not None:
             function(self)
+            return
+        self.callbacks.append(function)
+        if self.is_done:  # just now; whoever takes a function out of the list calls it
+            self.call()
             return
         self._seek()
         if self._inbox is not None:
@@ -143,12 +142,11 @@ class Future(Generic[T]):
 
     def fileno(self) -> int:
         """Return a descriptor that polls readable when the future is done; :func:`ipcbus.wait` takes futures."""
-        with self._lock:
-            if self._bell is None:
-                self._bell = Wakeup()
-                if self._done:
-                    self._bell.set()
-            bell = self._bell
+        if not self._bells:
+            self._bells.append(Wakeup())
+        bell = self._bells[0]  # another thread may have been faster
+        if self.outcome is not None:
+            bell.set()
         self._seek()
         if self._inbox is not None:
             self._inbox.attend()
@@ -159,14 +157,15 @@ class Future(Generic[T]):
         return self.done()
 
     def __repr__(self) -> str:
-        state = "pending" if not self._done else f"failed: {self._error!r}" if self._error is not None else "done"
+        outcome = self.outcome
+        state = "pending" if outcome is None else "done" if outcome[1] is None else f"failed: {outcome[1]!r}"
         return f"<ipcbus.Future {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._done:
-            return _arrive_done, (self._value, self._error)
-        if self._origin is not None:
-            return _arrive, self._origin
+        if self.outcome is not None:
+            return _arrive_done, self.outcome
+        if self.origin is not None:
+            return _arrive, self.origin
         if self._inbox is None:
             raise ValueError("this future was made by nobody who could finish it")
         return _arrive, self._inbox.export(self)
@@ -175,37 +174,22 @@ class Future(Generic[T]):
 
     def _seek(self) -> None:
         """Ask the process that has the value for it, if this future came from there and nobody has asked yet."""
-        if self._origin is not None and not self.asked:
+        if self.origin is not None and not self.asked:
             from ipcbus.requests import inbox
 
-            inbox.ask_for(self, *self._origin)
+            inbox.ask_for(self, *self.origin)
 
     @property
     def asked(self) -> bool:
         """Whether nobody need ask for its value any more."""
-        return self._done or self._inbox is not None
+        return self.outcome is not None or self._inbox is not None
 
     # What the inbox, which brings the reply, does with it:
 
     @property
     def is_done(self) -> bool:
         """Whether it is done, as far as is known without asking anybody."""
-        return self._done
-
-    @property
-    def value_now(self) -> Any:
-        """The value it has."""
-        return self._value
-
-    @property
-    def error_now(self) -> BaseException | None:
-        """The error it has."""
-        return self._error
-
-    @property
-    def passed_on(self) -> bool:
-        """Whether its value comes from another future, as a pair of value and error."""
-        return self._origin is not None
+        return self.outcome is not None
 
     def enter(self, inbox: Inbox, addressee: int | str | None) -> None:
         """Become a request of an inbox."""
@@ -219,27 +203,31 @@ class Future(Generic[T]):
         self.finish(None, error)
 
     def finish(self, value: Any, error: BaseException | None) -> bool:
-        """Be done, once, and call who wants to know; false if it was done."""
+        """Be done, and call who wants to know; false if it was done."""
         if not self.settle(value, error):
             return False
         self.call()
         return True
 
     def settle(self, value: Any, error: BaseException | None) -> bool:
-        """Be done, once; ``call`` is to follow. False if it was done."""
-        with self._lock:
-            if self._done:
-                return False
-            self._value, self._error = value, error
-            self._done = True
-            if self._bell is not None:
-                self._bell.set()
+        """Be done; ``call`` is to follow. False if it was done.
+
+        Not for two threads at once: a request is settled by who took it out of its inbox.
+        """
+        if self.outcome is not None:
+            return False
+        self.outcome = value, error
+        for bell in self._bells:
+            bell.set()
         return True
 
     def call(self) -> None:
         """Call who wants to know that it is done."""
         while self.callbacks:
-            function = self.callbacks.pop(0)
+            try:
+                function = self.callbacks.pop(0)
+            except IndexError:
+                return  # another thread took the last one
             try:
                 function(self)
             except Exception:
@@ -249,11 +237,10 @@ class Future(Generic[T]):
                 raise
 
     def orphan(self, error: BaseException) -> None:
-        """Fail in a forked child, where nothing comes; calls nobody, and lets go of what the parent's threads may hold."""
-        self._lock = threading.Lock()
-        self._bell = None
+        """Fail in a forked child, where nothing comes; calls nobody, and wakes nobody of the parent's."""
+        self._bells = []
         self.callbacks = []
-        self._error, self._done = error, True
+        self.outcome = None, error
 
 
 def call_all(futures: Iterable[Future[Any]]) -> None:
@@ -264,7 +251,7 @@ def call_all(futures: Iterable[Future[Any]]) -> None:
 
 def _arrive(address: bytes, export: int) -> Future[Any]:
     future: Future[Any] = Future()
-    future._origin = (address, export)  # noqa: SLF001  this module's
+    future.origin = (address, export)
     return future
 
 

@@ -30,7 +30,6 @@ from ipcbus.plumbing.clock import Deadline
 from ipcbus.requests import reply
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
-from ipcbus.requests.spin import Spin
 from ipcbus.requests.table import Requests
 from ipcbus.requests.turns import Turns
 
@@ -46,6 +45,7 @@ __all__ = ["Inbox", "ask_for", "inbox", "settle"]
 
 logger = logging.getLogger("ipcbus.requests")
 
+_REPLIES = frozenset((reply.VALUE, reply.ERROR))
 _CAPACITY = 4096
 """Replies that may wait in the inbox (of each process that answers, as the transport counts)."""
 _FRESH = 0.02
@@ -53,13 +53,14 @@ _FRESH = 0.02
 
 
 class Inbox:
-    """One inbox; a process has one for each transport that it asks through.
+    """An inbox; a process has one, and another one for what its threads ask each other.
 
     Args:
         url: how its channel is opened.
 
     Attributes:
         address: what its requests carry, for others to answer to.
+        route: the same, as their frames have it.
         late: replies that came when nobody waited for them any more, and were dropped.
     """
 
@@ -70,24 +71,26 @@ class Inbox:
         self._pid = os.getpid()
         self._channel = open_channel(url, capacity=_CAPACITY)
         self._end = self._channel._end  # noqa: SLF001  this package's
+        self._codec = self._end.codec
         self._table = Requests()
-        self._lock = threading.Lock()
-        """Guards what follows; held for moments only."""
+        # No lock guards these two: each step is one in C, and their order is what counts.
         self._waiting: dict[int, Future[Any]] = {}
-        self._addressed: dict[int | str, set[int]] = {}
-        """By pid: the requests that went to a channel of which that process is the one receiver. By channel: those that
-        went to one that had no receiver yet."""
+        """By number. Who takes one out is the one to finish it."""
+        self._watched: dict[int | str, object] = {}
+        """Addressees: processes whose death will be known, and channels whose first receiver will be."""
+        self._lock = threading.Lock()
+        """Held while the steward is hired."""
         self._exports = Exports()
         self._turns = Turns(self._lead)
         self.wait_for = self._turns.wait_for
         """Returns when a future is done or the deadline has come."""
         self._endless: Future[Any] = Future()
-        self._spin = Spin()
         self._steward: threading.Thread | None = None
         self.closed = False
         try:
             self._directory = directory.own()
             self.address = reply.publish(self._end, self._table.fd)
+            self.route = wire.Routed(self.address)
         except BaseException:
             self._channel.destroy()
             self._table.free()
@@ -105,30 +108,23 @@ class Inbox:
         From here on, the death of the process that is the one receiver of the channel ends the request.
 
         Raises:
-            Unsupported: strangers can send through this channel.
             EncodeError: the object cannot travel.
             ChannelFull: too many requests wait already.
         """
-        codec = end.codec
-        if not codec.trusted:
-            raise Unsupported(
-                f"requests cannot go through {end.url}: other users or machines can reach it, and would be told how to reach "
-                "this process; use a private channel such as pipe:, or give both ends a key_file"
-            )
-        addressee, known_at = end.addressee
-        if monotonic() - known_at > _FRESH:
+        addressee, until = end.addressee
+        if monotonic() > until:
             addressee = self._find_addressee(end)
         future: Future[Any] = Future(self)
-        self.adopt(future, addressee)
+        number = self.adopt(future, addressee)
         deadline = None if timeout is None else time() + timeout  # the wall clock, because another process reads it
         try:
-            return future, codec.encode_routed(obj, (future.number, self.address), deadline, headers)
+            return future, end.codec.encode_routed(obj, self.route, number, deadline, headers)
         except BaseException:
             self.give_up(future)
             raise
 
-    def adopt(self, future: Future[Any], addressee: int | str | None) -> None:
-        """Give a future the number by which its reply is known.
+    def adopt(self, future: Future[Any], addressee: int | str | None) -> int:
+        """Give a future the number by which its reply is known, and return it.
 
         Args:
             future: it.
@@ -138,32 +134,27 @@ class Inbox:
             ChannelFull: too many requests wait already.
             ChannelClosed: the inbox is closed.
         """
-        with self._lock:
-            number = future.number = self._table.open()
-            self._waiting[number] = future
-            if addressee is None:
-                return
-            future.addressee = addressee
-            others = self._addressed.get(addressee)
-            if others is not None:
-                others.add(number)
-                return
-            self._addressed[addressee] = {number}
-        if isinstance(addressee, int):
+        number = future.number = self._table.open()
+        future.addressee = addressee
+        self._waiting[number] = future
+        if self.closed and self._take_out(number) is not None:  # after this was entered: else close() has not seen it
+            raise ChannelClosed("the inbox of this process is closed")
+        # After it was entered, too: who is told of a death or of a receiver looks at what waits after these were taken out.
+        if addressee is not None and addressee not in self._watched:
             self._watch(addressee)
+        return number
 
     def _find_addressee(self, end: Endpoint) -> int | str | None:
         pid = (end.tx or end.open_sender()).receiver()
         if not pid:  # 0: it has just come, and has not said who it is
             return end.spec.id if end.spec.receivers == "one" else None
         found = None if pid == self._pid else pid
-        end.addressee = found, monotonic()
+        end.addressee = found, monotonic() + _FRESH
         return found
 
     def give_up(self, future: Future[Any], error: BaseException | None = None) -> bool:
         """Forget a request; a reply that comes is late. False if it was answered already."""
-        with self._lock:
-            waited = self._take_out(future.number) is not None
+        waited = self._take_out(future.number) is not None
         if waited and error is not None:
             self._finish(future, None, error)
         return waited
@@ -185,14 +176,14 @@ class Inbox:
                 return
             except ChannelError as error:  # nothing comes any more
                 logger.exception("the inbox of this process is broken")
-                self._fail(list(self._waiting), error)
+                self._fail(list(self._waiting.copy()), error)
                 return
 
     def _lead(self, future: Future[Any], deadline: Deadline) -> None:
         link = self._end.rx or self._end.open_receiver()
-        while not future.is_done:
+        while future.outcome is None:
             try:
-                frame = self._spin.recv(link, deadline.remaining())
+                frame = link.recv(deadline.remaining())
             except ChannelEmpty:
                 return
             try:
@@ -203,40 +194,38 @@ class Inbox:
     # ------------------------------------------------------------------ what comes
 
     def _dispatch(self, frame: Frame) -> None:
-        first = frame[0]
-        if len(frame) == 1 and type(first) is bytes and (quick := wire.unroute(first)) is not None:
+        if len(frame) == 1 and type(first := frame[0]) is bytes and (quick := wire.unroute(first)) is not None:
             serializer, number, kind, _, payload = quick  # the common reply; the long way would do the same
-            if kind in (reply.VALUE, reply.ERROR):
-                self._arrived(number, kind, self._end.codec.load_plain, serializer, payload)
+            if kind in _REPLIES:
+                self._arrived(number, kind, self._codec.load_plain, serializer, payload)
                 return
         try:
-            parsed = self._end.codec.open(frame)
+            parsed = self._codec.open(frame)
         except DecodeError as error:
             logger.warning("what came to the inbox is no message: %s", error)
             return
         if parsed.route is None:
             return  # a nudge
         number, kind = parsed.route
-        if kind in (reply.VALUE, reply.ERROR):
-            self._arrived(number, kind, self._end.codec.load, parsed)
+        if kind in _REPLIES:
+            self._arrived(number, kind, self._codec.load, parsed)
         else:
             self._answer(parsed)
 
     def _arrived(self, number: int, kind: bytes, load: Callable[..., Any], *arguments: Any) -> None:
         """Take a reply in: its body is had by calling ``load``."""
-        with self._lock:
-            future = self._take_out(number)
-            if future is None:
-                self.late += 1
+        future = self._waiting.pop(number, None)  # as _take_out, without the call
         if future is None:
+            self.late += 1
             return
+        self._table.close(number)
         value: Any = None
         failure: BaseException | None = None
         try:
             value = load(*arguments)
-            if kind == reply.ERROR:
+            if kind:
                 value, failure = None, reply.remote_error(value)
-            elif future.passed_on:
+            elif future.origin is not None:  # passed on, as a pair
                 value, failure = value
         except Exception as error:  # noqa: BLE001  whatever the reply's parts do when they are rebuilt is this future's
             failure = error
@@ -250,7 +239,7 @@ class Inbox:
         assert parsed.route is not None
         answer = reply.ReplyTo(*parsed.route)
         try:
-            body = self._end.codec.load(parsed)
+            body = self._codec.load(parsed)
             if body[0] == "future":
                 self._exports.pass_on(body[1], answer)
             else:
@@ -271,14 +260,18 @@ class Inbox:
 
     def fulfil(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
         """Finish a future that is this process's own to finish."""
-        with self._lock:
-            self._take_out(future.number)
-        self._finish(future, value, error)
-        self._nudge()
+        if self._take_out(future.number) is not None:
+            self._finish(future, value, error)
+            self._nudge()
 
     # ------------------------------------------------------------------ deaths
 
-    def _watch(self, pid: int) -> None:
+    def _watch(self, addressee: int | str) -> None:
+        """See to it that the death of a process will be known, or that of who will be the receiver of a channel."""
+        mine = object()
+        if self._watched.setdefault(addressee, mine) is not mine or isinstance(addressee, str):
+            return
+        pid = addressee
         try:
             self._directory.watch(os.pidfd_open(pid), lambda: self._died(pid))
         except ProcessLookupError:
@@ -288,44 +281,35 @@ class Inbox:
 
     def _came(self, _guest: Guest) -> None:
         """Watch who has opened channels since requests were sent there: it may have received more than it has taken."""
-        with self._lock:
-            channels = [key for key in self._addressed if isinstance(key, str)]
-        for channel in channels:
+        for channel in [key for key in self._watched.copy() if isinstance(key, str)]:
             pid = endpoint.receiver(channel)
-            addressee = None if pid == self._pid else pid
-            with self._lock:
-                numbers = self._addressed.get(channel)
-                if numbers is None or (pid is None and numbers):
-                    continue
-                del self._addressed[channel]
-                for number in numbers:
-                    self._waiting[number].addressee = addressee
-                if addressee is None:
-                    continue
-                known = addressee in self._addressed
-                self._addressed.setdefault(addressee, set()).update(numbers)
-            if not known:
-                self._watch(addressee)
+            self._watched.pop(channel, None)
+            futures = [future for future in self._waiting.copy().values() if future.addressee == channel]
+            if pid is None:
+                if futures:
+                    self._watch(channel)
+                continue
+            for future in futures:
+                future.addressee = None if pid == self._pid else pid
+            if futures and pid != self._pid:
+                self._watch(pid)
 
     def _died(self, pid: int) -> None:
         """Fail what a process was to receive, unless another one has it."""
         living = {guest.number: guest.pid for guest in self._directory.guests()}
-        with self._lock:
-            numbers = self._addressed.pop(pid, set())
-            lost = [number for number in numbers if living.get(self._table.holder(number), pid) == pid]
-        self._fail(lost, _death(pid))
+        self._watched.pop(pid, None)
+        numbers = [number for number, future in self._waiting.copy().items() if future.addressee == pid]
+        self._fail([number for number in numbers if living.get(self._table.holder(number), pid) == pid], _death(pid))
 
     def _gone(self, guest: Guest) -> None:
         """Fail what a process had taken."""
-        with self._lock:
-            lost = [number for number in self._waiting if self._table.holder(number) == guest.number]
+        lost = [number for number in self._waiting.copy() if self._table.holder(number) == guest.number]
         self._fail(lost, _death(guest.pid))
 
     def _fail(self, numbers: list[int], error: ChannelError) -> None:
         called: list[Future[Any]] = []
         for number in numbers:
-            with self._lock:
-                future = self._take_out(number)
+            future = self._take_out(number)
             if future is not None:
                 if future.settle(None, error):
                     called.append(future)
@@ -349,12 +333,10 @@ class Inbox:
     # ------------------------------------------------------------------ the rest
 
     def _take_out(self, number: int) -> Future[Any] | None:
-        """Forget a request and return its future, if it is waited for; the lock is held."""
+        """Forget a request and return its future, if it is waited for."""
         future = self._waiting.pop(number, None)
         if future is not None:
             self._table.close(number)
-            if future.addressee is not None and (others := self._addressed.get(future.addressee)) is not None:
-                others.discard(number)
         return future
 
     def _finish(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
@@ -374,13 +356,12 @@ class Inbox:
         self._finish(self._endless, None, None)
         if self._steward is not None and self._steward is not threading.current_thread():
             self._steward.join(reply.PATIENCE)
-        with self._lock:
-            waiting, self._waiting = self._waiting, {}
-            self._addressed.clear()
-            self._table.free()
         self._exports.clear()
-        for future in waiting.values():
-            self._finish(future, None, ChannelClosed("the inbox of this process was closed"))
+        for number in self._waiting.copy():
+            future = self._take_out(number)
+            if future is not None:
+                self._finish(future, None, ChannelClosed("the inbox of this process was closed"))
+        self._table.free()
 
     def abandon(self) -> None:
         """Free what a forked child inherited. Takes no lock: a thread of the parent may have it."""
@@ -413,15 +394,22 @@ _hooked = False
 
 
 def inbox(end: Endpoint | None = None) -> Inbox:
-    """Return this process's inbox for replies through a channel: on the same transport, if that is private and crash-proof."""
-    from ipcbus.selection import best
+    """Return this process's inbox: on the transport that ``auto:`` would pick, or for a channel between threads on that one's.
 
+    Raises:
+        Unsupported: strangers can send through the channel.
+    """
     if end is not None and (known := end.inbox) is not None and not known.closed:
         return known  # type: ignore[no-any-return]  # an endpoint knows nothing of what it keeps here
-    transport = best({}) if end is None else end.transport
-    can = transport.capabilities
-    if can.crosses_hosts or can.addressable or (can.crosses_processes and not can.survives_kill):
-        transport = best({})  # a process that is killed while it answers must not keep others from answering
+    if end is not None and not end.codec.trusted:
+        raise Unsupported(
+            f"requests cannot go through {end.url}: other users or machines can reach it, and would be told how to reach "
+            "this process; use a private channel such as pipe:, or give both ends a key_file"
+        )
+    from ipcbus.selection import best
+
+    between_threads = end is not None and not end.transport.capabilities.crosses_processes
+    transport = end.transport if end is not None and between_threads else best({})
     _hook()
     with _here.lock:
         found = _here.inboxes.get(transport.scheme)
@@ -442,7 +430,7 @@ def ask(address: bytes, body: tuple[Any, ...], future: Future[Any]) -> None:
         way = reply.route(address)
         box = inbox(way.end)
         future.enter(box, way.pid)
-        frame = way.end.codec.encode_routed(body, (future.number, box.address))
+        frame = way.end.codec.encode_routed(body, box.route, future.number)
         (way.end.tx or way.end.open_sender()).send(frame, reply.PATIENCE)
     except ChannelError as error:
         future.abort(error)
@@ -455,7 +443,7 @@ def tell(address: bytes, body: tuple[Any, ...]) -> None:
     """Ask the process behind an address for something, and want no answer; raises what ``Route.send`` raises."""
     way = reply.route(address)
     way.check()  # what is sent to a process that has ended may seem to have arrived
-    frame = way.end.codec.encode_routed(body, (0, address))
+    frame = way.end.codec.encode_routed(body, wire.Routed(address), 0)
     (way.end.tx or way.end.open_sender()).send(frame, reply.PATIENCE)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ipcbus import endpoint
 from ipcbus.directory import client as directory
 from ipcbus.errors import ChannelError, ChannelFull, EncodeError, MessageTooLarge, PeerDied, RemoteError, Unsupported
+from ipcbus.frame import Routed
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
 from ipcbus.requests.table import View
@@ -26,6 +27,7 @@ VALUE = b""
 """What stands for an address in a reply that brings a value."""
 ERROR = b"E"
 """What stands for it in one that brings an error."""
+_VALUE, _ERROR = Routed(VALUE), Routed(ERROR)
 PATIENCE = 5.0
 """Seconds that a reply waits for room in the asker's inbox."""
 _ID = 16
@@ -92,18 +94,19 @@ class Route:
         """Tell whether somebody still waits for a request's reply."""
         return self._view is None or self._view.waits(number)
 
-    def send(self, number: int, kind: bytes, value: Any, timeout: float | None) -> None:
+    def send(self, number: int, kind: Routed, value: Any, timeout: float | None) -> None:
         """Send a reply; raises what ``ReplyTo.send`` raises."""
-        frame = self.end.codec.encode_routed(value, (number, kind))
-        link = self.end.tx or self.end.open_sender()
-        patience = (0.0 if self._stuck else PATIENCE) if timeout is None else timeout
+        end = self.end
+        frame = end.codec.encode_routed(value, kind, number)
+        if timeout is None:
+            timeout = 0.0 if self._stuck else PATIENCE
         try:
-            link.send(frame, patience)
+            (end.tx or end.open_sender()).send(frame, timeout)
         except ChannelFull as error:
             self._stuck = True  # who does not read its replies delays its answerers once, and not each time
             raise ChannelFull(f"the process that asked ({self.pid}) does not read its replies: {error}") from error
         self._stuck = False
-        self.end.sent += 1
+        end.sent += 1
 
     @property
     def alive(self) -> bool:
@@ -135,16 +138,18 @@ class ReplyTo:
         address: the inbox of who asked.
     """
 
-    __slots__ = ("__weakref__", "_address", "_answered", "_given", "_number", "_way")
+    __slots__ = ("__weakref__", "_address", "_number", "_way", "answered", "given")
 
     def __init__(self, number: int, address: bytes) -> None:
         self._number = number
         self._address = address
-        self._answered = False
+        self.answered = False
+        """Whether it has answered."""
+        self.given = False
+        """Whether it was pickled, so that another process may answer. This one still may: the first answer counts."""
         self._way: Route | PeerDied
-        self._given = False
         try:
-            self._way = route(address)
+            self._way = _here.routes.get(address) or route(address)
         except PeerDied as error:
             self._way = error
         else:
@@ -154,9 +159,9 @@ class ReplyTo:
     def send(self, value: Any, timeout: float | None = None) -> None:
         """Answer with a value; raises what ``Message.reply`` raises."""
         try:
-            self._answer(VALUE, value, timeout)
+            self._answer(_VALUE, value, timeout)
         except (EncodeError, MessageTooLarge) as error:
-            self._answered = False
+            self.answered = False
             self.fail(error, timeout)
             raise
 
@@ -164,10 +169,10 @@ class ReplyTo:
         """Answer with an error, which is raised as ``RemoteError`` where it arrives; raises what ``Message.reply`` raises."""
         said = describe(error)
         try:
-            self._answer(ERROR, said, timeout)
+            self._answer(_ERROR, said, timeout)
         except MessageTooLarge:
-            self._answered = False
-            self._answer(ERROR, (said[0], said[1][:_BRIEF], "", None), timeout)
+            self.answered = False
+            self._answer(_ERROR, (said[0], said[1][:_BRIEF], "", None), timeout)
 
     def refuse(self, why: str) -> None:
         """Answer that nobody will, so that nobody waits; what prevents that is logged."""
@@ -181,45 +186,35 @@ class ReplyTo:
         except (ChannelError, Unsupported) as failed:
             logger.warning("an error could not be told to who asked: %s (the error: %r)", failed, error)
 
-    @property
-    def answered(self) -> bool:
-        """Whether it has answered."""
-        return self._answered
-
-    @property
-    def given(self) -> bool:
-        """Whether it was pickled, so that another process may answer. This one still may: the first answer counts."""
-        return self._given
-
     def waits(self) -> bool:
         """Tell whether somebody still waits for the reply: not after its deadline, nor when it was given up."""
         return bool(self._number) and isinstance(self._way, Route) and self._way.waits(self._number)
 
-    def _answer(self, kind: bytes, value: Any, timeout: float | None) -> None:
-        if self._answered:
+    def _answer(self, kind: Routed, value: Any, timeout: float | None) -> None:
+        if self.answered:
             raise Unsupported("this request was answered before")
         if isinstance(self._way, PeerDied):
             raise self._way
-        self._answered = True
+        self.answered = True
         if not self._number:
             return  # nobody wants to know
         try:
             self._way.send(self._number, kind, value, timeout)
         except ChannelFull:
-            self._answered = False  # nothing was sent; it may be tried again
+            self.answered = False  # nothing was sent; it may be tried again
             raise
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._answered:
+        if self.answered:
             raise ValueError("this request was answered; its reply handle is of no use to anybody")
         if isinstance(self._way, Route) and self._number:
             # Who sends it on may end before it arrives, and that is then nobody's death.
             self._way.take(self._number, by_nobody=True)
-        self._given = True
+        self.given = True
         return ReplyTo, (self._number, self._address)
 
     def __repr__(self) -> str:
-        return f"<ipcbus.ReplyTo request {self._number:x}{' answered' if self._answered else ''}>"
+        return f"<ipcbus.ReplyTo request {self._number:x}{' answered' if self.answered else ''}>"
 
 
 # ---------------------------------------------------------------------- routes

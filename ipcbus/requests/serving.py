@@ -6,7 +6,6 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelError, ContentRefused, DecodeError, EncodeError
-from ipcbus.requests.spin import Spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,11 +20,9 @@ logger = logging.getLogger("ipcbus.requests")
 
 def serve(channel: Channel, handler: Callable[[Message], Any]) -> None:
     """Receive until the end of a channel, and answer each request with what a function returns for it."""
-    spin = Spin()
     while True:
-        link = channel._for_receiving()  # noqa: SLF001  this package's
         try:
-            message = channel._message(spin.recv(link, None))  # noqa: SLF001  as above
+            message = channel.recv_message()
         except EOFError:
             return
         except (DecodeError, ContentRefused) as error:

@@ -1,16 +1,18 @@
 """The table of requests that wait for a reply: shared memory in which whoever takes a request says so, with one store.
 
-An entry is ``u32 generation, u32 guest``. The process that asks writes the generation; who takes the request checks it
-and writes its own number at the asker's directory, which learns of its death. A request's id is its generation and the
-index of its entry, so that a reply that comes too late, or a stale note of who has it, is known as such.
+An entry is one number of 64 bits, the guest in its upper half and the generation in its lower. The process that asks
+writes the generation; who takes the request checks it and writes its own number at the asker's directory, which learns of
+its death. A request's id is its generation and the index of its entry, so that a reply that comes too late, or a stale
+note of who has it, is known as such.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import mmap
 import os
-import struct
+import sys
 from collections import deque
 
 from ipcbus.errors import ChannelClosed, ChannelFull
@@ -19,30 +21,35 @@ __all__ = ["LIMIT", "Requests", "View"]
 
 LIMIT = 1 << 16
 """Requests of one process that can wait for a reply at once."""
-_entry = struct.Struct("<II")
-_word = struct.Struct("<I")
-SIZE = LIMIT * _entry.size
+SIZE = LIMIT * 8
 """Bytes of the table; memory is used by those pages only that were ever needed."""
-_GENERATIONS = 0xFFFFFFFF
+_INDEX = 0xFFFFFFFF
+_NEXT = 1 << 32
+"""From an id to the next one of the same entry, and the first id of the first entry: generation 0 is nobody's."""
+_LAST = 0xFFFFFFFF << 32
+"""From here on ids have no next one, and their entries begin again."""
+_FIRST, _SECOND = (0, 1) if sys.byteorder == "little" else (1, 0)
+"""Where in an entry, which is one number for who asks, the words for the generation and the guest are."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-_SPARE = 64
-"""Freed entries that are left alone while there are others."""
+_MORE = 128
+"""Entries that are taken into use at a time. A freed one is left alone until all others were used since."""
 
 
 class Requests:
-    """The table of the process that asks. Not for several threads at once."""
+    """The table of the process that asks. Threads may share it without a lock: each step that counts is one in C."""
 
-    __slots__ = ("_free", "_generations", "_memory", "_used", "fd")
+    __slots__ = ("_entries", "_free", "_memory", "_unused", "fd")
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("ipcbus-requests", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, SIZE)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         self._memory = mmap.mmap(self.fd, SIZE)
+        self._entries = memoryview(self._memory).cast("Q")
         self._free: deque[int] = deque()
-        """Entries that were used, the one that was freed longest ago first: whoever comes late finds another generation."""
-        self._used = 0
-        self._generations: list[int] = []
+        """The next ids of entries that were used, the one that was freed longest ago first: who comes late finds another."""
+        self._unused = itertools.count(0, _MORE)
+        """Where the entries that were never used begin."""
 
     def open(self) -> int:
         """Enter a request and return its id.
@@ -51,33 +58,43 @@ class Requests:
             ChannelFull: too many wait already.
             ChannelClosed: the memory was freed.
         """
-        if len(self._free) > _SPARE or (self._free and self._used == LIMIT):
-            index = self._free.popleft()
-        elif self._used < LIMIT:
-            index, self._used = self._used, self._used + 1
-            self._generations.append(0)
-        else:
-            raise ChannelFull(f"{LIMIT} requests of this process wait for a reply already; wait for some of them first")
-        generation = self._generations[index] = self._generations[index] % _GENERATIONS + 1
         try:
-            _entry.pack_into(self._memory, index * _entry.size, generation, 0)
-        except (TypeError, ValueError) as error:  # a closed mmap is no buffer
+            number = self._free.popleft()
+        except IndexError:
+            number = self._take_more()
+        try:
+            self._entries[number & _INDEX] = number >> 32
+        except ValueError as error:  # it was released
             raise ChannelClosed("the inbox of this process is closed") from error
-        return generation << 32 | index
+        return number
+
+    def _take_more(self) -> int:
+        """Take entries into use that never were; return the id of one of them."""
+        begin = next(self._unused)
+        if begin >= LIMIT:
+            raise ChannelFull(f"{LIMIT} requests of this process wait for a reply already; wait for some of them first")
+        self._free.extend(range(_NEXT | begin + 1, _NEXT | begin + _MORE))
+        return _NEXT | begin
 
     def close(self, number: int) -> None:
         """Take a request out: nobody need answer it any more."""
-        index = number & 0xFFFFFFFF
-        _entry.pack_into(self._memory, index * _entry.size, 0, 0)
-        self._free.append(index)
+        try:
+            self._entries[number & _INDEX] = 0
+        except ValueError:
+            return  # all was freed
+        self._free.append(number + _NEXT if number < _LAST else _NEXT | number & _INDEX)
 
     def holder(self, number: int) -> int:
         """Return the guest that has a request; 0 while nobody is known to have it."""
-        generation, guest = _entry.unpack_from(self._memory, (number & 0xFFFFFFFF) * _entry.size)
-        return int(guest) if generation == number >> 32 else 0
+        try:
+            entry = self._entries[number & _INDEX]
+        except ValueError:
+            return 0  # all was freed
+        return entry >> 32 if entry & _INDEX == number >> 32 else 0
 
     def free(self) -> None:
         """Free the memory."""
+        self._entries.release()
         self._memory.close()
         os.close(self.fd)
 
@@ -92,7 +109,7 @@ class View:
         ValueError: it is no table.
     """
 
-    __slots__ = ("_memory",)
+    __slots__ = ("_memory", "_words")
 
     def __init__(self, fd: int) -> None:
         try:
@@ -106,29 +123,28 @@ class View:
             os.close(fd)
         if not sound:
             raise ValueError("what should be a table of requests has another size, or can change it")
+        self._words = memoryview(self._memory).cast("I")
 
     def take(self, number: int, guest: int) -> bool:
         """Say that a guest has a request; false if nobody waits for it any more."""
-        at = self._find(number)
-        if at is None:
-            return False
-        _word.pack_into(self._memory, at + _word.size, guest)
+        words, at, generation = self._words, 2 * (number & _INDEX), number >> 32
+        try:
+            if words[at + _FIRST] != generation or not generation:  # 0 is what entries have that nobody uses
+                return False
+            words[at + _SECOND] = guest  # this word alone: who asked may have written the other one anew by now
+        except (IndexError, ValueError):
+            return False  # there is no such entry, or it was freed
         return True
 
     def waits(self, number: int) -> bool:
         """Tell whether somebody still waits for a request's reply."""
-        return self._find(number) is not None
-
-    def _find(self, number: int) -> int | None:
-        index, generation = number & 0xFFFFFFFF, number >> 32
-        if index >= LIMIT or not generation:  # 0 is what entries have that nobody uses
-            return None
-        at = index * _entry.size
+        generation = number >> 32
         try:
-            return at if _word.unpack_from(self._memory, at)[0] == generation else None
-        except (TypeError, ValueError):
-            return None  # freed; a closed mmap is no buffer
+            return self._words[2 * (number & _INDEX) + _FIRST] == generation != 0
+        except (IndexError, ValueError):
+            return False
 
     def close(self) -> None:
         """Free the memory."""
+        self._words.release()
         self._memory.close()

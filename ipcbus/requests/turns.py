@@ -55,7 +55,7 @@ class Turns:
             return
         leader = self._leader
         try:
-            while not future.is_done:
+            while future.outcome is None:
                 if leader.setdefault(None, mine) == mine:  # equal and not the same: this thread leads further up its stack
                     self._lead(future, deadline)
                     return

@@ -29,6 +29,8 @@ class Raw(Serializer):
             return bytes(obj), ()
         raise TypeError(f"the raw serializer takes bytes, not {type(obj).__qualname__}")
 
+    loads_alone = staticmethod(bytes)
+
     def loads(self, payload: Buffer, buffers: Sequence[Buffer]) -> bytes:
         """Return the payload as ``bytes``."""
         if buffers:

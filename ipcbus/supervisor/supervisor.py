@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from time import monotonic, time  # history is read by people, so it has the wall clock
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipcbus.errors import GaveUp, StartFailed
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.deaf import be_deaf
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.supervisor.child import Child
 from ipcbus.supervisor.events import Events
@@ -49,8 +51,7 @@ class Supervisor:
         ready_timeout: seconds a process has for becoming ready.
         stop_timeout: seconds a group has for stopping; after that it is killed.
         at_end: called once everything has stopped, in whichever way, by a thread of the supervisor's.
-        on_event: called with everything that happens, as it happens, by that thread: it must return at once. What must not
-            hold up the supervisor receives from ``events``.
+        on_event: called with everything that happens, by that thread: it must return at once. Others receive from ``events``.
 
     Attributes:
         events: what happens, as a stream to receive from.
@@ -92,7 +93,7 @@ class Supervisor:
         self._stopping = self._told = False
         self._failure: GaveUp | None = None
         self._wishes: deque[Wish] = deque()
-        self._wishing: dict[str, list[Wish]] = {}
+        self._wishing: defaultdict[str, list[Wish]] = defaultdict(list)
         self._over = False
         self._lock = threading.Lock()
         # Never closed: it frees itself with its last user, who may be a signal handler that rings it while this is stopped.
@@ -256,6 +257,7 @@ class Supervisor:
     # ------------------------------------------------------------------ the thread
 
     def _run(self, context: BaseContext) -> None:
+        be_deaf()
         self._context = context
         assert self._bell is not None
         bell = self._bell
@@ -401,14 +403,14 @@ class Supervisor:
                 wish.done.set()  # it has ended
             else:
                 child.renew = False
-                self._await(wish)
+                self._wishing[wish.name].append(wish)
                 child.terminate(self._stop_timeout)
         elif wish.what == "restart":
             if child is None or (child.stopping and not child.renew):
                 wish.refuse(StartFailed(f"{wish.name} does not run, so it cannot be restarted; start it", wish.name))
                 return
             child.renew = True
-            self._await(wish)
+            self._wishing[wish.name].append(wish)
             if child.ready:
                 child.terminate(self._stop_timeout)
         elif child is not None:
@@ -418,10 +420,7 @@ class Supervisor:
         elif program is not None:
             self._known.add(wish.name)
             self._groups.append([program])
-            self._await(wish)
-
-    def _await(self, wish: Wish) -> None:
-        self._wishing.setdefault(wish.name, []).append(wish)
+            self._wishing[wish.name].append(wish)
 
     def _grant(self, name: str, *, starting: bool) -> None:
         """Let those go who waited for a program to be ready, or to have ended."""
@@ -431,7 +430,7 @@ class Supervisor:
             if (wish.what != "stop") == starting and not again:
                 wish.done.set()
             else:
-                self._await(wish)
+                self._wishing[wish.name].append(wish)
 
     def _forget(self, program: Program, why: str) -> None:
         """Take out a program that is not started again."""
@@ -457,7 +456,9 @@ class Supervisor:
             for child in list(self._children.values()):
                 self._release(child)  # which kills it, if there is one left
             why = str(self._failure or "everything is stopped")
-            for wish in [*self._wishes, *(wish for wishes in self._wishing.values() for wish in wishes)]:
+            while self._wishes:  # a signal handler may append meanwhile
+                self._wishing[self._wishes[0].name].append(self._wishes.popleft())
+            for wish in itertools.chain.from_iterable(self._wishing.values()):
                 if wish.what == "stop":
                     wish.done.set()
                 else:

@@ -108,7 +108,7 @@ def _children() -> dict[int, str]:
     while todo:
         pid = todo.pop()
         try:
-            tasks = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208  numbers
+            tasks = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208  they are numbers, not used as paths
         except OSError:
             continue  # it has ended
         for task in tasks:

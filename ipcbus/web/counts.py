@@ -40,6 +40,11 @@ class Counts:
     codes: Counter[int] = field(default_factory=Counter)
     """Closed connections by close code; 1006 where there was none."""
 
+    @property
+    def connections(self) -> int:
+        """Connections that are open now."""
+        return self.opened - self.closed
+
     def refuse(self, reason: str) -> None:
         """Count a refusal."""
         self.refused += 1

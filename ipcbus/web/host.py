@@ -117,7 +117,8 @@ class Host:
         self.hub = Hub(service, self, range(len(fronts)) if shard[1] > 1 else (), max_groups)
         self.outside = service._outside = Outside(name, shard, bus, services, self.query)  # noqa: SLF001  the host is the rest of Service
         self._told = asyncio.Event()  # a front end said something about being there
-        self._begun = False
+        self._begun = asyncio.Event()
+        self._finishing = False
         self._stop = asyncio.Event()
 
     # ------------------------------------------------------------------ the hub's sink
@@ -189,7 +190,7 @@ class Host:
             late = [number for number, front in enumerate(self._fronts) if not front.attached]
             logger.warning("%s: begins without front ends %s, which have not answered", self.name, late)
         await self._take_over([front for front in self._fronts if front.attached])
-        self._begun = True
+        self._begun.set()
         self._service._ticker.start()  # noqa: SLF001  the host is the rest of Service
         while True:  # front ends that come later
             await self._told.wait()
@@ -211,18 +212,25 @@ class Host:
             left, front.left = front.left, []
             for event in left:
                 self.hub.deliver(event)
-            if front.attached:
+            if front.attached and not self._finishing:  # else it goes on holding, for the next process
                 front.ready, front.taken = True, 0
                 front.pump.put((Command.READY, front.token, CREDIT))
 
     async def _finish(self) -> None:
         """Have front ends hold their messages, deal with those that are here, and hand over what came of it."""
-        for front in self._fronts:
-            if front.attached:
-                front.pump.put((Command.BYE,))
+        try:
+            # First things first: what it has read of messages to an earlier process is handled once it has begun.
+            async with asyncio.timeout(BARRIER + GRACE):
+                await self._begun.wait()
+        except TimeoutError:
+            logger.warning("%s: was asked to stop before it had begun", self.name)
+        self._finishing = True
+        told = [front for front in self._fronts if front.attached]
+        for front in told:
+            front.pump.put((Command.BYE,))
         try:
             async with asyncio.timeout(GRACE):
-                while not all(front.parted or not front.attached for front in self._fronts):
+                while not all(front.parted or not front.attached for front in told):
                     self._told.clear()
                     await self._told.wait()
                 await self.hub.turns.idle()

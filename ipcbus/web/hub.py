@@ -65,6 +65,11 @@ class Counts:
     too_many_rooms: int = 0
     """Connections closed because they wanted to be in more rooms than they may."""
 
+    @property
+    def connections(self) -> int:
+        """Connections that are open now and belong to this process."""
+        return self.opened + self.restored - self.closed
+
 
 class _Room:
     """What a command returns: done unless a link is full, and then awaiting it waits for room."""

@@ -59,10 +59,9 @@ class ServiceArgs:
     link_timeout: float
     max_groups: int
     database: Database | None = None
-    slot: Slot | None = None
 
 
-def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs) -> None:
+def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs, slot: Slot | None = None) -> None:
     """Be a service process until SIGTERM."""
     from ipcbus.web.host import Host
 
@@ -85,7 +84,7 @@ def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs) -
             max_groups=args.max_groups,
         )
 
-    _run(make, life, args.slot, lambda host: host.hub.counts)
+    _run(make, life, slot, lambda host: host.hub.counts)
 
 
 def run_front_end(
@@ -164,7 +163,7 @@ def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[
         loop.add_reader(life.fileno(), _hear, life, running)
         here = counts(running)
         try:
-            async with reporting(slot, lambda: counted(here), lambda: {"connections": here.opened - here.closed}):
+            async with reporting(slot, lambda: counted(here), lambda: {"connections": here.connections}):
                 await running.run(life.ready)
         finally:
             loop.remove_reader(life.fileno())

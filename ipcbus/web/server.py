@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import multiprocessing
 import pkgutil
 import signal
 import socket
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +31,7 @@ from ipcbus.web.snapshots import Snapshots
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -70,9 +70,9 @@ class Server:
         self._resources = ExitStack()
         self._sockets: list[socket.socket] = []
         self._supervisor: Supervisor | None = None
-        self._metrics: Metrics | None = None
         self._fronts: list[str] = []
         self._services: list[str] = []
+        self._metrics: Metrics | None = None
 
     def start(self) -> Self:
         """Start every process and wait until clients are served.
@@ -197,17 +197,15 @@ class Server:
         bus = self._resources.enter_context(Bus(bus_config(counts)))
         self._fronts = [f"front-{index}" for index in range(front.processes)]
         fronts = [self._open(front.channel, name) for name in self._fronts]
-        everything = sum(counts.values())
-        databases: list[Database | None] = [None] * everything
+        slots = self._measure()
+        databases: Iterator[Database | None] = itertools.repeat(None)
         if config.database is not None:
-            databases = [*Database.shares(config.database, everything)]
-        names = {called: name for name, many in counts.items() for called in _called(name, many)}
-        slots = self._measure(names)
+            databases = iter(Database.shares(config.database, sum(counts.values())))
         services: list[Program] = []
         known: list[ServiceInbox] = []
         for name, service in config.services.items():
             inboxes = []
-            for number, called in enumerate(_called(name, service.processes)):
+            for number, called in enumerate(_process_names(name, service.processes)):
                 inbox = self._open(service.channel, called)
                 args = ServiceArgs(
                     name=name,
@@ -219,10 +217,9 @@ class Server:
                     bus=bus.address,
                     link_timeout=front.link_timeout,
                     max_groups=front.max_groups,
-                    database=databases[len(services)],
-                    slot=slots.get(called),
+                    database=next(databases),
                 )
-                arguments = (config.log_level, inbox.receiver, args)
+                arguments = (config.log_level, inbox.receiver, args, slots.get(called))
                 services.append(Program(called, run_service, arguments, heartbeat=service.heartbeat))
                 inboxes.append((called, inbox.sender))
             known.append(ServiceInbox(name, inboxes, key=service.shard, grace=service.grace))
@@ -247,20 +244,6 @@ class Server:
             on_event=self._spread,
         )
 
-    def _measure(self, services: dict[str, str]) -> dict[str, Slot]:
-        """Begin to serve metrics, and return where each process is to report; nowhere without ``[metrics]``."""
-        if self._config.metrics is None:
-            return {}
-        sources = [Source(name, "front") for name in self._fronts]
-        sources += [Source(called, "service", name) for called, name in services.items()]
-        page = Snapshots([source.name for source in sources])
-        self._resources.callback(page.close)
-        self._metrics = Metrics(
-            self._config.metrics, sources, page.read, lambda: {} if self._supervisor is None else self._supervisor.pids
-        )
-        self._resources.callback(self._metrics.close)
-        return {source.name: page.slot(source.name) for source in sources}
-
     def _spread(self, occurrence: Occurrence) -> None:
         """Tell those at the other ends of its links that a process has ended: they would find out by themselves, later."""
         if self._supervisor is None or occurrence.what not in _ENDED:
@@ -270,6 +253,21 @@ class Server:
                 news = notice(those.index(occurrence.name), start())
                 for other in others:
                     self._supervisor.tell(other, news)
+
+    def _measure(self) -> dict[str, Slot]:
+        """Begin to serve metrics, and return where each process is to report; nowhere without ``[metrics]``."""
+        if self._config.metrics is None:
+            return {}
+        sources = [Source(name, "front") for name in self._fronts]
+        for name, service in self._config.services.items():
+            sources += [Source(called, "service", name) for called in _process_names(name, service.processes)]
+        page = Snapshots([source.name for source in sources])
+        self._resources.callback(page.close)
+        self._metrics = Metrics(
+            self._config.metrics, sources, page.read, lambda: {} if self._supervisor is None else self._supervisor.pids
+        )
+        self._resources.callback(self._metrics.close)
+        return {source.name: page.slot(source.name) for source in sources}
 
     def _listen(self, count: int) -> None:
         """Make one listening socket per front end, all on the same port; the kernel spreads connections over them.
@@ -308,11 +306,6 @@ class Server:
         return channel
 
 
-def _called(name: str, processes: int) -> list[str]:
-    """Return what the processes of a service are called."""
-    return [name] if processes == 1 else [f"{name}-{number}" for number in range(processes)]
-
-
 def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Server], None] | None = None) -> int:
     """Run a server until SIGTERM or SIGINT; SIGHUP replaces its services, see ``Server.request_reload``.
 
@@ -332,14 +325,14 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
         config = load_server_config(path)
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))  # children get a copy of it
-    stop = threading.Event()
+    asked = False  # no Event: the handler of one signal may interrupt that of another, and would wait for its lock
     server = Server(config)
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in signals}
 
     def on_signal(number: int, _: object) -> None:
-        if number != signal.SIGHUP:
-            stop.set()
+        nonlocal asked
+        asked = asked or number != signal.SIGHUP
         if server._supervisor is None:  # noqa: SLF001  a function of the same module
             return
         if number == signal.SIGHUP:
@@ -354,12 +347,16 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
             logger.info("serving at %s", server.url)
             if ready is not None:
                 ready(server)
-            if stop.is_set():
+            if asked:
                 server.request_stop()
             return server.wait() or 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _process_names(service: str, count: int) -> list[str]:
+    return [service] if count == 1 else [f"{service}-{number}" for number in range(count)]
 
 
 def _plugins() -> list[str]:

@@ -14,6 +14,7 @@ URLS = {
     "queue": "queue:",
     "pipe": "pipe:",
     "unix": "unix:",
+    "shm": "shm:",
     "zmq": "zmq:",
     "zmq+tcp": lambda: f"zmq+tcp://127.0.0.1:{free_port()}",
 }
@@ -25,6 +26,8 @@ SETTINGS = settings(
 @pytest.mark.timeout(150)  # hundreds of channels, each of which may have to connect and to linger
 @pytest.mark.parametrize("scheme", URLS)
 def test_model(scheme):
+    if scheme == "shm":
+        pytest.importorskip("ipcbus_shm")
     run_state_machine_as_test(model_of(URLS[scheme]), settings=SETTINGS)
 
 

@@ -1,5 +1,7 @@
 """A process is killed at a random instant, and the others go on; beside it, what a bare multiprocessing.Queue does."""
 
+import importlib.util
+
 import pytest
 
 from ipcbus.testing.faults import BareQueue, run_trials, table
@@ -8,6 +10,10 @@ CAPACITY = 16
 SENDERS = 2
 KILLS = 20
 REPORTS = []
+SHM = pytest.param("shm", marks=pytest.mark.skipif(not importlib.util.find_spec("ipcbus_shm"), reason="not installed"))
+"""Compiled, and not everywhere."""
+CAREFUL = ["unix:", pytest.param("shm:", marks=SHM.marks), pytest.param("shm:?ring_bytes=16384", marks=SHM.marks)]
+"""Those that lose at most one message; with a small ring, all but the smallest go beside it."""
 
 
 def _run(url, victim, count):
@@ -29,14 +35,14 @@ def _assert_sound(report):
     assert set(report.errors) <= {"ChannelFull", "PeerDied", "ChannelBroken"}
 
 
-@pytest.mark.parametrize("scheme", ["pipe", "unix", "zmq"])
+@pytest.mark.parametrize("scheme", ["pipe", "unix", SHM, "zmq"])
 def test_sender_killed(scheme):
     report = _run(f"{scheme}:", "sender", KILLS)
     _assert_sound(report)
     assert report.total("lost") == 0, f"accepted of a survivor and lost: {_with(report, 'lost')}"
 
 
-@pytest.mark.parametrize("scheme", ["pipe", "unix", "zmq"])
+@pytest.mark.parametrize("scheme", ["pipe", "unix", SHM, "zmq"])
 def test_receiver_killed(scheme):
     report = _run(f"{scheme}:", "receiver", KILLS)
     _assert_sound(report)
@@ -46,10 +52,11 @@ def test_receiver_killed(scheme):
         assert trial.lost <= SENDERS * (CAPACITY + 1), f"more than the capacity was lost with the receiver: {trial}"
 
 
+@pytest.mark.parametrize("url", CAREFUL)
 @pytest.mark.parametrize("capacity", [1, CAPACITY])
 @pytest.mark.parametrize("receivers", [1, 2])
-def test_unix_loses_one_message_with_its_receiver(receivers, capacity):
-    report = run_trials("unix:", "receiver", KILLS // 2, senders=SENDERS, receivers=receivers, capacity=capacity)
+def test_one_message_is_lost_with_a_receiver(receivers, capacity, url):
+    report = run_trials(url, "receiver", KILLS // 2, senders=SENDERS, receivers=receivers, capacity=capacity)
     REPORTS.append(report)
     if receivers > 1:
         assert not report.errors
@@ -57,8 +64,9 @@ def test_unix_loses_one_message_with_its_receiver(receivers, capacity):
     assert max(trial.lost for trial in report.trials) <= 1
 
 
-def test_unix_loses_nothing_with_one_of_several_senders():
-    report = run_trials("unix:", "sender", KILLS // 2, senders=4, receivers=2, capacity=2)
+@pytest.mark.parametrize("url", CAREFUL)
+def test_nothing_is_lost_with_one_of_several_senders(url):
+    report = run_trials(url, "sender", KILLS // 2, senders=4, receivers=2, capacity=2)
     REPORTS.append(report)
     _assert_sound(report)
     assert report.total("lost") == report.total("lost_of_victim") == 0

@@ -1,5 +1,6 @@
 """A subscriber or a publisher is killed at a random instant, again and again, and nobody else notices."""
 
+import importlib.util
 import random
 import time
 from multiprocessing import get_context
@@ -13,7 +14,8 @@ from ipcbus.testing.children import PATIENCE
 from ipcbus.testing.subject import LATE, Subject
 
 KILLS = 40
-SCHEMES = ["pipe", "unix", "queue", "zmq"]
+SHM = pytest.param("shm", marks=pytest.mark.skipif(not importlib.util.find_spec("ipcbus_shm"), reason="not installed"))
+SCHEMES = ["pipe", "unix", SHM, "queue", "zmq"]
 
 
 @pytest.fixture(params=SCHEMES)

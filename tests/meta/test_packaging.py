@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib.metadata import entry_points, version
 
 import ipcbus
@@ -26,12 +27,32 @@ def test_one_version(pyproject, root):
 def test_every_plugin_is_shipped_typed_and_checked(pyproject, root):
     folders = {path.name for path in (root / "transports").iterdir() if path.is_dir() and path.name != "__pycache__"}
     targets = pyproject["tool"]["hatch"]["build"]["targets"]
-    assert {f"transports/{name}" for name in folders} | {"ipcbus"} == set(targets["wheel"]["packages"])
+    own = {path.parent.name for path in (root / "transports").glob("*/pyproject.toml")}
+    assert {f"transports/{name}" for name in folders - own} | {"ipcbus"} == set(targets["wheel"]["packages"])
     assert folders | {"ipcbus"} == set(pyproject["tool"]["mypy"]["packages"])
     untyped = [name for name in folders if not (root / "transports" / name / "py.typed").is_file()]
     assert not untyped
     offered = {value.split(":")[0] for value in pyproject["project"]["entry-points"]["ipcbus.transports"].values()}
     assert offered == folders
+
+
+def test_distributions_of_their_own_say_what_the_core_says(pyproject, root):
+    said = pyproject["project"]
+    for path in (root / "transports").glob("*/pyproject.toml"):
+        own = tomllib.loads(path.read_text())["project"]
+        for key in ("version", "requires-python", "license", "authors"):
+            assert own[key] == said[key], f"{path}: {key}"
+        offered = own["entry-points"]["ipcbus.transports"]
+        assert offered.items() <= said["entry-points"]["ipcbus.transports"].items()
+        for scheme in offered:
+            assert said["optional-dependencies"][scheme][0].startswith(own["name"])
+
+
+def test_everything_compiled_is_built(root):
+    for path in (root / "transports").glob("*/pyproject.toml"):
+        (module,) = tomllib.loads(path.read_text())["tool"]["setuptools"]["ext-modules"]
+        found = {str(file.relative_to(path.parent)) for file in path.parent.glob("native/*.[ch]")}
+        assert set(module["sources"]) | set(module["depends"]) == found
 
 
 def test_every_entry_point_leads_somewhere(pyproject):
@@ -47,7 +68,8 @@ def test_all_means_all(pyproject):
     extras = dict(pyproject["project"]["optional-dependencies"])
     (everything,) = extras.pop("all")
     del extras["bench"]  # competitors and what draws: heavy, and no part of a program needs them
-    assert everything == f"ipcbus[{','.join(extras)}]"
+    compiled = {extra for extra, needs in extras.items() if any(need.startswith("ipcbus-") for need in needs)}
+    assert everything == f"ipcbus[{','.join(extra for extra in extras if extra not in compiled)}]"
 
 
 def test_pre_commit_runs_what_lint_runs(pyproject, root):

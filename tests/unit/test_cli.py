@@ -80,8 +80,8 @@ class TestCommand:
 
 @pytest.fixture
 def schemes():
-    """Return what is installed; other tests register schemes of their own in this process."""
-    return sorted(entry.name for entry in entry_points(group="ipcbus.transports"))
+    """Return what is installed, perhaps offered by two distributions; other tests register schemes of their own here."""
+    return sorted({entry.name for entry in entry_points(group="ipcbus.transports")})
 
 
 class TestTransports:

@@ -26,6 +26,7 @@ from ipcbus.doctor import machine, places, trial
 from ipcbus.doctor.finding import Finding, size, split
 from ipcbus.errors import TransportUnavailable
 from ipcbus.plumbing import rundir
+from ipcbus.selection import best
 
 COMMAND = Path(sys.executable).with_name("ipcbus")
 PROGRAMS = Path(__file__).parent / "programs"
@@ -367,7 +368,7 @@ class TestBuses:
 class TestConfiguration:
     def test_none(self):
         assert one(places.configuration()) == Finding("configuration", "ok", "none")
-        assert one(places.automatic()) == Finding("auto:", "ok", "unix:, the best that is installed")
+        assert one(places.automatic()) == Finding("auto:", "ok", f"{best({}).scheme}:, the best that is installed")
 
     def test_a_file(self, tmp_path):
         (tmp_path / "ipcbus.toml").write_text('transport = "pipe:?capacity=7"\n')

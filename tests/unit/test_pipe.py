@@ -7,15 +7,18 @@ import select
 import struct
 import threading
 import time
+from collections import deque
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import ipcbus
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, DecodeError
 from ipcbus.transport import ChannelSpec
-from ipcbus_pipe import Pipe, PipeOptions, _sender
+from ipcbus_pipe import Pipe, PipeOptions, _sender, _stream
 
 PATIENCE = 10
 LARGE = bytes(200_000)
@@ -158,7 +161,7 @@ class TestHandingOver:
         sender.send([b"1"], 0)
         assert receiver.recv(0) == (b"1",)
         os.write(sender._pipe.fd, struct.pack("<I", 3 << 30))
-        receiver._gather(0)
+        receiver._gather(receiver._epoll.poll(0))
         receiver.close()
         assert ends.handle.state.receiver() is None
 
@@ -356,3 +359,38 @@ def test_recv_many_keeps_what_came_before_poison():
         with pytest.raises(DecodeError):
             channel.recv_many(5)
         assert channel.recv_many(5) == [2]
+
+
+BLOCKS = st.one_of(
+    st.binary(max_size=40),
+    st.binary(max_size=40).map(lambda body: _stream.record(len(body)) + body),
+    st.lists(st.binary(max_size=9), max_size=3).map(lambda many: b"".join(_stream.record(len(one)) + one for one in many)),
+)
+
+
+@given(BLOCKS)
+def test_a_lone_message_is_what_the_parser_would_have_found(block):
+    message = _stream.lone(block)
+    if message is not None:
+        assert _stream.parse(_stream.State(deque()), block, 5, 1 << 20) == _stream.State(deque([(message,)]), b"", None, 5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_message_behind_a_half_one_is_not_taken_for_a_lone_one(make, count):
+    ends = make()
+    sender, receiver = ends.sender(), ends.receiver()
+    sender.send([b"first"], 0)
+    assert receiver.recv(0) == (b"first",)
+    inner = _stream.record(3) + b"abc"
+    whole = _stream.record(len(inner) * count) + inner * count
+    os.write(sender._pipe.fd, whole[:4])
+    with pytest.raises(ChannelEmpty):
+        receiver.recv(0)
+    for number in range(1, count + 1):  # each of these looks like a message of its own
+        os.write(sender._pipe.fd, inner)
+        if number < count:
+            with pytest.raises(ChannelEmpty):
+                receiver.recv(0)
+    assert receiver.recv(0) == (inner * count,)
+    sender.send([b"last"], 0)
+    assert receiver.recv(0) == (b"last",)

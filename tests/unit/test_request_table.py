@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import sys
+import threading
 
 import pytest
 from hypothesis import given
@@ -100,6 +102,43 @@ def test_it_is_full_in_the_end_and_room_comes_back(table):
     assert again not in numbers
 
 
+def test_after_the_last_generation_comes_the_first_and_never_none(table, view):
+    numbers = {table.open() for _ in range(LIMIT)}
+    table.close(0xFFFFFFFF << 32 | 3)
+    number = table.open()
+    assert number == 1 << 32 | 3
+    assert number in numbers
+    assert view.waits(number)
+
+
+def test_threads_that_share_it_never_have_one_id_at_once(table):
+    had: list[int] = []
+    errors = []
+
+    def use():
+        for _ in range(40):
+            mine = [table.open() for _ in range(50)]
+            had.extend(mine)
+            if not all(table.holder(number) == 0 for number in mine):
+                errors.append(mine)
+            for number in mine:
+                table.close(number)
+
+    threads = [threading.Thread(target=use) for _ in range(6)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert len(had) == 6 * 40 * 50
+    assert len(set(had)) == len(had), "an id was given twice"
+    assert not errors
+
+
 def test_after_its_end_it_refuses_and_its_views_know_nobody():
     made = Requests()
     number = made.open()
@@ -138,7 +177,7 @@ def test_what_is_no_table_is_refused_and_closed(kind):
 )
 def test_a_routed_frame_is_what_encode_makes(serializer, number, address, deadline, payload):
     sections = frame.Sections(route=(number, address), deadline=deadline)
-    (short,) = frame.routed(serializer, (number, address), deadline, payload)
+    short = frame.Routed(address).start(serializer, number, deadline) + payload
     assert short == b"".join(frame.encode(serializer, "", payload, (), sections))
     assert frame.unroute(short) == (serializer, number, address, deadline, payload)
     parsed = frame.parse([short], 1 << 20)
@@ -152,7 +191,7 @@ def test_a_routed_frame_is_what_encode_makes(serializer, number, address, deadli
 
 @given(st.binary(max_size=40), st.none() | st.floats(allow_nan=False), st.binary(max_size=40), st.data())
 def test_a_routed_frame_that_is_cut_short_is_the_same_to_both_readers(address, deadline, payload, data):
-    (whole,) = frame.routed(1, (7, address), deadline, payload)
+    whole = frame.Routed(address).start(1, 7, deadline) + payload
     piece = whole[: data.draw(st.integers(0, len(whole) - 1))]
     _agree(piece)
 

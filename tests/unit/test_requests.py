@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import ipcbus
+from ipcbus.frame import Routed
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.requests import reply
 from ipcbus.requests.future import Future
@@ -144,7 +145,7 @@ def test_recv_refuses_at_once_and_so_does_what_cannot_be_rebuilt(unanswered, sub
 )
 def test_an_address_that_leads_nowhere_fails_the_reply_and_not_the_receiving(unanswered, address):
     codec = unanswered._end.codec
-    unanswered._end.open_sender().send(codec.encode_routed("hello", (1 << 32, address or b"y")), 1)
+    unanswered._end.open_sender().send(codec.encode_routed("hello", Routed(address or b"y"), 1 << 32), 1)
     message = unanswered.recv_message(PATIENCE)
     assert message.body == "hello"
     with pytest.raises(ipcbus.PeerDied, match="cannot be reached"):
@@ -314,6 +315,33 @@ def test_an_interrupt_at_any_instant_leaves_the_inbox_usable(questions, subject)
 
 
 # --------------------------------------------------------------------------- futures
+
+
+def test_who_wants_to_be_called_when_it_is_being_done_is_called_once():
+    """A future has no lock: whoever comes while it is done finds it done, or is found by who does it."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            future, calls = Future(), []
+            start = threading.Barrier(3)
+
+            def add(future=future, calls=calls, start=start):
+                start.wait(PATIENCE)
+                future.add_done_callback(lambda done: calls.append(done.result(0)))
+
+            def finish(future=future, start=start):
+                start.wait(PATIENCE)
+                future.finish(7, None)
+
+            threads = [threading.Thread(target=target) for target in (add, add, finish)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(PATIENCE)
+            assert calls == [7, 7]
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_what_a_future_calls_may_raise_and_ask_and_wait(questions):

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import importlib.util
 import os
 import resource
 import select
@@ -593,7 +594,9 @@ def test_one_receiver():
             ends.handle.open_receiver()
 
 
-def test_auto_picks_it():
+def test_auto_picks_it_where_shm_is_not_installed(monkeypatch):
+    if importlib.util.find_spec("ipcbus_shm"):
+        monkeypatch.setattr(ipcbus.transports.get("shm"), "preference", 0)
     with ipcbus.open("auto:") as channel:
         assert channel.url == "unix:"
     with ipcbus.open("auto:", receivers="many") as channel:

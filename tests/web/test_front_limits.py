@@ -285,6 +285,7 @@ async def test_a_flood_of_small_frames_is_closed(opcode: Opcode) -> None:
         (b"\x82\x00", 1002),  # not masked
         (masked(Opcode.CONT, b"x"), 1002),
     ],
+    ids=["utf-8", "size", "size-of-fragments", "size-that-is-announced", "opcode", "unmasked", "continues-nothing"],
 )
 async def test_what_breaks_the_protocol_is_closed_with_its_code(
     frames: bytes, code: int, caplog: pytest.LogCaptureFixture

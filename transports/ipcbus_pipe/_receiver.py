@@ -7,7 +7,7 @@ import select
 import sys
 import threading
 from collections import deque
-from itertools import count
+from itertools import count, islice, repeat
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
 from ipcbus_pipe import _door
 from ipcbus_pipe._door import Lane, Large, Raw
-from ipcbus_pipe._stream import Item, State, parse, unparse
+from ipcbus_pipe._stream import Item, State, lone, parse, unparse
 
 if TYPE_CHECKING:
     from ipcbus.transport import ChannelSpec, Frame
@@ -41,7 +41,7 @@ class _Lane:
         self.ordinal = note.ordinal
         self.fd, self.credit_fd = note.fds[:2]
         self._own = [self.fd, self.credit_fd]
-        self.state = State(deque())
+        self.state = self._between = State(deque())
         self.large: dict[int, tuple[int, int]] = {}
         self.delivered = 0
         self.repay_at = 0
@@ -50,15 +50,36 @@ class _Lane:
         self.blocks: deque[tuple[int, bytes]] = deque()
         if len(note.fds) > 2:
             self.blocks.append((-2, _read_all(note.fds[2])))
-        self._numbers = count()
+        self._reads = zip(count(), map(_read, repeat(self.fd), repeat(_BLOCK)))
 
     def read(self) -> None:
         """Read one block, if there is one."""
         # Read and kept in one step in C: a signal handler that raises cannot come in between and lose bytes.
         try:
-            self.blocks.extend(zip(self._numbers, map(_read, (self.fd,), (_BLOCK,))))  # noqa: B905  numbers have no end
+            self.blocks.extend(islice(self._reads, 1))
         except BlockingIOError:
             pass  # somebody looked before us
+
+    def take_lone(self) -> Frame | None:
+        """Take the message in what was just read, if that is all there is; ``parse`` would come to the same, later."""
+        blocks = self.blocks
+        if len(blocks) == 1:
+            number, block = blocks[0]
+            if self.state is self._between or self._is_between(number):
+                message = lone(block)
+                if message is not None:
+                    self.delivered += 1
+                    blocks.clear()
+                    return (message,)
+        return None
+
+    def _is_between(self, number: int) -> bool:
+        """Tell whether everything before a block was delivered, and nothing of the block itself."""
+        state = self.state
+        if state.rest or state.part is not None or state.items or state.block == number:
+            return False
+        self._between = state
+        return True
 
     def parse(self, max_message: int) -> None:
         """Bring the state up to the blocks that were read. May be interrupted anywhere and is then taken up again."""
@@ -110,6 +131,8 @@ class PipeReceiver(RecvLink):
         self._notes: deque[Raw] = deque()
         self._orphans: deque[Large] = deque()
         self._arrived: set[bytes] = set()
+        self._unsettled = False
+        """Whether the three above may hold something, left by an interruption or an error: no descriptor shows it."""
         self._items: deque[Item] = deque()
         self._lane: _Lane | None = None
         self._due: deque[_Lane] = deque()
@@ -133,8 +156,8 @@ class PipeReceiver(RecvLink):
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
                 self._acquire(timeout)
-            if not self._items:
-                self._refill(timeout)
+            if not self._items and (frame := self._refill(timeout)) is not None:
+                return frame
             lane = self._lane
             assert lane is not None  # items always have a lane
             item = self._items[0]
@@ -157,21 +180,33 @@ class PipeReceiver(RecvLink):
         if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
             raise ChannelEmpty("no message within the timeout: another thread is waiting for one already")
 
-    def _refill(self, timeout: float | None) -> None:
-        """Have at least one item, or raise."""
+    def _refill(self, timeout: float | None) -> Frame | None:
+        """Have at least one item, or raise; return a message that came alone at once instead."""
         # Not a Deadline, and few calls: this is the way of every lone message.
-        left = timeout if timeout is None or timeout > 0 else 0
-        until = monotonic() + left if left else None
+        left, until = timeout, None
+        if timeout is not None:
+            if timeout > 0:
+                until = monotonic() + timeout
+            else:
+                left = 0
         while True:
             if self._closed:
                 raise ChannelClosed("this end of the pipe: channel is closed")
-            if self._next_lane():
-                return
+            if (self._due or self._lane is not None) and self._next_lane():
+                return None
             # Looked at before the descriptors: what was sent before the shutdown is found by the poll that follows it.
             over = self._flags[0]
             if self._bell is not None:
                 self._ring()  # nothing waits here any more: left as it was it would end every wait at once
-            if not self._gather(0 if over else left):  # else: what was in the door may have to be read yet
+            news = self._epoll.poll(0 if over or self._unsettled else left)
+            if len(news) == 1 and not self._unsettled and (lane := self._lanes.get(news[0][0])) is not None:
+                self._due.append(lane)
+                lane.read()
+                if (frame := lane.take_lone()) is not None:
+                    self._due.clear()
+                    lane.repay(self._batch)
+                    return frame
+            elif not self._gather(news):  # else: what was in the door may have to be read yet
                 if over:
                     raise EndOfChannel("the pipe: channel was shut down and is drained")
                 if left == 0:
@@ -204,16 +239,12 @@ class PipeReceiver(RecvLink):
         if lane.ended:
             self._remove(lane)
 
-    def _gather(self, timeout: float | None) -> bool:
-        """Wait for something, and read one block of every lane that has one; say whether there was any news of senders."""
+    def _gather(self, news: list[tuple[int, int]]) -> bool:
+        """Read one block of every lane that has one; say whether there was any news of senders."""
         found = False
         problem: ChannelBroken | None = None
         door = self._door_fd
-        if self._notes or self._arrived or self._orphans:  # left by an interruption: no descriptor shows them
-            news = [(door, 0), *(each for each in self._epoll.poll(0) if each[0] != door)]
-        else:
-            news = self._epoll.poll(timeout)
-        for fd, _ in news:
+        for fd in dict.fromkeys([door, *(each for each, _ in news)] if self._unsettled else [each for each, _ in news]):
             if fd == door:
                 try:
                     self._open_door()
@@ -266,6 +297,7 @@ class PipeReceiver(RecvLink):
 
     def _open_door(self) -> None:
         """Take all that senders have left."""
+        self._unsettled = True
         while self._notes or self._door.take(self._notes):
             # Each step below may be taken twice: an interruption leaves the note here, and it is dealt with again.
             try:
@@ -302,6 +334,7 @@ class PipeReceiver(RecvLink):
             self._orphans.popleft()
             if lane is None:
                 os.close(note.fds[0])  # its lane died with an earlier receiver
+        self._unsettled = False
 
     def _add(self, note: Lane) -> None:
         # A sender that begins a new lane has ended its last one; what is in that comes first.
@@ -398,7 +431,7 @@ class PipeReceiver(RecvLink):
                 return True
             over = self._flags[0]
             while not self._next_lane():
-                if not self._gather(0):
+                if not self._gather(self._epoll.poll(0)):
                     break
             self._ring()
             return bool(self._items or over)

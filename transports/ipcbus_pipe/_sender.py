@@ -15,10 +15,10 @@ from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import SendLink
 from ipcbus_pipe import _stream
 from ipcbus_pipe._door import Lane, Large
+from ipcbus_pipe._lane import Debt, SenderLane
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from multiprocessing.connection import Connection
 
     from ipcbus.transport import Buffer, ChannelSpec, Frame
     from ipcbus_pipe import PipeHandle, PipeOptions
@@ -45,63 +45,6 @@ def _process_name() -> bytes:
     return _identity[1]
 
 
-class _Debt:
-    """What must still be written, before anything else, to take back a message written in part."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._written: list[int] = []
-
-    def pay(self, fd: int) -> bool:
-        """Write what the pipe takes; say whether that was all."""
-        # Written and noted in one step in C: a signal handler that raises cannot come in between.
-        if left := self._data[sum(self._written) :]:
-            self._written.extend(map(os.write, (fd,), (left,)))
-        return sum(self._written) == len(self._data)
-
-
-class _Pipe:
-    """A lane as its sender sees it: the pipe, the credits, and what is still owed to the stream."""
-
-    def __init__(self, capacity: int, pipe_bytes: int, large: int) -> None:
-        from multiprocessing.connection import Pipe
-
-        reading, writing = Pipe(duplex=False)
-        self.reading: Connection = reading
-        self.writing: Connection = writing
-        self.fd = writing.fileno()
-        self._credit = Wakeup()
-        self.credit_fd = self._credit.fileno()
-        self.name = os.urandom(8)
-        self.capacity = capacity
-        self.sent = 0
-        self.limit = capacity
-        self.debt: _Debt | None = None
-        self._grants: list[int] = []
-        self.numbers = count()
-        os.set_blocking(self.fd, False)
-        os.set_blocking(reading.fileno(), False)
-        # What the pipe cannot hold at once could never be sent without waiting for the receiver half way.
-        self.large = min(large, _grow(self.fd, pipe_bytes) // 2)
-
-    def collect(self) -> bool:
-        """Take the credits that the receiver has returned; say whether any are left now."""
-        # Read and appended in one step in C: a signal handler that raises cannot come in between and lose credits.
-        try:
-            self._grants.extend(map(os.eventfd_read, (self.credit_fd,)))
-        except BlockingIOError:
-            pass  # none returned since the last time
-        self._grants = [sum(self._grants)]
-        # An interruption right after a write may have left it uncounted; what can be outstanding is bounded all the same.
-        self.limit = min(self.capacity + self._grants[0], self.sent + self.capacity)
-        return self.sent < self.limit
-
-    def close(self) -> None:
-        self.reading.close()
-        self.writing.close()
-        self._credit.close()
-
-
 class PipeSender(SendLink):
     """One process's sending end. Opens its lane with the first message."""
 
@@ -112,7 +55,7 @@ class PipeSender(SendLink):
         self._door = handle.door
         self._spec = spec
         self._pipe_bytes = options.pipe_bytes
-        self._pipe: _Pipe | None = None
+        self._pipe: SenderLane | None = None
         self._closed = False
         self._lock = threading.RLock()
         self._wakeup: Wakeup | None = (wakeup := Wakeup())
@@ -160,7 +103,7 @@ class PipeSender(SendLink):
             except RuntimeError:
                 pass
 
-    def _write_slowly(self, pipe: _Pipe, data: bytes, timeout: float | None, error: OSError) -> None:
+    def _write_slowly(self, pipe: SenderLane, data: bytes, timeout: float | None, error: OSError) -> None:
         """Write a record that did not fit at once; the kernel still takes it whole or not at all."""
         deadline = Deadline(timeout)
         while True:
@@ -174,7 +117,7 @@ class PipeSender(SendLink):
             else:
                 return
 
-    def _send_larger(self, pipe: _Pipe, frame: Frame, size: int, timeout: float | None) -> None:
+    def _send_larger(self, pipe: SenderLane, frame: Frame, size: int, timeout: float | None) -> None:
         deadline = Deadline(timeout)
         if size > pipe.large:
             self._send_large(pipe, frame, size, deadline)
@@ -200,12 +143,12 @@ class PipeSender(SendLink):
             raise
 
     @staticmethod
-    def _owe(pipe: _Pipe, buffers: Sequence[Buffer], written: list[int], total: int) -> None:
+    def _owe(pipe: SenderLane, buffers: Sequence[Buffer], written: list[int], total: int) -> None:
         """Remember how to take back a message that was written in part."""
         if 0 < (done := sum(written)) < total:
-            pipe.debt = _Debt(_stream.debt(buffers, done))
+            pipe.debt = Debt(_stream.debt(buffers, done))
 
-    def _send_large(self, pipe: _Pipe, frame: Frame, size: int, deadline: Deadline) -> None:
+    def _send_large(self, pipe: SenderLane, frame: Frame, size: int, deadline: Deadline) -> None:
         """Pass a memory file: written once here, mapped there."""
         try:
             fd = os.memfd_create("ipcbus-message", os.MFD_CLOEXEC)
@@ -231,7 +174,7 @@ class PipeSender(SendLink):
         if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
             raise ChannelFull(f"no room within {timeout} s: another thread is waiting for room already")
 
-    def _make_room(self, timeout: float | None) -> _Pipe:
+    def _make_room(self, timeout: float | None) -> SenderLane:
         """Have a lane with a credit and no debt, or raise."""
         deadline = Deadline(timeout)
         pipe = self._pipe or self._open_lane(deadline)
@@ -249,9 +192,9 @@ class PipeSender(SendLink):
             else:
                 self._wait(pipe, deadline, for_bytes=False)
 
-    def _open_lane(self, deadline: Deadline) -> _Pipe:
+    def _open_lane(self, deadline: Deadline) -> SenderLane:
         try:
-            pipe = _Pipe(self._spec.capacity, self._pipe_bytes, self._handle.large)
+            pipe = SenderLane(self._spec.capacity, self._pipe_bytes, self._handle.large)
         except OSError as error:
             raise ChannelBroken(f"no pipe to send through: {error.strerror}; see 'ulimit -n'") from error
         note = Lane(pipe.name, _process_name(), next(_ordinals), (pipe.reading.fileno(), pipe.credit_fd))
@@ -268,7 +211,7 @@ class PipeSender(SendLink):
             raise
         return pipe
 
-    def _wait(self, pipe: _Pipe, deadline: Deadline, *, for_bytes: bool) -> None:
+    def _wait(self, pipe: SenderLane, deadline: Deadline, *, for_bytes: bool) -> None:
         """Wait until something changes that may make room; raise when there is none in time or never will be."""
         # Also when it is bytes that lack: credits left where they are would end every wait at once.
         if pipe.collect() and not for_bytes:
@@ -348,7 +291,7 @@ class PipeSender(SendLink):
             os.close(self._watch)
             self._watched_pid = -1
 
-    def _lane_lost(self, pipe: _Pipe, error: OSError | None) -> ChannelBroken:
+    def _lane_lost(self, pipe: SenderLane, error: OSError | None) -> ChannelBroken:
         """Let go of a lane whose reader is gone; the next message opens a new one, for a successor."""
         if error is not None and not isinstance(error, BrokenPipeError):
             return ChannelBroken(f"writing to the pipe failed: {error.strerror}")
@@ -359,7 +302,7 @@ class PipeSender(SendLink):
             return PeerDied(f"the receiver died or let this process's pipe go; {lost}")
         return PeerDied(f"the receiver, process {dead}, died; {lost}", dead)
 
-    def _drop(self, pipe: _Pipe) -> None:
+    def _drop(self, pipe: SenderLane) -> None:
         self._epoll.unregister(pipe.credit_fd)
         self._epoll.unregister(pipe.fd)
         self._room_fd = _UNKNOWN
@@ -367,7 +310,7 @@ class PipeSender(SendLink):
         self._pipe = None
 
     @staticmethod
-    def _can_write(pipe: _Pipe) -> bool:
+    def _can_write(pipe: SenderLane) -> bool:
         poller = select.poll()
         poller.register(pipe.fd, select.POLLOUT)
         events = poller.poll(0)
@@ -461,17 +404,6 @@ class PipeSender(SendLink):
             return max(0, pipe.sent + pipe.capacity - pipe.limit)
         finally:
             release(self._lock)
-
-
-def _grow(fd: int, size: int) -> int:
-    """Ask for a larger pipe and return its size; the system's limit for all pipes of a user may leave it as it is."""
-    import fcntl
-
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
-    except OSError:
-        pass  # a smaller pipe is slower and works
-    return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
 
 
 def _size(frame: Frame) -> int:

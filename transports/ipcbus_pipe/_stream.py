@@ -18,17 +18,17 @@ a MORE record followed by an empty record, so that a sender that has to give up 
 from __future__ import annotations
 
 import struct
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ipcbus.errors import ChannelBroken
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Sequence
 
     from ipcbus.transport import Buffer
 
-__all__ = ["ATOMIC", "HEAD", "Item", "State", "debt", "large_record", "parse", "record", "streamed", "unparse"]
+__all__ = ["ATOMIC", "HEAD", "Item", "State", "debt", "large_record", "lone", "parse", "record", "streamed", "unparse"]
 
 HEAD = 4
 ATOMIC = 4096 - HEAD
@@ -85,6 +85,12 @@ class State(NamedTuple):
     """The number of the last block that went into this."""
 
 
+def lone(block: bytes) -> bytes | None:
+    """Return the message that a block holds if it is one and nothing else, and comes behind nothing that is unfinished."""
+    size = len(block) - HEAD
+    return block[HEAD:] if size >= 0 and _unpack(block)[0] == size else None
+
+
 def parse(state: State, block: bytes, number: int, max_message: int) -> State:
     """Go on by one block.
 
@@ -98,8 +104,6 @@ def parse(state: State, block: bytes, number: int, max_message: int) -> State:
         ChannelBroken: the stream makes no sense.
     """
     items, rest, part, _ = state
-    if not rest and part is None and not items and len(block) >= HEAD and _unpack(block)[0] == len(block) - HEAD:
-        return State(deque(((block[HEAD:],),)), b"", None, number)  # a lone message; the long way would do the same
     items = items.copy()
     data = rest + block if rest else block
     at, end = 0, len(data)

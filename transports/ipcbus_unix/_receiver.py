@@ -68,6 +68,9 @@ class UnixReceiver(RecvLink):
             intake.plain = False
             try:
                 size = self._into(self._memory, 0, _NOW)
+            except BlockingIOError:
+                intake.plain = True
+                return self._wait(timeout)
             except OSError:
                 intake.plain = True
                 return self._recv_slowly(timeout)

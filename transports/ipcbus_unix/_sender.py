@@ -14,11 +14,11 @@ from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.wakeup import Wakeup
+from ipcbus.plumbing.watch import Watch
 from ipcbus.transport import SendLink
 from ipcbus_unix._board import LARGE, LARGE_ANNOUNCED, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT, STEP
 from ipcbus_unix._intake import HEAD, MARK, Intake
 from ipcbus_unix._memory import fill
-from ipcbus_unix._watch import Watch
 
 if TYPE_CHECKING:
     from ipcbus.transport import ChannelSpec, Frame

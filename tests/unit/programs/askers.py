@@ -109,6 +109,6 @@ def lend_ping(line, lent):
 def ask_without_reading(line, questions):
     """Ask often, and read nothing."""
     box = inbox.inbox(questions._end)
-    futures = [asking._send(box, questions._end, ("echo", number), None, None) for number in range(3)]
+    futures = [asking.send(box, questions._end, ("echo", number), None, None) for number in range(3)]
     line.say(len(futures))
     line.hear(30)

@@ -75,10 +75,14 @@ class Watch:
 
     def close(self) -> None:
         """Stop watching. Idempotent."""
+        if self._fd >= 0 and not self._epoll.closed:
+            self._epoll.unregister(self._fd)
+        self.forget()
+
+    def forget(self) -> None:
+        """Free the descriptor and leave the set alone: it goes too, or is a parent's. Idempotent."""
         fd, self._fd, self._pid = self._fd, -1, -1
         if fd >= 0:
-            if not self._epoll.closed:
-                self._epoll.unregister(fd)
             os.close(fd)
 
 

@@ -1,0 +1,726 @@
+"""What is special to shm: the ring's corners, extents that are used again, hostile memory, and resources that run out."""
+
+import gc
+import mmap
+import multiprocessing
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import ipcbus
+from ipcbus.errors import (
+    ChannelBroken,
+    ChannelBusy,
+    ChannelClosed,
+    ChannelEmpty,
+    ChannelFull,
+    ConfigError,
+    EndOfChannel,
+    PeerDied,
+)
+from ipcbus.transport import ChannelSpec
+
+shm = pytest.importorskip("ipcbus_shm")
+
+PATIENCE = 10
+RING = 65536
+BIG = 100_000
+"""Bytes of a message that lies in an extent, with the ring that these tests use."""
+HEADER, EXTENTS_AT, ENTRY, EXTENTS, RING_AT = 0, 8192, 32, 1024, 8192 + 32 * 1024
+TAIL, HEAD = 64, 128
+PURE = {"arena", "fault", "lock", "ring", "wait"}
+"""The files of the C code that know nothing of Python."""
+EMPTY, FREE, GROWING, WRITING, QUEUED, HELD = range(6)
+
+
+class Ends:
+    """A channel and the ends opened of it, all closed by the test's end."""
+
+    def __init__(self, stack, capacity=8, receivers="one", drops_old=False, max_message=1 << 22, **options):
+        spec = ChannelSpec("0" * 32, "", capacity, receivers, max_message=max_message, drops_old=drops_old)
+        self.stack = stack
+        self.handle = shm.Shm.create(spec, shm.ShmOptions(**{"ring_bytes": RING, **options}))
+        stack.callback(self.handle.release)
+
+    def sender(self):
+        link = self.handle.open_sender()
+        self.stack.callback(link.close)
+        return link
+
+    def receiver(self):
+        link = self.handle.open_receiver()
+        self.stack.callback(link.close)
+        return link
+
+    def both(self):
+        return self.sender(), self.receiver()
+
+    def memory(self):
+        """Return the shared memory itself, for looking at it and for damaging it."""
+        return mmap.mmap(self.handle.segment.fds[0], 0)
+
+    def states(self):
+        with self.memory() as memory:
+            table = memory[EXTENTS_AT : EXTENTS_AT + ENTRY * EXTENTS]
+        return [state >> 56 for state, *_ in struct.iter_unpack("=QQQQ", table) if state >> 56 != EMPTY]
+
+
+@pytest.fixture
+def make():
+    with ExitStack() as stack:
+        yield lambda *args, **options: Ends(stack, *args, **options)
+
+
+def in_thread(call, *args):
+    """Run a call in a thread; return a function that waits for it and returns what it returned or raised."""
+    said = []
+
+    def run():
+        try:
+            said.append(call(*args))
+        except Exception as error:
+            said.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def result():
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "the call is stuck"
+        return said[0]
+
+    return result
+
+
+def in_child(call, *args):
+    """Run a call in a forked child, and return what it returned; exit codes above 0 are failures."""
+    here, there = multiprocessing.get_context("fork").Pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            there.send(call(*args))
+        finally:
+            os._exit(0)
+    assert here.poll(PATIENCE)
+    os.waitpid(pid, 0)
+    return here.recv()
+
+
+def killed(call, *args):
+    """Run a call in a forked child that is killed as soon as it returns."""
+    pid = os.fork()
+    if not pid:
+        try:
+            call(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def readable(fd, seconds):
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
+class TestRing:
+    def test_records_of_all_sizes_around_the_corner(self, make):
+        sender, receiver = make().both()
+        sizes = random.Random(1)
+        for n in range(3000):
+            frames = [[bytes([n % 251]) * sizes.choice((0, 1, 7, 8, 9, 500, 4000)) for _ in range(sizes.randint(1, 4))]]
+            frames += [[b"x"]] * sizes.randint(0, 2)
+            for frame in frames:
+                sender.send(frame, 0)
+            for frame in frames:
+                assert list(receiver.recv(0)) == frame
+
+    def test_many_parts_are_joined(self, make):
+        sender, receiver = make().both()
+        parts = [bytes([n]) for n in range(200)]
+        sender.send(parts, 0)
+        assert receiver.recv(0) == (b"".join(parts),)
+
+    def test_numbers_wrap(self, make):
+        ends = make()
+        with ends.memory() as memory:
+            cursor = (0xFFFF_FFFD << 32) | (0xFFFF_FFF0)
+            for at in (TAIL, TAIL + 8, HEAD, HEAD + 8):
+                struct.pack_into("=Q", memory, at, cursor)
+        sender, receiver = ends.both()
+        for n in range(20):
+            sender.send([bytes([n]) * 50], 0)
+            assert sender.depth() == 1
+            sender.send([bytes([n]) * BIG], 0)
+            assert receiver.recv(0) == (bytes([n]) * 50,)
+            assert bytes(receiver.recv(0)[0]) == bytes([n]) * BIG
+
+    def test_bytes_are_a_bound_too(self, make):
+        ends = make(capacity=1000)
+        sender, receiver = ends.both()
+        for _ in range(RING // 10_008):
+            sender.send([bytes(10_000)], 0)
+        with pytest.raises(ChannelFull, match="ring_bytes"):
+            sender.send([bytes(10_000)], 0)
+        assert not sender.ready()
+        receiver.recv(0)
+        assert sender.ready()
+        sender.send([bytes(10_000)], 0)
+
+    def test_capacity_is_the_channels(self, make):
+        ends = make(capacity=3)
+        one, two = ends.sender(), ends.sender()
+        for link in (one, two, one):
+            link.send([b"x"], 0)
+        for link in (one, two):
+            with pytest.raises(ChannelFull, match="3 messages"):
+                link.send([b"x"], 0)
+        assert ends.receiver().depth() == 3
+
+
+class TestExtents:
+    def test_one_is_used_again(self, make):
+        ends = make()
+        sender, receiver = ends.both()
+        for n in range(20):
+            sender.send([bytes([n]) * BIG], 0)
+            assert receiver.recv(0)[0] == bytes([n]) * BIG
+        assert ends.states() == [FREE]
+
+    def test_what_is_kept_is_not_used_again(self, make):
+        ends = make(capacity=200)
+        sender, receiver = ends.both()
+        kept = []
+        for n in range(150):  # more than may be mapped at a time
+            sender.send([bytes([n]) * BIG], 0)
+            kept.append(receiver.recv(0)[0])
+        for n, view in enumerate(kept):
+            assert view == bytes([n]) * BIG
+        assert ends.states().count(HELD) == 64
+
+    def test_what_arrives_can_be_written_to_and_is_nobody_elses(self, make):
+        ends = make(receivers="many")
+        sender, receiver = ends.both()
+        sender.send([bytes(BIG)], 0)
+        (view,) = receiver.recv(0)
+        view[5] = 7
+        with ends.memory() as memory:
+            offset = struct.unpack_from("=QQQQ", memory, EXTENTS_AT)[1]
+            assert memory[offset + 5] == 0
+        assert view[5] == 7
+
+    def test_parts_are_aligned(self, make):
+        sender, receiver = make().both()
+        parts = [b"head", bytes(range(100)), bytes(BIG), b"end"]
+        sender.send(parts, 0)
+        got = receiver.recv(0)
+        assert [bytes(part) for part in got] == parts
+        numpy = pytest.importorskip("numpy")
+        assert all(numpy.frombuffer(part, "B").ctypes.data % 64 == 0 for part in got)
+
+    def test_memory_outlives_the_channel(self, make):
+        ends = make()
+        sender, receiver = ends.both()
+        sender.send([b"z" * BIG], 0)
+        (view,) = receiver.recv(0)
+        receiver.close()
+        sender.close()
+        ends.handle.release()
+        assert view == b"z" * BIG
+
+    def test_a_forked_child_keeps_what_its_parent_had(self, make):
+        ends = make()
+        sender, receiver = ends.both()
+        sender.send([b"a" * BIG], 0)
+        (view,) = receiver.recv(0)
+        assert ends.states() == [HELD]
+        here, there = multiprocessing.get_context("fork").Pipe()
+        pid = os.fork()
+        if not pid:
+            there.recv()
+            there.send(view == b"a" * BIG)
+            os._exit(0)
+        try:
+            assert view == b"a" * BIG
+            assert ends.states() == [FREE]  # given back before the fork
+            del view
+            for _ in range(5):
+                sender.send([b"b" * BIG], 0)
+                assert receiver.recv(0)[0] == b"b" * BIG
+            here.send(None)
+            assert here.poll(PATIENCE)
+            assert here.recv()
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    def test_what_a_killed_receiver_had_is_free_again(self, make):
+        ends = make(receivers="many")
+        sender, receiver = ends.both()
+        for n in range(4):
+            sender.send([bytes([n]) * BIG], 0)
+        assert receiver.recv(0)[0][0] == 0
+        kept = []
+        killed(lambda: kept.append(ends.handle.open_receiver().recv(0)))
+        assert [receiver.recv(0)[0][0] for _ in range(2)] == [2, 3]
+        assert sorted(ends.states()) == [FREE, FREE, FREE, HELD]
+        sender.send([bytes(3 * BIG)], 0)  # fits in none that is free, so the dead are looked for
+        receiver.recv(0)
+        assert set(ends.states()) == {FREE}
+
+    def test_who_gets_the_slot_of_a_killed_receiver_frees_what_it_had(self, make):
+        ends = make(receivers="many")
+        sender = ends.sender()
+        for n in range(2):
+            sender.send([bytes([n]) * BIG], 0)
+        kept = []
+        killed(lambda: kept.append(ends.handle.open_receiver().recv(0)))
+        assert sorted(ends.states()) == [QUEUED, HELD]
+        assert ends.receiver().recv(0)[0][0] == 1
+        assert sorted(ends.states()) == [FREE, FREE]
+
+    def test_what_a_killed_sender_had_is_free_again(self, make):
+        ends = make()
+        sender, receiver = ends.both()
+        killed(lambda: ends.handle.open_sender().send([b"k" * BIG], 0))
+        assert bytes(receiver.recv(0)[0]) == b"k" * BIG
+        assert ends.states() == [FREE]
+        sender.send([b"s" * BIG], 0)
+        assert receiver.recv(0)[0] == b"s" * BIG
+
+    def test_a_dropped_one_is_free_again(self, make):
+        ends = make(capacity=2, drops_old=True)
+        sender, receiver = ends.both()
+        for n in range(2):
+            sender.send([bytes([n]) * BIG], 0)
+        assert sender.discard_oldest()
+        assert sorted(ends.states()) == [FREE, QUEUED]
+        assert receiver.recv(0)[0][0] == 1
+
+    def test_too_much_that_waits_is_full(self, make):
+        ends = make(capacity=100, max_message=1 << 30)
+        sender, receiver = ends.both()
+        message = bytes(60 << 20)
+        for _ in range(4):
+            sender.send([message], 0)
+        with pytest.raises(ChannelFull):
+            sender.send([message], 0)
+        assert not sender.ready()
+        receiver.recv(0)
+        assert sender.ready()
+        sender.send([message], 0)
+
+    def test_memory_that_is_free_is_given_back_beyond_a_bound(self, make):
+        ends = make(capacity=100, max_message=1 << 30)
+        sender, receiver = ends.both()
+        for size in (200 << 20, 100 << 20, 50 << 20):
+            sender.send([bytes(size)], 0)
+            receiver.recv(0)
+        used = os.fstat(ends.handle.segment.fds[0]).st_blocks * 512
+        assert used < 220 << 20
+
+
+class TestHostileMemory:
+    @pytest.mark.parametrize("at", range(TAIL, HEAD + 16, 8))
+    def test_cursors(self, make, at):
+        ends = make()
+        sender, receiver = ends.both()
+        sender.send([b"x" * 100], 0)
+        values = random.Random(at)
+        with ends.memory() as memory:
+            whole = memory[TAIL : HEAD + 16]
+            for _ in range(300):
+                struct.pack_into("=Q", memory, at, values.choice((values.getrandbits(64), values.getrandbits(20), 1 << 32)))
+                for call in (lambda: sender.send([b"y" * 100], 0), lambda: receiver.recv(0), sender.ready, receiver.ready):
+                    try:
+                        call()
+                    except (ChannelBroken, ChannelFull, ChannelEmpty):
+                        pass
+                assert sender.depth() <= 8
+                memory[TAIL : HEAD + 16] = whole
+
+    @pytest.mark.parametrize(
+        ("size", "parts", "kind"),
+        [(1 << 20, 1, 0), (100, 0, 0), (100, 65, 0), (100, 1, 7), (4, 2, 0), (100, 1, 1), (24, 1, 1), (0xFFFF_FFFF, 1, 0)],
+    )
+    def test_records(self, make, size, parts, kind):
+        ends = make()
+        sender, receiver = ends.both()
+        sender.send([b"\xff" * 100], 0)
+        with ends.memory() as memory:
+            struct.pack_into("=Q", memory, RING_AT, size | parts << 32 | kind << 48)
+        with pytest.raises(ChannelBroken, match="damaged"):
+            receiver.recv(0)
+
+    @pytest.mark.parametrize("field", range(2))
+    @pytest.mark.parametrize("value", [0, 4096, 1 << 40, (1 << 64) - 4096, 4097])
+    def test_extents(self, make, field, value):
+        ends = make()
+        sender, receiver = ends.both()
+        sender.send([b"x" * BIG], 0)
+        with ends.memory() as memory:
+            struct.pack_into("=Q", memory, EXTENTS_AT + 8 + 8 * field, value)
+        with pytest.raises(ChannelBroken, match="damaged"):
+            receiver.recv(0)
+
+    def test_locks(self, make):
+        ends = make()
+        sender, receiver = ends.both()
+        with ends.memory() as memory:
+            for at in (TAIL + 16, HEAD + 16):
+                memory[at : at + 40] = b"\xa5" * 40
+        with pytest.raises(ChannelBroken, match="damaged"):
+            sender.send([b"x"], 0)
+        with pytest.raises(ChannelBroken, match="damaged"):
+            receiver.recv(0)
+
+    def test_a_file_that_is_no_segment(self, tmp_path):
+        fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+        os.truncate(fd, 1 << 20)
+        with pytest.raises(ChannelBroken, match="damaged"):
+            shm.Segment(RING, 8, fd, os.dup(0), os.dup(0))
+
+    def test_it_cannot_shrink(self, make):
+        with pytest.raises(PermissionError):
+            os.ftruncate(make().handle.segment.fds[0], 4096)
+
+
+class TestWaiting:
+    @pytest.mark.parametrize("spin_us", [0, 50])
+    def test_a_receiver_wakes(self, make, spin_us):
+        sender, receiver = make(spin_us=spin_us).both()
+        for n in range(50):
+            result = in_thread(receiver.recv, PATIENCE)
+            if n % 2:
+                time.sleep(0.002)  # both while it spins and while it sleeps
+            sender.send([b"x"], 0)
+            assert result() == (b"x",)
+
+    @pytest.mark.parametrize("spin_us", [0, 50])
+    def test_a_sender_wakes(self, make, spin_us):
+        sender, receiver = make(capacity=1, spin_us=spin_us).both()
+        sender.send([b"x"], 0)
+        for n in range(50):
+            result = in_thread(sender.send, [b"x"], PATIENCE)
+            if n % 2:
+                time.sleep(0.002)
+            receiver.recv(0)
+            assert result() is None
+
+    def test_a_small_message_finds_room_beside_a_large_one_that_waits(self, make):
+        ends = make(capacity=100)
+        sender, receiver = ends.both()
+        try:
+            while True:
+                sender.send([bytes(8_000)], 0)
+        except ChannelFull:
+            pass
+        large = in_thread(ends.sender().send, [bytes(16_000)], PATIENCE)
+        small = in_thread(ends.sender().send, [bytes(5_000)], PATIENCE)
+        receiver.recv(0)
+        assert small() is None
+        receiver.recv(0)
+        receiver.recv(0)
+        assert large() is None
+
+    def test_every_wait_is_in_time(self, make):
+        sender, receiver = make(capacity=1).both()
+        for timeout in (0, 0.001, 0.05):
+            started = time.monotonic()
+            with pytest.raises(ChannelEmpty):
+                receiver.recv(timeout)
+            assert timeout <= time.monotonic() - started < timeout + 1
+        sender.send([b"x"], 0)
+        for timeout in (0, 0.001, 0.05):
+            started = time.monotonic()
+            with pytest.raises(ChannelFull):
+                sender.send([b"x"], timeout)
+            assert timeout <= time.monotonic() - started < timeout + 1
+
+    def test_timeouts_that_are_none(self, make):
+        sender, receiver = make().both()
+        for wrong, error in ((float("nan"), ValueError), ("1", TypeError)):
+            with pytest.raises(error):
+                receiver.recv(wrong)
+        sender.send([b"x"], float("inf"))
+        assert receiver.recv(float("inf")) == (b"x",)
+        with pytest.raises(ChannelEmpty):
+            receiver.recv(-1)
+
+    @pytest.mark.parametrize("side", ["sender", "receiver"])
+    def test_a_handler_that_raises_interrupts_a_wait(self, make, side):
+        sender, receiver = make(capacity=1).both()
+        call = (lambda: receiver.recv(None)) if side == "receiver" else (lambda: sender.send([b"x"], None))
+        if side == "sender":
+            sender.send([b"x"], 0)
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(KeyboardInterrupt):
+                call()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        if side == "receiver":
+            sender.send([b"x"], 0)
+        assert receiver.recv(0) == (b"x",)
+
+    def test_a_handler_may_use_the_channel_that_was_interrupted(self, make):
+        sender, receiver = make(capacity=1).both()
+        before = signal.signal(signal.SIGALRM, lambda *_: sender.send([b"from the handler"], 0))
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            assert receiver.recv(PATIENCE) == (b"from the handler",)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+    def test_doorbells_are_silent_while_nobody_waits_on_them(self, make):
+        ends = make()
+        sender, receiver = ends.both()
+        bell = ends.handle.segment.fds[1]
+        sender.send([b"x"], 0)
+        assert not readable(bell, 0)
+        receiver.recv(0)
+        assert receiver.fileno() == bell
+        assert not receiver.ready()
+        sender.send([b"x"], 0)
+        sender.send([b"x"], 0)
+        assert readable(bell, 0)
+        receiver.recv(0)
+        receiver.recv(0)
+        with pytest.raises(ChannelEmpty):
+            receiver.recv(0)
+        assert not readable(bell, 0)
+
+    def test_a_close_wakes_both_sides(self, make):
+        sender, receiver = make(capacity=1).both()
+        sender.send([b"x"], 0)
+        sending = in_thread(sender.send, [b"x"], None)
+        time.sleep(0.02)
+        sender.close()
+        assert isinstance(sending(), ChannelClosed)
+        receiver.recv(0)
+        receiving = in_thread(receiver.recv, None)
+        time.sleep(0.02)
+        receiver.close()
+        assert isinstance(receiving(), ChannelClosed)
+
+    def test_a_shutdown_wakes_both_sides(self, make):
+        ends = make(capacity=1, receivers="many")
+        sender = ends.sender()
+        receiving = [in_thread(ends.receiver().recv, None) for _ in range(3)]
+        time.sleep(0.02)
+        sender.shutdown()
+        assert all(isinstance(result(), EndOfChannel) for result in receiving)
+        with pytest.raises(ChannelClosed):
+            sender.send([b"x"], 0)
+
+    def test_the_receivers_death_is_told(self, make):
+        ends = make(capacity=1)
+        sender = ends.sender()
+        here, there = multiprocessing.get_context("fork").Pipe()
+        pid = os.fork()
+        if not pid:
+            link = ends.handle.open_receiver()
+            there.send(link.depth())
+            time.sleep(PATIENCE)
+            os._exit(1)
+        here.recv()
+        sender.send([b"x"], 0)
+        sending = in_thread(sender.send, [b"x"], None)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        error = sending()
+        assert isinstance(error, PeerDied)
+        assert error.pid == pid
+
+
+class TestResources:
+    def limited(self, code, **limits):
+        """Run a program under limits and return what it printed."""
+        head = "import resource, os, sys, ipcbus\n" + "".join(
+            f"resource.setrlimit(resource.RLIMIT_{name}, ({value}, {value}))\n" for name, value in limits.items()
+        )
+        done = subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, timeout=40, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def test_no_descriptors(self):
+        said = self.limited(
+            "channels = []\n"
+            "try:\n"
+            "    while True: channels.append(ipcbus.open('shm:')); channels[-1].send(1); channels[-1].recv()\n"
+            "except ipcbus.ChannelBroken as error: print(error)\n"
+            "channels.pop().close(); channels.pop().close(); channels.pop().close()\n"
+            "ch = channels[0]; ch.send(2); print(ch.recv())\n",
+            NOFILE=60,
+        )
+        assert "ulimit -n" in said
+        assert said.endswith("2\n")
+
+    def test_no_memory_for_a_ring(self):
+        said = self.limited(
+            "try: ipcbus.open('shm:?ring_bytes=1048576')\n"
+            "except ipcbus.ChannelBroken as error: print(error)\n"
+            "ch = ipcbus.open('shm:?ring_bytes=4096'); ch.send(2); print(ch.recv())\n",
+            FSIZE=65536,
+        )
+        assert "ring_bytes" in said
+        assert said.endswith("2\n")
+
+    def test_no_memory_for_a_message(self):
+        said = self.limited(
+            "ch = ipcbus.open('shm:?ring_bytes=4096')\n"
+            "try: ch.send(bytes(100_000))\n"
+            "except ipcbus.ChannelBroken as error: print(error)\n"
+            "ch.send(2); print(ch.recv())\n",
+            FSIZE=65536,
+        )
+        assert "nothing was sent" in said
+        assert said.endswith("2\n")
+
+    def test_no_address_space(self):
+        said = self.limited(
+            "ch = ipcbus.open('shm:')\n"
+            "big = bytes(100 << 20)\n"
+            "ch.send(big[:1 << 20]); ch.recv()\n"
+            "now = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (now + (50 << 20), -1))\n"
+            "try: ch.send(big)\n"
+            "except (ipcbus.ChannelBroken, MemoryError) as error: print(type(error).__name__, error)\n"
+            "try: ipcbus.open('shm:?ring_bytes=67108864')\n"
+            "except ipcbus.ChannelBroken as error: print(error)\n"
+            "ch.send(2); print(ch.recv())\n",
+        )
+        assert said.startswith("ChannelBroken no address space")
+        assert "cannot be mapped" in said
+        assert said.endswith("2\n")
+
+    def test_a_message_that_cannot_be_mapped_stays(self, make):
+        ends = make(max_message=1 << 30)
+        sender, receiver = ends.both()
+        sender.send([b"m" * (64 << 20)], 0)
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (now + (8 << 20), limits[1]))
+        try:
+            with pytest.raises(ChannelBroken, match="still in the channel"):
+                receiver.recv(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+        assert receiver.recv(0)[0] == b"m" * (64 << 20)
+
+    def test_closed_ends_keep_no_descriptor(self):
+        def count():
+            gc.collect()
+            return len(list(Path("/proc/self/fd").iterdir()))
+
+        before = count()
+        channel = ipcbus.open("shm:?ring_bytes=65536", capacity=1)
+        channel.send(bytes(BIG))
+        with pytest.raises(ChannelFull):
+            channel.send(1, 0.01)
+        channel.recv()
+        ipcbus.wait([channel], 0)
+        channel.close()
+        assert count() == before
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="there is no gcc")
+@pytest.mark.parametrize("optimized", ["-O0", "-O3"])
+def test_the_compiler_finds_nothing_to_say(optimized, tmp_path):
+    native = Path(__file__).parents[2] / "transports" / "ipcbus_shm" / "native"
+    include = f"-I{sysconfig.get_path('include')}"
+    for source in native.glob("*.c"):
+        flags = ["-std=c11", optimized, "-Wall", "-Wextra", "-Wshadow", "-Werror"]
+        # The ring and what it rests on are compiled without Python; Python's own macros convert as they please.
+        flags += ["-Wconversion", "-Wno-sign-conversion"] if source.stem in PURE else [include]
+        subprocess.run(["gcc", *flags, "-c", source, "-o", tmp_path / "out.o"], check=True, timeout=60)
+
+
+class TestOptions:
+    @pytest.mark.parametrize("query", ["ring_bytes=1000", "ring_bytes=100000", "ring_bytes=4294967296", "spin_us=-1"])
+    def test_nonsense_is_refused(self, query):
+        with pytest.raises(ConfigError, match="shm"):
+            ipcbus.open(f"shm:?{query}")
+
+    def test_address_is_refused(self):
+        with pytest.raises(ConfigError, match="no address"):
+            ipcbus.open("shm:somewhere")
+
+    def test_auto_picks_it(self):
+        with ipcbus.open("auto:") as channel:
+            assert channel.url == "shm:"
+
+
+def test_one_receiver(make):
+    ends = make()
+    ends.receiver()
+    with pytest.raises(ChannelBusy):
+        ends.receiver()
+
+
+def test_a_finalizer_may_use_the_channel(make):
+    """Nothing that may collect garbage happens under a lock."""
+    sender, receiver = make(capacity=100).both()
+
+    class Noisy:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            sender.send([b"late"], 0)
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(20):
+            Noisy()
+            sender.send([b"a", b"b"], 0)
+            receiver.recv(0)
+        gc.collect()
+        assert sender.depth() == 20
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_threads_share_both_ends(make):
+    sender, receiver = make(capacity=4).both()
+    messages = [[bytes([n]) * size] for n in range(4) for size in (10, 3_000, BIG)]
+
+    def send_all(frames):
+        for _ in range(100):
+            for frame in frames:
+                sender.send(frame, PATIENCE)
+
+    def receive(count):
+        got = []
+        for _ in range(count):
+            (data,) = receiver.recv(PATIENCE)
+            assert bytes(data) == bytes([data[0]]) * len(data)
+            got.append((data[0], len(data)))
+        return got
+
+    sending = [in_thread(send_all, messages[n::3]) for n in range(3)]
+    receiving = [in_thread(receive, 400) for _ in range(3)]
+    assert all(result() is None for result in sending)
+    arrived = [item for result in receiving for item in result()]
+    assert len(arrived) == 1200
+    assert {arrived.count(item) for item in set(arrived)} == {100}

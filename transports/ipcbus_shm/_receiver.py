@@ -1,0 +1,75 @@
+"""The receiving end: what is left to do in Python is to be the one receiver, and the descriptor to wait on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ipcbus.errors import ChannelBusy, ChannelClosed
+from ipcbus.transport import RecvLink
+from ipcbus_shm._native import Receiver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ipcbus.plumbing.state import Seat
+    from ipcbus.transport import Frame
+    from ipcbus_shm import ShmHandle
+
+__all__ = ["ShmReceiver"]
+
+
+class ShmReceiver(RecvLink):
+    """One process's receiving end; with ``receivers="one"``, claimed for it until it closes or dies."""
+
+    __slots__ = ("_bell", "_core", "_handle", "_seat", "ready", "recv")
+
+    recv: Callable[[float | None], Frame]  # type: ignore[assignment]  # the C object's own method
+    ready: Callable[[], bool]
+
+    def __init__(self, handle: ShmHandle) -> None:
+        self._handle = handle
+        segment = handle.segment
+        self._core = Receiver(segment, handle.spec.max_message, handle.options.spin_us * 1000)
+        self._bell = segment.fds[1]
+        self.recv = self._core.recv
+        self.ready = self._core.ready
+        # Last of all: an attempt that fails or is interrupted must not have been the receiver.
+        self._seat: Seat | None = None
+        if handle.spec.receivers == "one":
+            self._seat, owner = handle.state.attach()
+            if owner is not None:
+                raise ChannelBusy(
+                    f"process {owner} is the receiver of this shm: channel already; open it with receivers='many' to share "
+                    "the messages out",
+                    owner,
+                )
+
+    def fileno(self) -> int:
+        """Return the receivers' doorbell."""
+        if self._core.closed:
+            raise ChannelClosed("this end of the shm: channel is closed")
+        self._core.watch()
+        self._core.ready()
+        return self._bell
+
+    def shutdown(self) -> None:
+        """End the stream for everybody."""
+        self._handle.shut()
+
+    def close(self) -> None:
+        """Close; what was not received stays for the next receiver."""
+        self._core.close()
+        seat, self._seat = self._seat, None  # one that an interruption drops here is left, too
+        if seat is not None:
+            seat.close()
+            self._handle.state.news.set()
+
+    def abandon(self) -> None:
+        """Free what a forked child inherited."""
+        self._core.abandon()
+        if self._seat is not None:
+            self._seat.close()
+
+    def depth(self) -> int | None:
+        """Return how many messages wait in the channel."""
+        return self._core.depth()

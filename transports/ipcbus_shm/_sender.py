@@ -1,0 +1,150 @@
+"""The sending end: what is left to do in Python is to wait for room, and to see the receiver die."""
+
+from __future__ import annotations
+
+import select
+import threading
+from typing import TYPE_CHECKING
+
+from ipcbus.errors import ChannelBroken, ChannelClosed
+from ipcbus.plumbing.locks import release
+from ipcbus.plumbing.wakeup import Wakeup
+from ipcbus.plumbing.watch import Watch
+from ipcbus.transport import SendLink
+from ipcbus_shm._native import Sender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ipcbus.transport import Frame
+    from ipcbus_shm import ShmHandle
+
+__all__ = ["ShmSender"]
+
+_MOST_INLINE = 256 * 1024
+
+
+def _closed() -> ChannelClosed:
+    return ChannelClosed("this end of the shm: channel is closed")
+
+
+class ShmSender(SendLink):
+    """One process's sending end."""
+
+    __slots__ = ("_core", "_handle", "_lock", "_waiting", "_waits", "_watch", "discard_oldest", "send")
+
+    send: Callable[[Frame, float | None], None]  # type: ignore[assignment]  # the C object's own method
+    discard_oldest: Callable[[], bool]
+
+    def __init__(self, handle: ShmHandle) -> None:
+        self._handle = handle
+        most = min(_MOST_INLINE, handle.options.ring_bytes // 4)
+        self._core = Sender(handle.segment, self._wait, most, handle.options.spin_us * 1000)
+        self.send = self._core.send
+        self.discard_oldest = self._core.discard_oldest
+        self._lock = threading.RLock()
+        self._waiting = threading.RLock()
+        self._waits: tuple[select.epoll, Wakeup] | None = None
+        self._watch: Watch | None = None
+
+    def _wait(self, seconds: float | None, wanted: int) -> bool:
+        """Sleep until there may be room for some bytes; say whether there was some before that."""
+        # One thread at a time: what wakes one is not seen by another, who may be the one that has room now.
+        try:
+            if not self._waiting.acquire(timeout=-1 if seconds is None else seconds):
+                return False
+            epoll, wakeup = self._open_epoll()
+            epoll.poll(0)  # what came before is seen by now, and must not show as readable for ever
+            if self._core.arm(wanted):
+                return True
+            self._check()
+            if not self._core.closed:  # looked at when there is something that a close can wake
+                epoll.poll(seconds)
+            del wakeup  # kept until here: closed while this polls, it would wake nobody
+            return False
+        finally:
+            release(self._waiting)
+
+    def _check(self) -> None:
+        """Raise ``PeerDied`` if the one receiver has; if not, see to it that its death shows."""
+        with self._lock:
+            if self._watch is not None:
+                self._watch.check()
+
+    def _open_epoll(self) -> tuple[select.epoll, Wakeup]:
+        with self._lock:
+            if self._core.closed:
+                raise _closed()
+            if self._waits is None:
+                try:
+                    self._waits = epoll, wakeup = select.epoll(), Wakeup()
+                    epoll.register(wakeup.fileno(), select.EPOLLIN)
+                    # Edges: the doorbell is everybody's, and nobody may silence it for another.
+                    epoll.register(self._handle.segment.fds[2], select.EPOLLIN | select.EPOLLET)
+                    epoll.register(self._handle.state.news.fileno(), select.EPOLLIN | select.EPOLLET)
+                except OSError as error:
+                    self._waits = None
+                    raise ChannelBroken(
+                        f"no descriptor to wait for room with: {error.strerror}; nothing was sent: close some or raise "
+                        "'ulimit -n', and send again"
+                    ) from error
+                if self._handle.spec.receivers == "one":
+                    self._watch = Watch(self._handle.state, epoll)
+            return self._waits
+
+    def fileno(self) -> int:
+        """Return the descriptor that shows when there may be room."""
+        epoll, _ = self._open_epoll()
+        self._core.watch()
+        self._core.arm()
+        return epoll.fileno()
+
+    def ready(self) -> bool:
+        """Tell whether there is room, or a reason why there will not be."""
+        try:
+            if not self._waiting.acquire(blocking=False):
+                return False  # another thread is waiting for room
+            epoll, _ = self._open_epoll()
+            epoll.poll(0)  # as in _wait
+            if self._core.arm():
+                return True
+            self._check()
+        except (ChannelBroken, ChannelClosed):
+            return True
+        finally:
+            release(self._waiting)
+        return False
+
+    def shutdown(self) -> None:
+        """End the stream for everybody."""
+        self._handle.shut()
+
+    def close(self) -> None:
+        """Close; what was sent stays in the memory for the receivers."""
+        self._core.close()
+        with self._lock:
+            if self._waits is not None:
+                self._waits[1].set()
+            self._free()
+
+    def abandon(self) -> None:
+        """Free what a forked child inherited."""
+        self._core.abandon()
+        self._free()
+
+    def _free(self) -> None:
+        # Whoever waits still has them, and the last to let go of them closes them: closed here, their numbers could be
+        # other files' before they look. The set goes before what is in it: taken out of it, in a forked child, that would
+        # be gone for the parent too.
+        self._waits = None
+        if self._watch is not None:
+            self._watch.forget()
+            self._watch = None
+
+    def receiver(self) -> int | None:
+        """Return the pid of the one receiver; None where there may be several."""
+        return self._handle.state.receiver()
+
+    def depth(self) -> int | None:
+        """Return how many messages wait in the channel."""
+        return self._core.depth()

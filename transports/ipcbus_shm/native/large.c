@@ -1,0 +1,146 @@
+/* Sending what is too large for the ring: an extent is filled first, and then the ring says where it is. */
+#include "sender.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fault.h"
+#include "lock.h"
+
+static bool raise_memory(const char *what, size_t size)
+{
+    PyErr_Format(ChannelBroken, "%s for a message of %zu bytes: %s; nothing was sent", what, size, strerror(errno));
+    return false;
+}
+
+/* Take over an extent, however long that takes; false with an exception set. */
+static bool take_extent(Sender *self, size_t need, size_t wanted, int64_t until, struct held *held)
+{
+    struct side *side = &self->side;
+    Segment *segment = side->segment;
+    struct header *header = segment->ring.header;
+    if (!self->owner && !(self->owner = owner_claim(&segment->arena)))
+        return raise_memory("no claim on memory", wanted);
+    for (;;) {
+        enum lock_result lock = lock_try(&header->arena_lock);
+        for (int64_t last = side_patience(until); lock == LOCK_BUSY;) {
+            int64_t slice = wait_now() + NANOSECONDS / 20;
+            Py_BEGIN_ALLOW_THREADS
+            lock = lock_until(&header->arena_lock, slice < last ? slice : last);
+            Py_END_ALLOW_THREADS
+            if (lock == LOCK_BUSY && PyErr_CheckSignals() < 0)
+                return false;
+            if (lock == LOCK_BUSY && wait_now() >= last) {
+                PyErr_SetString(ChannelFull, "another sender has been at it all the time; it was stopped, or loses the processor");
+                return false;
+            }
+        }
+        if (lock == LOCK_BROKEN) {
+            raise_damaged();
+            return false;
+        }
+        enum arena_result result = arena_take(&segment->arena, self->owner, need, held);
+        lock_release(&header->arena_lock);
+        if (result == ARENA_OK) {
+            int code;
+            Py_BEGIN_ALLOW_THREADS
+            result = arena_grow(&segment->arena, held);
+            code = errno;
+            Py_END_ALLOW_THREADS
+            if (result == ARENA_OK)
+                return true;
+            errno = code;
+            if (code != EINTR)
+                return raise_memory("no memory", wanted);
+            if (PyErr_CheckSignals() < 0)
+                return false;
+            continue;
+        }
+        if (result == ARENA_DAMAGED) {
+            raise_damaged();
+            return false;
+        }
+        if (!sender_wait(self, wanted, until))
+            return false;
+        if (side->closed || ring_is_shut(&segment->ring)) {
+            PyErr_SetString(ChannelClosed, "the shm: channel was closed or shut down");
+            return false;
+        }
+    }
+}
+
+/* Nanoseconds that a sender waits for a used extent before it takes a fresh one. */
+#define MOMENT (NANOSECONDS / 1000)
+
+/* Let receivers catch up for a moment, if that is likely to pay; false with an exception set. */
+static bool give_a_moment(Sender *self, size_t wanted, int64_t until)
+{
+    struct wish wish = {self, wanted, FEW_WAITING};
+    if (!until || sender_has_room(&wish))
+        return true;
+    int64_t last = wait_now() + MOMENT < until ? wait_now() + MOMENT : until;
+    if (side_spin(&self->side, sender_has_room, &wish, last))
+        return true;
+    Segment *segment = self->side.segment;
+    struct bell *bell = &segment->ring.header->to_senders;
+    Py_BEGIN_ALLOW_THREADS
+    uint32_t turn;
+    do {
+        turn = atomic_load(&bell->turn);
+        bell_arm(bell, BELL_SLEEPER);
+    } while (!sender_has_room(&wish) && bell_sleep(bell, turn, last) == 0);
+    Py_END_ALLOW_THREADS
+    return PyErr_CheckSignals() == 0;
+}
+
+bool sender_put_large(Sender *self, struct message *message, int64_t until)
+{
+    Segment *segment = self->side.segment;
+    struct held held;
+    uint64_t sizes[MOST_PARTS], need = 0;
+    for (unsigned at = 0; at < message->count; at++) {
+        sizes[at] = message->parts[at].size;
+        need = extent_align(need) + sizes[at];
+    }
+    /* Looked at first: a copy that finds no room would be for nothing. */
+    if (!give_a_moment(self, message->size, until))
+        return false;
+    struct wish wish = {self, message->size, MOST_WAITING};
+    while (!sender_has_room(&wish))
+        if (!sender_wait(self, message->size, until))
+            return false;
+    if (self->side.closed) {
+        raise_closed();
+        return false;
+    }
+    if (!take_extent(self, need, message->size, until, &held))
+        return false;
+    unsigned char *memory = arena_window(&segment->arena, &held);
+    if (!memory) {
+        raise_memory("no address space", message->size);
+        arena_give_back(&segment->arena, &held);
+        return false;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    uint64_t offset = 0;
+    for (unsigned at = 0; at < message->count; at++) {
+        memcpy(memory + offset, message->parts[at].data, message->parts[at].size);
+        offset = extent_align(offset + sizes[at]);
+    }
+    Py_END_ALLOW_THREADS
+    FAULT(EXTENT_FILLED);
+    arena_window_done(&segment->arena, memory, held.size);
+    struct extent_record where = {held.index, message->size};
+    struct entry entry = {
+        .kind = RECORD_EXTENT,
+        .parts = {{&where, sizeof where}, {sizes, message->count * sizeof sizes[0]}},
+        .count = 2,
+        .said = (uint16_t)message->count,
+        .size = sizeof where + message->count * sizeof sizes[0],
+        .held = &held,
+    };
+    if (sender_put(self, &entry, message->size, until))
+        return true;
+    arena_give_back(&segment->arena, &held);
+    return false;
+}

@@ -1,0 +1,411 @@
+#include "native.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fault.h"
+#include "lock.h"
+
+/* The receiving end in one process. */
+typedef struct {
+    PyObject_HEAD
+    struct side side;
+    struct owner *owner; /* of extents; claimed with the first large message */
+    uint64_t max_message;
+} Receiver;
+
+/* ------------------------------------------------------------------ taking */
+
+static PyObject *damaged(struct header *header)
+{
+    lock_release(&header->recv_lock);
+    return raise_damaged();
+}
+
+/* Copy bytes out of a record into an object that was made for them. The lock is held. */
+static void copy(struct ring *ring, const struct record *record, size_t offset, PyObject *into, size_t size)
+{
+    char *bytes = PyBytes_AsString(into);
+    if (size > LONG_COPY) {
+        Py_BEGIN_ALLOW_THREADS
+        ring_read(ring, record, offset, bytes, size);
+        Py_END_ALLOW_THREADS
+    } else
+        ring_read(ring, record, offset, bytes, size);
+}
+
+static void taken(Segment *segment, const struct record *record)
+{
+    struct header *header = segment->ring.header;
+    FAULT(RECV_COPIED);
+    ring_advance(&segment->ring, record);
+    lock_release(&header->recv_lock);
+    FAULT(RECV_UNLOCKED);
+    bell_ring(&header->to_senders, segment->senders_bell);
+}
+
+static PyObject *tuple_of(PyObject **parts, unsigned count)
+{
+    PyObject *frame = PyTuple_New(count);
+    for (unsigned at = 0; at < count; at++)
+        if (frame)
+            PyTuple_SetItem(frame, at, parts[at]);
+        else
+            Py_XDECREF(parts[at]);
+    return frame;
+}
+
+/* Take a message that lies in the ring itself. The lock is held, and released. */
+static PyObject *take_inline(Receiver *self, const struct record *record)
+{
+    Segment *segment = self->side.segment;
+    struct ring *ring = &segment->ring;
+    struct header *header = ring->header;
+    /* Only objects that no garbage collector looks at are made under the lock: a finalizer may use this very channel. */
+    PyObject *parts[MOST_PARTS];
+    uint32_t sizes[MOST_PARTS] = {record->size};
+    size_t offset = 0, end = record->size;
+    if (record->parts > 1) {
+        offset = record->parts * sizeof sizes[0];
+        if (offset > end)
+            return damaged(header);
+        ring_read(ring, record, 0, sizes, offset);
+    }
+    if (end > self->max_message + MOST_PARTS * sizeof sizes[0])
+        return damaged(header);
+    unsigned count = 0;
+    for (; count < record->parts; count++) {
+        if (sizes[count] > end - offset)
+            break;
+        if (!(parts[count] = PyBytes_FromStringAndSize(NULL, sizes[count])))
+            break;
+        copy(ring, record, offset, parts[count], sizes[count]);
+        offset += sizes[count];
+    }
+    if (count < record->parts || offset != end) {
+        while (count)
+            Py_DECREF(parts[--count]);
+        if (!PyErr_Occurred())
+            return damaged(header);
+        lock_release(&header->recv_lock); /* no memory for it; it stays where it is */
+        return NULL;
+    }
+    taken(segment, record);
+    return tuple_of(parts, count);
+}
+
+/* Take a message that lies in an extent. The lock is held, and released. */
+static PyObject *take_extent(Receiver *self, const struct record *record)
+{
+    Segment *segment = self->side.segment;
+    struct header *header = segment->ring.header;
+    struct extent_record where;
+    struct held held;
+    uint64_t sizes[MOST_PARTS], bytes = 0, needed = 0;
+    if (record->size != sizeof where + record->parts * sizeof sizes[0])
+        return damaged(header);
+    ring_read(&segment->ring, record, 0, &where, sizeof where);
+    ring_read(&segment->ring, record, sizeof where, sizes, record->parts * sizeof sizes[0]);
+    for (unsigned at = 0; at < record->parts; at++) {
+        if (sizes[at] > self->max_message)
+            return damaged(header);
+        bytes += sizes[at];
+        needed = extent_align(needed) + sizes[at];
+    }
+    if (bytes != where.bytes || bytes > self->max_message || where.index >= EXTENTS)
+        return damaged(header);
+    const char *failed = NULL;
+    void *memory = NULL;
+    if (!self->owner && !(self->owner = owner_claim(&segment->arena)))
+        failed = "received with: no claim on memory";
+    else if (arena_hold(&segment->arena, self->owner, (uint32_t)where.index, record->number, &held) != ARENA_OK ||
+             needed > held.size)
+        return damaged(header);
+    else if (!(memory = mapping_map(segment, &held)))
+        failed = "mapped";
+    if (failed) {
+        int code = errno;
+        lock_release(&header->recv_lock);
+        PyErr_Format(ChannelBroken,
+                     "a message of %llu bytes cannot be %s: %s; it is still in the channel: close or free something, and receive "
+                     "again",
+                     (unsigned long long)bytes, failed, strerror(code));
+        return NULL;
+    }
+    taken(segment, record);
+    return mapping_frame(segment, &held, memory, sizes, record->parts);
+}
+
+/* Take the lock of the receiving side, which only competing receivers and droppers ever have; false with an exception. */
+static bool lock_side(struct side *side, int64_t until)
+{
+    struct header *header = side->segment->ring.header;
+    enum lock_result lock = lock_try(&header->recv_lock);
+    if (lock == LOCK_TAKEN)
+        return true;
+    for (int64_t last = lock == LOCK_BUSY ? side_patience(until) : 0; lock == LOCK_BUSY;) {
+        int64_t slice = wait_now() + NANOSECONDS / 20;
+        Py_BEGIN_ALLOW_THREADS
+        lock = lock_until(&header->recv_lock, slice < last ? slice : last);
+        Py_END_ALLOW_THREADS
+        if (lock != LOCK_BUSY)
+            break;
+        if (PyErr_CheckSignals() < 0)
+            return false;
+        if (side->closed) {
+            raise_closed();
+            return false;
+        }
+        if (wait_now() >= last) {
+            PyErr_SetString(ChannelEmpty, "another receiver has been at it all the time; it was stopped, or loses the processor");
+            return false;
+        }
+    }
+    if (lock == LOCK_BROKEN) {
+        raise_damaged();
+        return false;
+    }
+    return true;
+}
+
+/* Take the oldest message. NULL without an exception says that there is none. */
+static PyObject *take(Receiver *self, int64_t until)
+{
+    struct ring *ring = &self->side.segment->ring;
+    if (!lock_side(&self->side, until))
+        return NULL;
+    FAULT(RECV_LOCKED);
+    struct record record;
+    switch (ring_peek(ring, &record)) {
+    case RING_OK:
+        return record.kind == RECORD_INLINE ? take_inline(self, &record) : take_extent(self, &record);
+    case RING_EMPTY:
+        lock_release(&ring->header->recv_lock);
+        return NULL;
+    default:
+        return damaged(ring->header);
+    }
+}
+
+/* ------------------------------------------------------------------ waiting */
+
+static bool has_something(const void *what)
+{
+    const struct side *side = what;
+    return side->closed || !ring_is_empty(&side->segment->ring) || ring_is_shut(&side->segment->ring);
+}
+
+/* Sleep until there may be a message; false with an exception set. */
+static bool wait_for_message(Receiver *self, int64_t until)
+{
+    struct side *side = &self->side;
+    if (side_spin(side, has_something, side, until))
+        return true;
+    struct bell *bell = &side->segment->ring.header->to_receivers;
+    uint32_t turn = atomic_load(&bell->turn);
+    bell_arm(bell, BELL_SLEEPER);
+    if (has_something(side))
+        return true;
+    /* A signal that came while this was spinning interrupts no sleep. */
+    if (PyErr_CheckSignals() < 0)
+        return false;
+    int code;
+    Py_BEGIN_ALLOW_THREADS
+    code = bell_sleep(bell, turn, until);
+    Py_END_ALLOW_THREADS
+    return code != EINTR || PyErr_CheckSignals() == 0;
+}
+
+/* Make sure that no sender is in the middle of a send that began before the stream was ended, so that empty is empty. */
+static bool is_drained(Receiver *self, int64_t until)
+{
+    struct header *header = self->side.segment->ring.header;
+    enum lock_result lock = lock_try(&header->send_lock);
+    for (int64_t last = side_patience(until);
+         lock == LOCK_BUSY && !self->side.closed && wait_now() < last && PyErr_CheckSignals() == 0;) {
+        int64_t slice = wait_now() + NANOSECONDS / 20;
+        Py_BEGIN_ALLOW_THREADS
+        lock = lock_until(&header->send_lock, slice < last ? slice : last);
+        Py_END_ALLOW_THREADS
+    }
+    if (lock == LOCK_TAKEN)
+        lock_release(&header->send_lock);
+    return lock != LOCK_BUSY && ring_is_empty(&self->side.segment->ring);
+}
+
+/* Decide what it means that there was no message: 1 to look again, 0 to return nothing with an exception set. */
+static int found_nothing(Receiver *self, int64_t until)
+{
+    struct side *side = &self->side;
+    struct ring *ring = &side->segment->ring;
+    if (side->closed) {
+        raise_closed();
+        return 0;
+    }
+    if (ring_is_shut(ring)) {
+        if (is_drained(self, until))
+            PyErr_SetString(EndOfChannel, "the shm: channel was shut down and is drained");
+        else if (!PyErr_Occurred() && ring_is_empty(ring) && wait_now() >= until)
+            PyErr_SetString(ChannelEmpty, "no message within the timeout; a sender that was stopped may still send one");
+        return !PyErr_Occurred();
+    }
+    if (until == 0 || (until != NEVER && wait_now() >= until)) {
+        if (side->watched) {
+            doorbell_clear(side->segment->receivers_bell);
+            bell_arm(&ring->header->to_receivers, BELL_DOORBELL);
+            if (has_something(side)) {
+                doorbell_ring(side->segment->receivers_bell); /* others who wait must see it, too */
+                return 1;
+            }
+        }
+        PyErr_SetString(ChannelEmpty, "no message within the timeout");
+        return 0;
+    }
+    return wait_for_message(self, until);
+}
+
+/* ------------------------------------------------------------------ methods */
+
+static PyObject *recv(Receiver *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 1) {
+        PyErr_SetString(PyExc_TypeError, "recv(timeout)");
+        return NULL;
+    }
+    struct side *side = &self->side;
+    if (!side_enter(side))
+        return NULL;
+    int64_t until;
+    PyObject *frame = NULL;
+    if (side_moment(args[0], &until))
+        do
+            frame = take(self, until);
+        while (!frame && !PyErr_Occurred() && found_nothing(self, until));
+    side_leave(side);
+    return frame;
+}
+
+static PyObject *ready(Receiver *self, PyObject *nothing)
+{
+    (void)nothing;
+    struct side *side = &self->side;
+    if (side->closed)
+        Py_RETURN_TRUE;
+    bool found = has_something(side);
+    if (!found && side->watched) {
+        struct bell *bell = &side->segment->ring.header->to_receivers;
+        doorbell_clear(side->segment->receivers_bell);
+        bell_arm(bell, BELL_DOORBELL);
+        found = has_something(side);
+        if (found)
+            doorbell_ring(side->segment->receivers_bell);
+    }
+    return PyBool_FromLong(found);
+}
+
+static PyObject *watch(Receiver *self, PyObject *nothing)
+{
+    (void)nothing;
+    self->side.watched = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *depth(Receiver *self, PyObject *nothing)
+{
+    (void)nothing;
+    if (self->side.closed)
+        return PyLong_FromLong(0);
+    return PyLong_FromUnsignedLong(ring_depth(&self->side.segment->ring));
+}
+
+static PyObject *close_end(Receiver *self, PyObject *nothing)
+{
+    (void)nothing;
+    if (!self->side.closed) {
+        side_close(&self->side, &self->side.segment->ring.header->to_receivers);
+        if (!self->side.users) {
+            owner_drop(self->owner);
+            self->owner = NULL;
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *abandon(Receiver *self, PyObject *nothing)
+{
+    (void)nothing;
+    side_abandon(&self->side);
+    owner_drop(self->owner);
+    self->owner = NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *new_receiver(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    Segment *segment;
+    unsigned long long max_message;
+    long long spin;
+    if (keywords && PyDict_Size(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "Receiver takes its arguments by position");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "O!KL:Receiver", SegmentType, &segment, &max_message, &spin))
+        return NULL;
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Receiver *self = (Receiver *)alloc(type, 0);
+    if (!self)
+        return NULL;
+    Py_INCREF((PyObject *)segment);
+    self->side.segment = segment;
+    self->max_message = max_message;
+    spin_init(&self->side.spin, spin);
+    return (PyObject *)self;
+}
+
+static void dealloc(Receiver *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    side_close(&self->side, NULL);
+    owner_drop(self->owner);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyObject *get_closed(Receiver *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(self->side.closed);
+}
+
+static PyMethodDef methods[] = {
+    {"recv", (PyCFunction)(void (*)(void))recv, METH_FASTCALL, "recv(timeout)\n--\n\nTake the oldest message."},
+    {"ready", (PyCFunction)ready, METH_NOARGS, "Tell whether there is a message or an end; if not and watched, arm the doorbell."},
+    {"watch", (PyCFunction)watch, METH_NOARGS, "Have calls that find nothing arm the doorbell, from here on."},
+    {"depth", (PyCFunction)depth, METH_NOARGS, "Return how many messages wait."},
+    {"close", (PyCFunction)close_end, METH_NOARGS, "Close this end. Idempotent."},
+    {"abandon", (PyCFunction)abandon, METH_NOARGS, "Free what a forked child inherited."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef attributes[] = {
+    {"closed", (getter)get_closed, NULL, "Whether this end is closed.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "Receiver(segment, max_message, spin)\n--\n\nThe receiving end in one process."},
+    {Py_tp_new, new_receiver},
+    {Py_tp_dealloc, dealloc},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, attributes},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "ipcbus_shm._native.Receiver", .basicsize = sizeof(Receiver), .flags = Py_TPFLAGS_DEFAULT, .slots = slots};
+
+PyTypeObject *receiver_type(PyObject *module)
+{
+    return (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
+}

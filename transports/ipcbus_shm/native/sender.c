@@ -1,0 +1,408 @@
+#include "sender.h"
+
+#include <string.h>
+
+#include "fault.h"
+#include "lock.h"
+
+/* ------------------------------------------------------------------ one attempt */
+
+enum attempt { SENT, FULL, SHUT, BUSY, DAMAGED };
+
+/* Put an entry into the ring. `until` is 0 to look only as long as it takes an owner of the lock to finish. Needs no
+ * interpreter. */
+static enum attempt put(Segment *segment, struct entry *entry, int64_t until)
+{
+    struct ring *ring = &segment->ring;
+    struct header *header = ring->header;
+    enum lock_result lock = until ? lock_until(&header->send_lock, until) : lock_try(&header->send_lock);
+    if (lock != LOCK_TAKEN)
+        return lock == LOCK_BUSY ? BUSY : DAMAGED;
+    FAULT(SEND_LOCKED);
+    enum attempt attempt = SHUT;
+    if (!ring_is_shut(ring)) {
+        enum ring_result room = ring_room(ring, ring_units(entry->size));
+        attempt = room == RING_OK ? SENT : room == RING_FULL ? FULL : DAMAGED;
+        if (attempt == SENT) {
+            if (entry->held)
+                arena_queue(&segment->arena, entry->held, ring_next_number(ring));
+            ring_put(ring, entry->kind, entry->parts, entry->count, entry->said, entry->size);
+        }
+    }
+    lock_release(&header->send_lock);
+    FAULT(SEND_UNLOCKED);
+    if (attempt == SENT)
+        bell_ring(&header->to_receivers, segment->receivers_bell);
+    return attempt;
+}
+
+bool sender_has_room(const void *what)
+{
+    const struct wish *wish = what;
+    const Sender *self = wish->self;
+    Segment *segment = self->side.segment;
+    if (self->side.closed || ring_is_shut(&segment->ring))
+        return true;
+    if (wish->bytes <= (size_t)self->most_inline)
+        return ring_has_room(&segment->ring, ring_units(wish->bytes));
+    return ring_has_room(&segment->ring, ring_units(sizeof(struct extent_record) + MOST_PARTS * sizeof(uint64_t))) &&
+           arena_has_room(&segment->arena, wish->bytes, wish->most);
+}
+
+/* The same, and so much of it that the next sends find some, too. */
+static bool has_plenty(const void *what)
+{
+    const struct wish *wish = what;
+    const struct side *side = &wish->self->side;
+    if (wish->bytes > (size_t)wish->self->most_inline || side->closed || ring_is_shut(&side->segment->ring))
+        return sender_has_room(what);
+    return ring_has_plenty(&side->segment->ring, ring_units(wish->bytes));
+}
+
+static bool raise_full(const Sender *self, size_t wanted)
+{
+    struct ring *ring = self->side.segment ? &self->side.segment->ring : NULL;
+    if (ring && ring_depth(ring) >= ring->capacity)
+        PyErr_Format(ChannelFull, "%u messages wait to be received, the channel's capacity", (unsigned)ring->capacity);
+    else
+        PyErr_Format(ChannelFull, "what waits to be received leaves no room for %zu bytes more; see the option ring_bytes",
+                     wanted);
+    return false;
+}
+
+bool sender_wait(Sender *self, size_t wanted, int64_t until)
+{
+    struct side *side = &self->side;
+    struct wish wish = {self, wanted, MOST_WAITING};
+    self->wanted = wanted;
+    /* With each message that is taken there is room for one, and a look at it takes the cursor away from the receiver. */
+    if (until && (side_spin(side, has_plenty, &wish, until) || sender_has_room(&wish)))
+        return true;
+    int64_t left = until == NEVER ? NEVER : until ? until - wait_now() : 0;
+    if (left <= 0) {
+        if (!side->watched)
+            return raise_full(self, wanted);
+        left = 0;
+    }
+    PyObject *seconds = left == NEVER ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)left / 1e9);
+    PyObject *done = seconds ? PyObject_CallFunction(self->wait, "On", seconds, (Py_ssize_t)wanted) : NULL;
+    Py_XDECREF(seconds);
+    if (!done)
+        return false;
+    bool room = done == Py_True;
+    Py_DECREF(done);
+    return room || left > 0 || raise_full(self, wanted);
+}
+
+bool sender_put(Sender *self, struct entry *entry, size_t wanted, int64_t until)
+{
+    struct side *side = &self->side;
+    Segment *segment = side->segment;
+    int64_t patience = 0;
+    for (;;) {
+        enum attempt attempt;
+        if (!patience && entry->size <= LONG_COPY)
+            attempt = put(segment, entry, 0);
+        else {
+            int64_t now = wait_now(), slice = now + NANOSECONDS / 20;
+            if (!patience)
+                patience = side_patience(until);
+            Py_BEGIN_ALLOW_THREADS
+            attempt = put(segment, entry, slice < patience ? slice : patience);
+            Py_END_ALLOW_THREADS
+        }
+        switch (attempt) {
+        case SENT:
+            self->wanted = 0;
+            return true;
+        case DAMAGED:
+            raise_damaged();
+            return false;
+        case SHUT:
+            PyErr_SetString(ChannelClosed, "the shm: channel was shut down");
+            return false;
+        case BUSY:
+            /* Whoever has the lock was stopped, or just lost the processor. In slices, for the sake of Ctrl-C and close. */
+            if (PyErr_CheckSignals() < 0)
+                return false;
+            if (side->closed) {
+                raise_closed();
+                return false;
+            }
+            if (!patience)
+                patience = side_patience(until);
+            else if (wait_now() >= patience) {
+                PyErr_SetString(ChannelFull, "another sender has been at it all the time; it was stopped, or loses the processor");
+                return false;
+            }
+            break;
+        case FULL:
+            patience = 0;
+            if (!sender_wait(self, wanted, until))
+                return false;
+            if (side->closed) {
+                raise_closed();
+                return false;
+            }
+            break;
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ methods */
+
+static bool send_inline(Sender *self, struct message *message, int64_t until)
+{
+    uint32_t sizes[MOST_PARTS];
+    struct entry entry = {.kind = RECORD_INLINE, .said = (uint16_t)message->count, .size = message->size};
+    if (message->count > 1) {
+        for (unsigned at = 0; at < message->count; at++)
+            sizes[at] = (uint32_t)message->parts[at].size;
+        entry.parts[entry.count++] = (struct part){sizes, message->count * sizeof sizes[0]};
+        entry.size += message->count * sizeof sizes[0];
+    }
+    memcpy(entry.parts + entry.count, message->parts, message->count * sizeof message->parts[0]);
+    entry.count += message->count;
+    return sender_put(self, &entry, entry.size, until);
+}
+
+/* The common message, which is one piece of bytes and finds room; returns what `put` does. */
+static enum attempt put_bytes(Sender *self, PyObject *object)
+{
+    struct entry entry;
+    entry.kind = RECORD_INLINE;
+    entry.parts[0] = (struct part){PyBytes_AsString(object), (size_t)PyBytes_Size(object)};
+    entry.count = entry.said = 1;
+    entry.size = entry.parts[0].size;
+    entry.held = NULL;
+    if (entry.size > LONG_COPY || entry.size > (size_t)self->most_inline)
+        return BUSY;
+    return put(self->side.segment, &entry, 0);
+}
+
+static PyObject *send(Sender *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "send(frame, timeout)");
+        return NULL;
+    }
+    struct side *side = &self->side;
+    if (!side_enter(side))
+        return NULL;
+    bool done = false;
+    PyObject *frame = args[0];
+    if (PyTuple_Check(frame) && PyTuple_Size(frame) == 1 && PyBytes_CheckExact(PyTuple_GetItem(frame, 0)) &&
+        put_bytes(self, PyTuple_GetItem(frame, 0)) == SENT) {
+        self->wanted = 0;
+        done = true;
+    } else {
+        struct message message;
+        message.viewed = 0;
+        message.joined = NULL;
+        int64_t until;
+        if (side_moment(args[1], &until) && message_take_apart(&message, frame)) {
+            if (message.size + message.count * sizeof(uint32_t) <= (size_t)self->most_inline)
+                done = send_inline(self, &message, until);
+            else
+                done = sender_put_large(self, &message, until);
+        }
+        message_let_go(&message);
+    }
+    side_leave(side);
+    if (!done)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *arm(Sender *self, PyObject *const *args, Py_ssize_t count)
+{
+    struct side *side = &self->side;
+    struct wish wish = {self, self->wanted, MOST_WAITING};
+    if (count)
+        wish.bytes = PyLong_AsSize_t(args[0]);
+    if (PyErr_Occurred() || !side_enter(side))
+        return NULL;
+    bool room = sender_has_room(&wish);
+    if (!room) {
+        bell_arm(&side->segment->ring.header->to_senders, BELL_DOORBELL);
+        room = sender_has_room(&wish);
+    }
+    side_leave(side);
+    return PyBool_FromLong(room);
+}
+
+static PyObject *watch(Sender *self, PyObject *nothing)
+{
+    (void)nothing;
+    self->side.watched = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *depth(Sender *self, PyObject *nothing)
+{
+    (void)nothing;
+    if (self->side.closed)
+        return PyLong_FromLong(0);
+    return PyLong_FromUnsignedLong(ring_depth(&self->side.segment->ring));
+}
+
+static PyObject *discard_oldest(Sender *self, PyObject *nothing)
+{
+    (void)nothing;
+    struct side *side = &self->side;
+    if (!side_enter(side))
+        return NULL;
+    Segment *segment = side->segment;
+    struct header *header = segment->ring.header;
+    struct wish wish = {self, self->wanted, MOST_WAITING};
+    if (sender_has_room(&wish)) { /* by now; or it was not room that was missing, but a lock that a stopped process has */
+        side_leave(side);
+        Py_RETURN_FALSE;
+    }
+    struct record record;
+    enum ring_result found = RING_EMPTY;
+    enum lock_result lock;
+    Py_BEGIN_ALLOW_THREADS
+    lock = lock_try(&header->recv_lock);
+    if (lock == LOCK_BUSY) /* a receiver is at it, and so makes room itself */
+        lock = lock_until(&header->recv_lock, side_patience(0));
+    if (lock == LOCK_TAKEN) {
+        FAULT(DROP_LOCKED);
+        found = ring_peek(&segment->ring, &record);
+        struct extent_record where = {EXTENTS, 0};
+        if (found == RING_OK) {
+            if (record.kind == RECORD_EXTENT && record.size >= sizeof where)
+                ring_read(&segment->ring, &record, 0, &where, sizeof where);
+            ring_advance(&segment->ring, &record);
+            FAULT(DROP_TAKEN);
+            if (record.kind == RECORD_EXTENT && where.index < EXTENTS)
+                arena_discard(&segment->arena, (uint32_t)where.index, record.number);
+        }
+        lock_release(&header->recv_lock);
+        if (found == RING_OK)
+            bell_ring(&header->to_senders, segment->senders_bell);
+    }
+    Py_END_ALLOW_THREADS
+    side_leave(side);
+    if (lock == LOCK_BROKEN || found == RING_BROKEN)
+        return raise_damaged();
+    return PyBool_FromLong(found == RING_OK);
+}
+
+static void forget_owner(Sender *self)
+{
+    owner_drop(self->owner);
+    self->owner = NULL;
+}
+
+static PyObject *close_end(Sender *self, PyObject *nothing)
+{
+    (void)nothing;
+    if (!self->side.closed) {
+        side_close(&self->side, NULL);
+        if (!self->side.users)
+            forget_owner(self);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *abandon(Sender *self, PyObject *nothing)
+{
+    (void)nothing;
+    side_abandon(&self->side);
+    forget_owner(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *new_sender(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    Segment *segment;
+    PyObject *wait;
+    Py_ssize_t most_inline;
+    long long spin;
+    if (keywords && PyDict_Size(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "Sender takes its arguments by position");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "O!OnL:Sender", SegmentType, &segment, &wait, &most_inline, &spin))
+        return NULL;
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Sender *self = (Sender *)alloc(type, 0);
+    if (!self)
+        return NULL;
+    Py_INCREF((PyObject *)segment);
+    self->side.segment = segment;
+    self->wait = Py_NewRef(wait);
+    self->most_inline = most_inline;
+    spin_init(&self->side.spin, spin);
+    return (PyObject *)self;
+}
+
+static int traverse(Sender *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    Py_VISIT(self->wait);
+    return 0;
+}
+
+static int clear(Sender *self)
+{
+    Py_CLEAR(self->wait);
+    return 0;
+}
+
+static void dealloc(Sender *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    PyObject_GC_UnTrack(self);
+    clear(self);
+    side_close(&self->side, NULL);
+    forget_owner(self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyObject *get_closed(Sender *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(self->side.closed);
+}
+
+static PyMethodDef methods[] = {
+    {"send", (PyCFunction)(void (*)(void))send, METH_FASTCALL, "send(frame, timeout)\n--\n\nHand over one message."},
+    {"arm", (PyCFunction)(void (*)(void))arm, METH_FASTCALL,
+     "arm(wanted=...)\n--\n\nHave the doorbell ring when there may be room; say whether there is some by now."},
+    {"watch", (PyCFunction)watch, METH_NOARGS, "Have a send that finds no room arm the doorbell, from here on."},
+    {"depth", (PyCFunction)depth, METH_NOARGS, "Return how many messages wait."},
+    {"discard_oldest", (PyCFunction)discard_oldest, METH_NOARGS, "Drop the oldest message; say whether there was one."},
+    {"close", (PyCFunction)close_end, METH_NOARGS, "Close this end. Idempotent."},
+    {"abandon", (PyCFunction)abandon, METH_NOARGS, "Free what a forked child inherited."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef attributes[] = {
+    {"closed", (getter)get_closed, NULL, "Whether this end is closed.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "Sender(segment, wait, most_inline, spin)\n--\n\nThe sending end in one process."},
+    {Py_tp_new, new_sender},
+    {Py_tp_dealloc, dealloc},
+    {Py_tp_traverse, traverse},
+    {Py_tp_clear, clear},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, attributes},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {.name = "ipcbus_shm._native.Sender",
+                           .basicsize = sizeof(Sender),
+                           .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                           .slots = slots};
+
+PyTypeObject *sender_type(PyObject *module)
+{
+    return (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
+}
