@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import secrets
 import select
 import shutil
 import signal
@@ -12,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from ipcbus.plumbing.ports import free_port
 
 EXAMPLES = Path(__file__).parent / "examples"
 PATIENCE = 45
@@ -56,12 +60,27 @@ def test_the_guest_book_remembers(folder):
             asyncio.run(asyncio.wait_for(write(address, [f"guest {before}" for before in range(number)]), PATIENCE))
 
 
+def test_a_room_spans_boxes(folder):
+    (folder / "boxes.key").write_bytes(secrets.token_bytes(32))
+    (folder / "boxes.key").chmod(0o600)
+    one, two = (f"zmq+tcp://127.0.0.1:{free_port()}" for _ in range(2))
+    app = folder / "boxes.toml"
+    with serving(app, BOXES=f"{one} {two}") as here, serving(app, BOXES=f"{two} {one}") as there:
+        asyncio.run(asyncio.wait_for(relay(here, there), PATIENCE))
+
+
 @contextmanager
-def serving(app):
+def serving(app, **environment):
     """Serve a configuration of the examples on any port that is free, and yield its address."""
     app.write_text(app.read_text().replace(":8080", ":0"))
     command = Path(sys.executable).with_name("ipcbus")
-    with subprocess.Popen([command, "serve", app], cwd=app.parent, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [command, "serve", app],
+        cwd=app.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    ) as server:
         try:
             assert server.stdout is not None
             assert select.select([server.stdout], [], [], PATIENCE)[0], "the server did not say where it is"
@@ -79,6 +98,17 @@ async def write(address, before):
         assert json.loads(await guest.recv()) == before
         await guest.send(json.dumps(f"guest {len(before)}"))
         assert json.loads(await guest.recv()) == [f"guest {len(before)}"]
+
+
+async def relay(here, there):
+    from websockets.asyncio.client import connect
+
+    async with connect(f"ws://{here}/room", proxy=None) as ada, connect(f"ws://{there}/room", proxy=None) as bob:
+        for guest in (ada, bob):
+            assert json.loads(await guest.recv()) == {"welcome": True}
+        for speaker in (ada, bob):
+            await speaker.send('"hello"')
+            assert [json.loads(await guest.recv()) for guest in (ada, bob)] == ["hello", "hello"]
 
 
 async def talk(address):

@@ -24,7 +24,7 @@ def _own_runtime_directory():
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, place))
     tempfile.tempdir = None
-    leaks.warm_up()
+    leaks.warm_up("sqlalchemy.orm")  # which the chat of the demo needs, and which takes long to import
     yield
     for name, value in before.items():
         if value is None:

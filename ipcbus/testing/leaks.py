@@ -36,12 +36,16 @@ class Snapshot:
     """Files in /dev/shm and in ipcbus's runtime directories."""
 
 
-def warm_up() -> None:
-    """Start what multiprocessing starts once per process and keeps, so that no test is blamed for it."""
+def warm_up(*modules: str) -> None:
+    """Start what multiprocessing starts once per process and keeps, so that no test is blamed for it.
+
+    Args:
+        *modules: what the fork server shall import besides what children of the contract's tests need.
+    """
     from ipcbus.testing.subject import preload_forkserver
 
     resource_tracker.ensure_running()
-    preload_forkserver()
+    preload_forkserver(*modules)
     forkserver.ensure_running()
 
 

@@ -262,9 +262,9 @@ def raises(kind: type[E], call: Callable[..., Any], *args: Any, least: float = 0
     raise AssertionError(f"{said} returned {_brief(value)}; it should raise {kind.__name__}")
 
 
-def preload_forkserver() -> None:
+def preload_forkserver(*more: str) -> None:
     """Have multiprocessing's fork server import what children need, once for all of them; no effect once it runs."""
-    modules = [children.__name__, "ipcbus.testing.faults"]
+    modules = [children.__name__, "ipcbus.testing.faults", *more]
     for scheme in ipcbus.transports:
         with contextlib.suppress(ipcbus.IpcbusError):  # not installed, and then no child needs it
             modules.append(ipcbus.transports.get(scheme).__module__)

@@ -16,7 +16,7 @@ from ipcbus.web.link import Cid
 from ipcbus.web.servicelink import Grant, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from websockets.asyncio.server import ServerConnection
     from websockets.http11 import Request, Response
@@ -111,9 +111,11 @@ class Doors:
             for name, value in grant.headers.items():
                 response.headers[name] = value
 
-    def select_subprotocol(self, ws: ServerConnection, offered: object) -> Subprotocol | None:  # noqa: ARG002  the library's signature
+    def select_subprotocol(self, ws: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
         """Return what the service has chosen of what the client offers."""
         grant = ws.grant  # type: ignore[attr-defined]  # as above
+        if grant is not None and grant.close is not None and offered:
+            return offered[0]  # a browser that offers some and is given none fails, and the page cannot read the close code
         chosen: Subprotocol | None = None if grant is None else grant.subprotocol
         return chosen
 

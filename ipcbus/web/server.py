@@ -47,6 +47,8 @@ BACKLOG = 4096
 
 _PRELOAD = ("ipcbus.web.server", "ipcbus.web.host", "ipcbus.requests", "ipcbus.aio", "ipcbus.serializers.msgpack", "uvloop")
 """What every process of a server imports anyhow, besides its transports. What cannot be imported is passed over."""
+_PRELOAD_DATABASE = ("sqlalchemy.orm", "ipcbus.web.database")
+"""And where there is a database: SQLAlchemy takes longer to import than everything else together."""
 STOP_TIMEOUT = 10.0
 """Seconds that a process may take to stop, besides the time in which connections are closed."""
 _ENDED = frozenset({"died", "done", "late", "stuck", "stopped", "killed"})
@@ -232,7 +234,7 @@ class Server:
             for index, (name, sock, inbox) in enumerate(zip(self._fronts, self._sockets, fronts, strict=True))
         ]
         if config.start_method == "forkserver":
-            multiprocessing.set_forkserver_preload([*_PRELOAD, *_plugins()])
+            multiprocessing.set_forkserver_preload([*_PRELOAD, *(_PRELOAD_DATABASE if config.database else ()), *_plugins()])
         # Front ends are stopped first, so that services hear of every connection that closes.
         return Supervisor(
             [services, ends],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing.util
 import socket
+import tempfile
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import ipcbus
+import ipcbus.demo
+from ipcbus.demo.chat import Chat
 from ipcbus.web import Connection, Service
-from ipcbus.web.config import FrontConfig
+from ipcbus.web.config import FrontConfig, ServerConfig
+from ipcbus.web.database import Database, DatabaseConfig
 from ipcbus.web.frontend import FrontEnd, ServiceInbox
 from ipcbus.web.host import Host
 from ipcbus.web.processes import tls_context
@@ -142,6 +147,23 @@ async def until_closed(ws: ClientConnection) -> int | None:
                 await ws.recv()
         except ConnectionClosed:
             return ws.close_code
+
+
+def new_database() -> str:
+    """Return the URL of a database that does not exist yet, in a place that is removed when this run ends."""
+    return f"sqlite:///{tempfile.mkdtemp(prefix='chat-', dir=multiprocessing.util.get_temp_dir())}/chat.db"
+
+
+def chat_config(*args: Any, **options: Any) -> ServerConfig:
+    """Return the demo's configuration, with a database of its own."""
+    return ipcbus.demo.chat_config(*args, **{"database": new_database(), **options})
+
+
+def chat(url: str | None = None) -> Chat:
+    """Return the demo's service, with a database of its own unless one is given."""
+    service = Chat()
+    service.database = Database(DatabaseConfig(url or new_database(), connections=2))
+    return service
 
 
 class Echo(Service):

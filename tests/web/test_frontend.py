@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from ipcbus.demo.chat import Chat
 from ipcbus.errors import ConfigError
 from ipcbus.web import Connection, Service
 from ipcbus.web.gate import HELD_EVENTS
 from ipcbus.web.hub import BACKLOG
 from ipcbus.web.link import CREDIT, CUT, Cid, Command, start
 
-from .rig import PATIENCE, Echo, Rig, eventually, receive, refused, until_closed
+from .rig import PATIENCE, Echo, Rig, chat, eventually, receive, refused, until_closed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,9 +39,19 @@ HANDSHAKE = b"\r\n".join(
 
 
 @pytest.fixture
-async def chat() -> AsyncIterator[Rig]:
-    async with Rig(Chat(), fronts=2) as rig:
+async def rooms() -> AsyncIterator[Rig]:
+    """The chat, behind two front ends."""
+    service = chat()
+    async with Rig(service, fronts=2) as rig:
         yield rig
+    service.database.close()
+
+
+async def enter(rig: Rig, name: str, front: int) -> ClientConnection:
+    """Connect to the chat and sign in."""
+    ws = await rig.connect("/chat", front)
+    await ws.send(json.dumps({"op": "sign-in", "name": name}))
+    return ws
 
 
 # ---------------------------------------------------------------------- messages
@@ -58,20 +67,21 @@ async def test_messages_go_there_and_back_unchanged(message: str | bytes) -> Non
             assert await asyncio.wait_for(ws.recv(), PATIENCE) == message
 
 
-async def test_rooms_span_front_ends(chat: Rig) -> None:
-    ada, bob = await chat.connect("/chat?name=Ada", 0), await chat.connect("/chat?name=Bob", 1)
-    cyd = await chat.connect("/chat?name=Cyd", 1)
+async def test_rooms_span_front_ends(rooms: Rig) -> None:
+    ada, bob = await enter(rooms, "Ada", 0), await enter(rooms, "Bob", 1)
+    cyd = await enter(rooms, "Cyd", 1)
     ids = [int((await receive(ws))["id"], 16) for ws in (ada, bob, cyd)]
     assert [Cid.unpack(cid).front for cid in ids] == [0, 1, 1]
     for ws, room in ((ada, "tea"), (bob, "tea"), (cyd, "coffee")):
         await ws.send(json.dumps({"op": "join", "room": room}))
         assert (await receive(ws))["op"] == "users"
+        assert (await receive(ws))["op"] == "history"
     assert (await receive(ada))["op"] == "joined"
     await ada.send(json.dumps({"op": "say", "room": "tea", "text": "hi"}))
     assert (await receive(ada))["text"] == (await receive(bob))["text"] == "hi"
     await cyd.send(json.dumps({"op": "users", "room": "coffee"}))
     assert await receive(cyd) == {"op": "users", "room": "coffee", "users": ["Cyd"]}  # and nothing before it
-    assert [front.counts.opened for front in chat.fronts] == [1, 2]
+    assert [front.counts.opened for front in rooms.fronts] == [1, 2]
 
 
 async def test_the_service_sees_query_allowed_headers_and_address() -> None:
@@ -192,22 +202,22 @@ async def test_a_service_that_does_not_take_messages_stops_the_reading_of_socket
 # ---------------------------------------------------------------------- HTTP and handshakes
 
 
-async def test_http_on_the_same_port(chat: Rig) -> None:
-    status, headers, body = await chat.http("GET / HTTP/1.1\nHost: x")
+async def test_http_on_the_same_port(rooms: Rig) -> None:
+    status, headers, body = await rooms.http("GET / HTTP/1.1\nHost: x")
     assert (status, body) == (200, b"<h1>page</h1>")
     assert headers["content-type"].startswith("text/html")
     assert headers["x-content-type-options"] == "nosniff"
     assert "server" not in headers
-    status, headers, body = await chat.http("HEAD / HTTP/1.1\nHost: x")
+    status, headers, body = await rooms.http("HEAD / HTTP/1.1\nHost: x")
     assert (status, headers["content-length"], body) == (200, "13", b"")
-    assert (await chat.http("GET /healthz HTTP/1.1\nHost: x"))[0::2] == (200, b"ok\n")
-    assert (await chat.http("GET /nothing HTTP/1.1\nHost: x"))[0] == 404
-    assert (await chat.http("GET /chat HTTP/1.1\nHost: x"))[0] == 426
-    status, headers, _ = await chat.http("DELETE / HTTP/1.1\nHost: x")
+    assert (await rooms.http("GET /healthz HTTP/1.1\nHost: x"))[0::2] == (200, b"ok\n")
+    assert (await rooms.http("GET /nothing HTTP/1.1\nHost: x"))[0] == 404
+    assert (await rooms.http("GET /chat HTTP/1.1\nHost: x"))[0] == 426
+    status, headers, _ = await rooms.http("DELETE / HTTP/1.1\nHost: x")
     assert (status, headers["allow"]) == (405, "get, head")
 
 
-async def test_strangers_cannot_fill_the_log(chat: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_strangers_cannot_fill_the_log(rooms: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for rubbish in (
         "\x16\x03\x01",
@@ -216,12 +226,12 @@ async def test_strangers_cannot_fill_the_log(chat: Rig, caplog: pytest.LogCaptur
         "GET // HTTP/1.1\nHost: x",
         "GET //[ HTTP/1.1\nHost: x",
     ):
-        reader, writer = await asyncio.open_connection(*chat.sockets[0].getsockname()[:2])
+        reader, writer = await asyncio.open_connection(*rooms.sockets[0].getsockname()[:2])
         writer.write(rubbish.encode() + b"\r\n\r\nGET / HTTP/1.1\r\n\r\n")
         writer.write_eof()
         await asyncio.wait_for(reader.read(), PATIENCE)
         writer.close()
-    assert (await chat.http("GET /healthz HTTP/1.1\nHost: x"))[0] == 200
+    assert (await rooms.http("GET /healthz HTTP/1.1\nHost: x"))[0] == 200
     assert caplog.records == []
 
 
@@ -243,8 +253,8 @@ async def test_pages_of_other_hosts_may_not_connect() -> None:
         await (await rig.connect("/echo", origin="https://anybody.example")).close()
 
 
-async def test_a_path_without_a_service_is_refused(chat: Rig) -> None:
-    assert await refused(chat, "/nothing") == 404
+async def test_a_path_without_a_service_is_refused(rooms: Rig) -> None:
+    assert await refused(rooms, "/nothing") == 404
 
 
 async def test_a_handshake_waits_for_its_service_and_not_for_ever() -> None:
@@ -401,17 +411,17 @@ async def test_silence_is_noticed(dead: str) -> None:
         assert await asyncio.wait_for(ws.recv(), PATIENCE) == "y"
 
 
-async def test_a_restarted_front_end_makes_the_service_forget_its_connections(chat: Rig) -> None:
-    ada, bob = await chat.connect("/chat?name=Ada", 0), await chat.connect("/chat?name=Bob", 1)
+async def test_a_restarted_front_end_makes_the_service_forget_its_connections(rooms: Rig) -> None:
+    ada, bob = await enter(rooms, "Ada", 0), await enter(rooms, "Bob", 1)
     for ws in (ada, bob):
         await receive(ws)
         await ws.send(json.dumps({"op": "join", "room": "tea"}))
-        await receive(ws)
+        assert [(await receive(ws))["op"] for _ in range(2)] == ["users", "history"]
     assert (await receive(ada))["op"] == "joined"
-    await chat.kill(chat.fronts[1])
-    await chat.start_front(1, incarnation=1)
+    await rooms.kill(rooms.fronts[1])
+    await rooms.start_front(1, incarnation=1)
     assert await receive(ada) == {"op": "left", "room": "tea", "name": "Bob"}
-    again = await chat.connect("/chat?name=Bob", 1)
+    again = await enter(rooms, "Bob", 1)
     assert Cid.unpack(int((await receive(again))["id"], 16)).incarnation == 1
     await again.send(json.dumps({"op": "join", "room": "tea"}))
     assert (await receive(again))["users"] == ["Ada", "Bob"]
@@ -441,21 +451,21 @@ async def test_after_a_missing_batch_both_sides_know_the_same_again(caplog: pyte
         assert sum("is missing" in record.getMessage() for record in caplog.records) == 2
 
 
-async def test_nonsense_in_an_inbox_is_dropped(chat: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    for channel in (chat.inboxes[0], chat.front_inboxes[0]):
+async def test_nonsense_in_an_inbox_is_dropped(rooms: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    for channel in (rooms.inboxes[0], rooms.front_inboxes[0]):
         channel.send("nonsense")
         channel.send([1, 99, 1, 1, []])
         channel.send([1, 0, 1, 1, [[Command.SEND, 5, "T", b"x"]]])
-    ada = await chat.connect("/chat?name=Ada", 0)
+    ada = await enter(rooms, "Ada", 0)
     assert (await receive(ada))["op"] == "welcome"
-    assert chat.hosts[0].refused == 3
+    assert rooms.hosts[0].refused == 3
     assert len(caplog.records) == 6
 
 
-async def test_late_commands_hit_nobody(chat: Rig) -> None:
-    ada = await chat.connect("/chat?name=Ada", 0)
+async def test_late_commands_hit_nobody(rooms: Rig) -> None:
+    ada = await enter(rooms, "Ada", 0)
     cid = int((await receive(ada))["id"], 16)
-    host = chat.hosts[0]
+    host = rooms.hosts[0]
     earlier = Cid.unpack(cid)._replace(incarnation=5).pack()
     for command in (
         (Command.SEND, earlier, "T", b"1", CUT),
@@ -464,12 +474,12 @@ async def test_late_commands_hit_nobody(chat: Rig) -> None:
     ):
         host.put(0, command)
     # A batch of an earlier start of the service.
-    chat.front_inboxes[0].send([1, 0, 5, 77, [[Command.SEND, cid, "T", b"2", CUT]]])
+    rooms.front_inboxes[0].send([1, 0, 5, 77, [[Command.SEND, cid, "T", b"2", CUT]]])
     host.put(0, (Command.SEND, cid, "T", b"3", CUT))
     host.put(0, (Command.SEND, cid, "T", b"4", CUT))
     assert [await receive(ada), await receive(ada)] == [3, 4]
-    assert chat.fronts[0].counts.unknown == 3
-    assert chat.fronts[0].counts.stale == 1
+    assert rooms.fronts[0].counts.unknown == 3
+    assert rooms.fronts[0].counts.stale == 1
 
 
 async def test_two_services_for_one_path_are_refused() -> None:

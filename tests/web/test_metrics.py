@@ -21,7 +21,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
 import ipcbus
-from ipcbus.demo import chat_config
 from ipcbus.errors import ConfigError
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.web.health import health
@@ -29,6 +28,8 @@ from ipcbus.web.metrics import Metrics, MetricsConfig, Source, families
 from ipcbus.web.reporter import Reporter, added, counted, reporting
 from ipcbus.web.server import Server
 from ipcbus.web.snapshots import HALF, Slot, Snapshots
+
+from .rig import chat_config
 
 PATIENCE = 20.0
 spawn = multiprocessing.get_context("spawn")
@@ -234,7 +235,8 @@ def test_a_server_is_measured_and_a_kill_costs_nothing_that_was_told() -> None:
     config = dataclasses.replace(chat_config("unix:", bind="127.0.0.1:0"), metrics=MetricsConfig(bind="127.0.0.1:0"))
     with Server(config) as server:
         assert server.metrics_url is not None
-        with connect(f"ws://{server.address}/chat?name=ada", proxy=None) as ws:
+        with connect(f"ws://{server.address}/chat", proxy=None) as ws:
+            ws.send('{"op": "sign-in", "name": "Ada"}')
             ws.recv(PATIENCE)
             opened = [("ipcbus_service_opened_total", "service=chat"), ("ipcbus_front_opened_total", "")]
             found = until(server, lambda found: all(found.get(one) == 1 for one in opened))

@@ -21,13 +21,14 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 import ipcbus
-from ipcbus.demo import chat_config
 from ipcbus.demo.selfcheck import channel_url, run_check
 from ipcbus.errors import ConfigError, TransportUnavailable
 from ipcbus.supervisor import StartFailed
 from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig, load_server_config
 from ipcbus.web.link import Cid
 from ipcbus.web.server import Server
+
+from .rig import chat_config
 
 PATIENCE = 20.0
 
@@ -71,7 +72,8 @@ def join() -> Iterator[Join]:
     with ExitStack() as stack:
 
         def enter(server: Server, name: str) -> tuple[ClientConnection, int]:
-            ws = stack.enter_context(connect(f"ws://{server.address}/chat?name={name}", proxy=None, open_timeout=PATIENCE))
+            ws = stack.enter_context(connect(f"ws://{server.address}/chat", proxy=None, open_timeout=PATIENCE))
+            ws.send(json.dumps({"op": "sign-in", "name": name}))
             welcome = json.loads(ws.recv(PATIENCE))
             ws.send(json.dumps({"op": "join", "room": "lobby"}))
             until(ws, "users")
@@ -134,8 +136,9 @@ def test_a_killed_service_is_replaced_under_open_sockets(scheme: str, join: Join
             assert until(ws, "said")["text"] == "hi"
 
 
-def test_a_reload_loses_nothing(join: Join) -> None:
-    with Server(chat_config("unix:", bind="127.0.0.1:0")) as server:
+def test_a_reload_loses_nothing(programs: Any, join: Join) -> None:
+    config = ServerConfig({"chat": ServiceConfig("web_programs:Talk")}, FrontConfig(bind="127.0.0.1:0"), transport="unix:")
+    with Server(config) as server:
         clients = [join(server, f"user{number}")[0] for number in range(4)]
         before = server.pids
         sent = 0
@@ -393,6 +396,7 @@ class Echo(Service):
 RUN = """
 import logging, sys
 from ipcbus.web.server import serve
+
 if __name__ == "__main__":
     logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
     sys.exit(serve(sys.argv[1]))

@@ -97,3 +97,19 @@ class Rooms(Service):
 
     async def on_close(self, conn, code):
         await self.publish(conn.state["room"], f"left {conn.state['name']}")
+
+
+class Talk(Service):
+    """The part of the demo's protocol that talks, without a database."""
+
+    path, codec = "/chat", "json"
+
+    async def on_message(self, conn, message):
+        match message:
+            case {"op": "sign-in"}:
+                await conn.send({"op": "welcome", "id": f"{conn.id:x}"})
+            case {"op": "join", "room": str(room)}:
+                await conn.join(room)
+                await conn.send({"op": "users", "room": room})
+            case {"op": "say", "room": str(room), "text": str(text)}:
+                await self.publish(room, {"op": "said", "room": room, "text": text})
