@@ -7,12 +7,18 @@ import signal
 import tempfile
 from multiprocessing.util import Finalize
 
+import hypothesis
 import pytest
 
 from ipcbus import endpoint
 from ipcbus.directory import client as directory
 from ipcbus.requests import callback, inbox
 from ipcbus.testing import leaks
+
+
+# A busy machine is slow now and then; what hangs is found by the time-out of each test.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -44,7 +44,7 @@ class Chat(Service):
         given = token.offered(request.protocols)
         if given is None:
             return Accept({}, protocol)
-        name = token.read(given, self._secret, time())
+        name = token.read(given, self._secret, time())  # the wall clock, by which tokens expire
         if name is None:
             raise Reject(4401, "this token is not good any more; sign in again")
         return Accept({"name": name}, protocol)
@@ -93,7 +93,7 @@ class Chat(Service):
     async def welcome(self, conn: Connection) -> None:
         """Say who the client is, and give it a token to come back with."""
         name = conn.state["name"]
-        signed = token.sign(name, time() + SIGNED_FOR, self._secret)
+        signed = token.sign(name, time() + SIGNED_FOR, self._secret)  # the wall clock, as above
         await conn.send({"op": "welcome", "name": name, "id": f"{conn.id:x}", "token": signed})
 
     async def enter(self, conn: Connection, room: str, after: Any) -> None:
@@ -134,5 +134,5 @@ class Chat(Service):
     def sweep(self) -> None:
         """Turn out those who have been here for a while and have not said who they are."""
         for conn in self.connections:
-            if "name" not in conn.state and time() - conn.opened_at > PATIENCE:
+            if "name" not in conn.state and time() - conn.opened_at > PATIENCE:  # the wall clock, as the front end said it
                 conn.close(4408, "sign in sooner")

@@ -74,7 +74,7 @@ def add(session: Session, room: str, name: str, text: str, key: str | None) -> t
         found = session.scalar(select(Said).where(Said.key == key, Said.name == name, Said.room == room))
         if found is not None:
             return found.entry(), False
-    said = Said(room=room, name=name, text=text, key=key, at=time())
+    said = Said(room=room, name=name, text=text, key=key, at=time())  # the wall clock
     session.add(said)
     session.flush()  # which gives it its number
     return said.entry(), True

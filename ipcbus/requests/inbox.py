@@ -30,7 +30,7 @@ from ipcbus.plumbing.clock import Deadline
 from ipcbus.requests import reply
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
-from ipcbus.requests.table import Requests
+from ipcbus.requests.table import ANSWERED, Requests
 from ipcbus.requests.turns import Turns
 
 if TYPE_CHECKING:
@@ -296,7 +296,8 @@ class Inbox:
 
     def _died(self, pid: int) -> None:
         """Fail what a process was to receive, unless another one has it."""
-        living = {guest.number: guest.pid for guest in self._directory.guests()}
+        living: dict[int, int | None] = {guest.number: guest.pid for guest in self._directory.guests()}
+        living[ANSWERED] = None  # the reply is here, or on its way
         self._watched.pop(pid, None)
         numbers = [number for number, future in self._waiting.copy().items() if future.addressee == pid]
         self._fail([number for number in numbers if living.get(self._table.holder(number), pid) == pid], _death(pid))

@@ -17,7 +17,7 @@ from ipcbus.errors import ChannelError, ChannelFull, EncodeError, MessageTooLarg
 from ipcbus.frame import Routed
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
-from ipcbus.requests.table import View
+from ipcbus.requests.table import ANSWERED, View
 
 __all__ = ["ERROR", "VALUE", "ReplyTo", "Route", "key", "publish", "remote_error", "route", "settle"]
 
@@ -107,6 +107,8 @@ class Route:
             raise ChannelFull(f"the process that asked ({self.pid}) does not read its replies: {error}") from error
         self._stuck = False
         end.sent += 1
+        if self._view is not None:
+            self._view.take(number, ANSWERED)  # or the news of this process's end, which is quicker, would replace the reply
 
     @property
     def alive(self) -> bool:

@@ -17,8 +17,9 @@ import pytest
 import ipcbus
 from ipcbus.frame import Routed
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.requests import reply
+from ipcbus.requests import asking, reply
 from ipcbus.requests.future import Future
+from ipcbus.requests.inbox import inbox
 from ipcbus.requests.turns import Turns
 from ipcbus.testing.children import Interrupter
 from ipcbus.testing.subject import Subject
@@ -55,6 +56,20 @@ def questions(subject, programs):
 def unanswered(subject):
     """A channel of this process that nobody serves."""
     return subject.open()
+
+
+def test_a_reply_counts_whatever_becomes_of_its_sender(subject, programs, unanswered):
+    """Also when the news of its end comes first, as it does where the reply has to wait for a thread."""
+    child = subject.start(programs.answer_once, unanswered)
+    child.hear()
+    box = inbox(unanswered._end)
+    future = asking.send(box, unanswered._end, "still here", PATIENCE, None)
+    child.result()
+    until = time.monotonic() + PATIENCE
+    while box._directory.guests() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not box._directory.guests(), "the end of the process was not noticed"
+    assert future.result(PATIENCE) == "still here"
 
 
 # --------------------------------------------------------------------------- errors

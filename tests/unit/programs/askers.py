@@ -112,3 +112,10 @@ def ask_without_reading(line, questions):
     futures = [asking.send(box, questions._end, ("echo", number), None, None) for number in range(3)]
     line.say(len(futures))
     line.hear(30)
+
+
+def answer_once(line, channel):
+    """Answer one request and end."""
+    line.say("ready")
+    message = channel.recv_message(PATIENCE)
+    message.reply(message.body)
