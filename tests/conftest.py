@@ -15,7 +15,6 @@ from ipcbus.directory import client as directory
 from ipcbus.requests import callback, inbox
 from ipcbus.testing import leaks
 
-
 # A busy machine is slow now and then; what hangs is found by the time-out of each test.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
