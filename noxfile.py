@@ -15,7 +15,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["tests", "lint", "typing", "native", "docs", "wheel", "minimal", "pythons"]
+nox.options.sessions = ["tests", "faults", "lint", "typing", "native", "docs", "wheel", "minimal", "pythons"]
 
 HERE = Path(__file__).parent
 SHM = "./transports/ipcbus_shm"
@@ -37,6 +37,13 @@ def tests(session: nox.Session) -> None:
     """Run the whole suite."""
     session.install("-e", ".[all]", SHM, *group("test"))
     session.run("pytest", *WORKERS, *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kill processes at random instants as often as is promised; ``tests`` does it a few times."""
+    session.install("-e", ".[all]", SHM, *group("test"))
+    session.run("pytest", "tests/faults", *WORKERS, *session.posargs, env={"IPCBUS_KILLS": "40"})
 
 
 @nox.session

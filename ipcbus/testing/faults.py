@@ -8,6 +8,7 @@ follows what was lost, came twice, out of order or torn, and who was stuck. The 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import random
 import time
@@ -22,7 +23,16 @@ from ipcbus.testing.subject import Child, Subject
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BareQueue", "Report", "Trial", "run_trials", "table"]
+__all__ = ["BareQueue", "Report", "Trial", "kills", "run_trials", "table"]
+
+KILLS = "IPCBUS_KILLS"
+"""The environment variable that says how many trials are wanted of each kind."""
+
+
+def kills(usual: int = 10) -> int:
+    """Return how many processes to kill in one test: what the environment asks for, or a number that is soon done."""
+    return int(os.environ.get(KILLS, usual))
+
 
 SIZES = (64, 8_192, 200_000)
 """Bytes of the messages, in turn."""

@@ -8,9 +8,10 @@ import pytest
 import ipcbus
 from ipcbus.plumbing import rundir
 from ipcbus.testing import guests
+from ipcbus.testing.faults import kills
 from ipcbus.testing.subject import Subject
 
-TRIALS = 40
+TRIALS = kills()
 ATTACHERS = 2
 SOON = 1.0
 """Seconds within which a death must show."""
@@ -98,7 +99,7 @@ def test_a_process_is_killed_that_sends_channels_away(scheme, subject):
     moment = Moment(seed)
     received = 0
     with ipcbus.Bus() as bus:
-        for trial in range(TRIALS // 2):
+        for trial in range(TRIALS):
             jobs = subject.open()
             with pytest.raises(ipcbus.ChannelEmpty):
                 jobs.recv(timeout=0)
@@ -121,4 +122,4 @@ def test_a_process_is_killed_that_sends_channels_away(scheme, subject):
                 received += 1
             moment.saw(received - before)
             jobs.close()
-    assert received > TRIALS // 2
+    assert received > TRIALS

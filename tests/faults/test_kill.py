@@ -4,11 +4,11 @@ import importlib.util
 
 import pytest
 
-from ipcbus.testing.faults import BareQueue, run_trials, table
+from ipcbus.testing.faults import BareQueue, kills, run_trials, table
 
 CAPACITY = 16
 SENDERS = 2
-KILLS = 20
+KILLS = kills()
 REPORTS = []
 SHM = pytest.param("shm", marks=pytest.mark.skipif(not importlib.util.find_spec("ipcbus_shm"), reason="not installed"))
 """Compiled, and not everywhere."""
@@ -56,7 +56,7 @@ def test_receiver_killed(scheme):
 @pytest.mark.parametrize("capacity", [1, CAPACITY])
 @pytest.mark.parametrize("receivers", [1, 2])
 def test_one_message_is_lost_with_a_receiver(receivers, capacity, url):
-    report = run_trials(url, "receiver", KILLS // 2, senders=SENDERS, receivers=receivers, capacity=capacity)
+    report = run_trials(url, "receiver", KILLS, senders=SENDERS, receivers=receivers, capacity=capacity)
     REPORTS.append(report)
     if receivers > 1:
         assert not report.errors
@@ -66,7 +66,7 @@ def test_one_message_is_lost_with_a_receiver(receivers, capacity, url):
 
 @pytest.mark.parametrize("url", CAREFUL)
 def test_nothing_is_lost_with_one_of_several_senders(url):
-    report = run_trials(url, "sender", KILLS // 2, senders=4, receivers=2, capacity=2)
+    report = run_trials(url, "sender", KILLS, senders=4, receivers=2, capacity=2)
     REPORTS.append(report)
     _assert_sound(report)
     assert report.total("lost") == report.total("lost_of_victim") == 0

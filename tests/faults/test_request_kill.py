@@ -7,9 +7,10 @@ import pytest
 
 import ipcbus
 from ipcbus.testing import answerers
+from ipcbus.testing.faults import kills
 from ipcbus.testing.subject import Subject
 
-TRIALS = 40
+TRIALS = kills()
 SOON = 1.0
 """Seconds within which a death must show; on a machine with nothing else to do it takes some milliseconds."""
 PATIENCE = 10

@@ -11,9 +11,10 @@ import ipcbus
 from ipcbus.bus import route
 from ipcbus.testing import listeners
 from ipcbus.testing.children import PATIENCE
+from ipcbus.testing.faults import kills
 from ipcbus.testing.subject import LATE, Subject
 
-KILLS = 40
+KILLS = kills()
 SHM = pytest.param("shm", marks=pytest.mark.skipif(not importlib.util.find_spec("ipcbus_shm"), reason="not installed"))
 SCHEMES = ["pipe", "unix", SHM, "queue", "zmq"]
 

@@ -1,6 +1,6 @@
 """A server under load loses processes, one after the other: who is told, what is lost, what stays.
 
-``IPCBUS_WEB_KILLS`` is how often; the default is few, so that the suite stays fast.
+``IPCBUS_KILLS`` is how often; the default is few, so that the suite stays fast.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from ipcbus.testing.faults import kills
 from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig
 from ipcbus.web.link import Cid
 from ipcbus.web.server import Server
 
-KILLS = int(os.environ.get("IPCBUS_WEB_KILLS", "3"))
+KILLS = kills(3)
 PATIENCE = 20.0
 CLIENTS, ROOM = 40, 10
 RATE = 300
