@@ -110,7 +110,9 @@ def pythons(session: nox.Session, version: str) -> None:
     if found is None:
         session.skip(f"no Python {version} that runs was found on this machine")
     python = make_venv(session, found, HERE / ".nox" / f"pythons-{version}")
-    session.run(python, "-m", "pip", "install", "-q", "-e", ".[all]", SHM, *group("test"))
+    # One after the other: the pip that comes with an interpreter may be too old to see that the one provides the other.
+    session.run(python, "-m", "pip", "install", "-q", "-e", ".[all]", *group("test"))
+    session.run(python, "-m", "pip", "install", "-q", SHM)
     session.run(python, "-m", "pytest", "tests/contract", "tests/unit", *WORKERS, *session.posargs)
 
 

@@ -20,6 +20,12 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
+def pytest_configure(config):
+    # Each worker of pytest-xdist has a thread of its own for the commands it gets, which is not ours to be warned of.
+    if hasattr(config, "workerinput"):
+        config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_runtime_directory():
     """Keep names that other programs on this machine make out of sight. Short: a socket's path has 107 bytes."""
