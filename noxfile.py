@@ -90,7 +90,8 @@ def wheel(session: nox.Session) -> None:
         (compiled,) = Path(scratch).glob("ipcbus_shm-*-cp311-abi3-*.whl")
         check_names(session, built)
         python = make_venv(session, sys.executable, Path(scratch, "venv"))
-        session.run(python, "-m", "pip", "install", "-q", f"{built}[all]", str(compiled), external=True)
+        for wanted in (f"{built}[all]", str(compiled)):  # one after the other, as in pythons
+            session.run(python, "-m", "pip", "install", "-q", wanted, external=True)
         session.chdir(scratch)
         session.run(python, str(HERE / "tests" / "installed.py"), scratch, external=True)
 
