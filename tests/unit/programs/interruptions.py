@@ -31,6 +31,7 @@ class Instants:
 
     def call(self, function, *arguments):
         before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it when tracing begins
         sys.settrace(self.enter)
         try:
             function(*arguments)
@@ -38,12 +39,14 @@ class Instants:
             return True
         finally:
             sys.settrace(before)
+            sys._getframe().f_trace_opcodes = False
             self.behind.clear()
         return False
 
     def enter(self, frame, event, argument):
         if not frame.f_globals.get("__name__", "").startswith("ipcbus"):
             return None
+        frame.f_trace = self.step  # before the next line: Python 3.13 wants it so
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self.step
 
