@@ -139,7 +139,7 @@ def test_what_arrives_changed_is_told(programs):
 
 def test_a_message_that_cannot_travel_is_told_at_once(arena):
     began = time.monotonic()
-    outcome = arena.run(Case("one-way", "unix:", Message("threading:Lock", None)), SHORT)
+    outcome = arena.run(Case("one-way", "unix:", Message("threading:RLock", None)), SHORT)
     assert "cannot travel" in outcome.problem
     assert time.monotonic() - began < 4
 

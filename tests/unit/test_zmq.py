@@ -322,14 +322,14 @@ except ChannelBroken as error:
 @pytest.mark.parametrize(("policy", "threads"), [("SCHED_OTHER", "[0, 3]"), ("SCHED_IDLE", "[5]")])
 def test_zmqs_threads_let_the_thread_that_wakes_them_go_on(policy, threads):
     script = f"""
-import os, ipcbus
+import os, ipcbus, ipcbus_zmq
 os.sched_setscheduler(0, os.{policy}, os.sched_param(0))
 channel = ipcbus.open("zmq:")
 channel.send(1)
-assert channel.recv(10) == 1
+assert channel.recv(40) == 1  # idle threads run seldom where others are busy
 print(sorted({{os.sched_getscheduler(int(tid)) for tid in os.listdir("/proc/self/task")}}))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False)
     assert (done.stdout, done.returncode) == (threads + "\n", 0), done.stderr
 
 
