@@ -43,7 +43,7 @@ def tests(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Kill processes at random instants as often as is promised; ``tests`` does it a few times."""
     session.install("-e", ".[all]", SHM, *group("test"))
-    session.run("pytest", "tests/faults", *WORKERS, *session.posargs, env={"IPCBUS_KILLS": "40"})
+    session.run("pytest", "tests/faults", "--timeout=240", *WORKERS, *session.posargs, env={"IPCBUS_KILLS": "40"})
 
 
 @nox.session
