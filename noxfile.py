@@ -15,7 +15,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["tests", "faults", "lint", "typing", "native", "docs", "wheel", "minimal", "pythons"]
+nox.options.sessions = ["tests", "lint", "typing", "native", "docs", "wheel", "minimal", "pythons"]
 
 HERE = Path(__file__).parent
 SHM = "./transports/ipcbus_shm"
