@@ -6,6 +6,7 @@ import time
 import pytest
 
 import ipcbus
+from ipcbus.requests.inbox import inbox
 from ipcbus.testing import answerers
 from ipcbus.testing.faults import kills
 from ipcbus.testing.subject import Subject
@@ -78,6 +79,9 @@ def test_answerer_killed_while_a_thread_waits(subject):
             answerer = subject.start(answerers.serve, questions)
             assert questions.request(("double", 1), PATIENCE) == 2
             asking = [subject.thread(questions.request, ("hang",), PATIENCE) for _ in range(3)]
+            until = time.monotonic() + PATIENCE
+            while len(inbox(questions._end)._waiting) < len(asking) and time.monotonic() < until:
+                time.sleep(0.001)  # until all have asked: on a busy machine a thread may begin late
             time.sleep(moments.uniform(0, 0.01))  # the random instant
             assert all(task.running for task in asking)
             answerer.kill()
