@@ -39,7 +39,7 @@ class AsyncChannel:
         self._sending = _Waiters(end)
         self._turn = 0
 
-    async def send(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> None:  # noqa: ASYNC109  the same signature as Channel.send
+    async def send(self, obj: Any, timeout: float | None = None, headers: Mapping[str, str] | None = None) -> None:  # noqa: ASYNC109  the same signature as Channel.send
         """Send an object; see ``Channel.send``."""
         await self._fair()
         end = self._end
@@ -64,7 +64,7 @@ class AsyncChannel:
             end.sent += 1  # No await behind this: a cancellation there would seem to have prevented the sending.
             return
 
-    async def request(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> Any:  # noqa: ASYNC109  the same signature as Channel.request
+    async def request(self, obj: Any, timeout: float | None = None, headers: Mapping[str, str] | None = None) -> Any:  # noqa: ASYNC109  the same signature as Channel.request
         """Send a request and return the reply; see ``Channel.request``. Cancelled, it gives the request up."""
         from ipcbus.requests import asking
 

@@ -21,6 +21,7 @@ from ipcbus.errors import (
 )
 from ipcbus.message import Message
 from ipcbus.serializers.base import Serializer, serializers
+from ipcbus.serializers.raw import Raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -100,8 +101,8 @@ class Codec:
         if self._auto and self._accepts("raw"):
             self._by_type[bytes] = self._choice(self._make("raw"))
         raw = self._default if self._default.name == "raw" else self._made.get("raw") if self._auto else None
-        self._raw = self._choice(raw)[1] if raw is not None else b""
-        """The head of a frame of bytes, where they travel as they are and nothing is added."""
+        self.bytes_head = self._choice(raw)[1] if raw is not None else b""
+        """The head of a frame of bytes, where they travel as they are and nothing is added; else nothing."""
         self._answer: Callable[[int, bytes], ReplyTo | None] = _nobody
         self.after_fork()
 
@@ -138,6 +139,13 @@ class Codec:
         self._seen_lock = threading.Lock()
 
     @property
+    def accepted_head(self) -> bytes:
+        """The head of a frame that is decoded to the bytes behind it, and to nothing else; nothing where there is none."""
+        if not self._plain or not self._accepts(Raw.name) or type(self._make(Raw.name)) is not Raw:
+            return b""
+        return wire.head(Raw.id)
+
+    @property
     def default(self) -> str:
         """The name of the serializer that ordinary objects travel by."""
         return self._default.name
@@ -150,8 +158,8 @@ class Codec:
             MessageTooLarge: the frame would be larger than ``max_message``.
         """
         kind = type(obj)
-        if kind is bytes and self._raw and headers is None and len(obj) <= self._short:
-            return (self._raw + obj,)  # the long way would do the same
+        if kind is bytes and self.bytes_head and headers is None and len(obj) <= self._short:
+            return (self.bytes_head + obj,)  # the long way would do the same
         dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
         try:
             payload, buffers = dumps(obj)

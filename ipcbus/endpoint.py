@@ -18,9 +18,11 @@ from ipcbus.plumbing.fds import packing
 from ipcbus.transport import Handle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ipcbus.codec import Codec
     from ipcbus.settings import ChannelOptions
-    from ipcbus.transport import ChannelSpec, RecvLink, SendLink, Transport
+    from ipcbus.transport import ChannelSpec, Frame, RecvLink, SendLink, Transport
 
 __all__ = ["Endpoint", "Meter", "Stats", "Watcher", "adopt", "destroy", "destroy_closed", "find", "receiver"]
 
@@ -84,6 +86,10 @@ class Endpoint:
         self.patient = options.overflow == "block"
         self.tx: SendLink | None = None
         self.rx: RecvLink | None = None
+        self.send_bytes: Callable[[bytes], bool] | None = None
+        """The short way of the sending end, where it has one and bytes may travel as they are."""
+        self.take: Callable[[float | None], Frame | bytes] | None = None
+        """How the receiving end receives; what comes as ``bytes`` is decoded already."""
         self.sent = self.received = self.dropped = self.undecodable = 0
         self.watchers: set[Watcher] = set()
         self.postponed: list[Exception] = []
@@ -103,7 +109,10 @@ class Endpoint:
             if self._closed_tx:
                 raise ChannelClosed(f"{self.url} was closed in this process")
             if self.tx is None:
-                self.tx = self.handle.open_sender() if self.meter is None else self.meter.open_sender(self)
+                tx = self.handle.open_sender() if self.meter is None else self.meter.open_sender(self)
+                head = self.codec.bytes_head
+                self.send_bytes = tx.bytes_sender(head, self.codec.max_message - len(head)) if head else None
+                self.tx = tx
             return self.tx
 
     def open_receiver(self) -> RecvLink:
@@ -114,6 +123,12 @@ class Endpoint:
             if self.rx is None:
                 self.rx = self.handle.open_receiver() if self.meter is None else self.meter.open_receiver(self)
             return self.rx
+
+    def open_take(self) -> Callable[[float | None], Frame | bytes]:
+        """Return ``take`` of the receiving end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
+        rx, head = self.open_receiver(), self.codec.accepted_head
+        take = self.take = (rx.bytes_receiver(head) if head else None) or rx.recv
+        return take
 
     def shutdown(self, *, may_send: bool, may_receive: bool) -> None:
         """End the stream, through an end that is open or else one opened for it; raises ``ChannelClosed`` after ``close``."""
@@ -202,7 +217,7 @@ class Endpoint:
         for link in (self.tx, self.rx):
             if link is not None:
                 link.abandon()
-        self.tx = self.rx = None
+        self.tx = self.rx = self.send_bytes = self.take = None
         if self.meter is not None:
             self.meter.after_fork()
         self.shared = {}

@@ -32,7 +32,7 @@ class Duplex:
         self.outgoing = outgoing
         self.incoming = incoming
 
-    def send(self, obj: Any, timeout: float | None = None, *, headers: Mapping[str, str] | None = None) -> None:
+    def send(self, obj: Any, timeout: float | None = None, headers: Mapping[str, str] | None = None) -> None:
         """Send to the other end; see ``Channel.send``."""
         self.outgoing.send(obj, timeout, headers=headers)
 

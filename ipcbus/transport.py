@@ -50,7 +50,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "LINGER",
@@ -276,6 +276,35 @@ class SendLink(_Link):
             ChannelBroken: the channel cannot be used any more.
         """
 
+    def send_many(self, frames: Sequence[Frame], timeout: float | None) -> int:
+        """Hand over the first of several messages, and with it as many that follow as cost less together; return how many.
+
+        It never waits for more than the first needs. What a transport does not write itself hands over one.
+
+        Args:
+            frames: the messages, at least one, each as for ``send``.
+            timeout: seconds, as for ``send``.
+
+        Raises:
+            What ``send`` raises; nothing was sent then.
+        """
+        self.send(frames[0], timeout)
+        return 1
+
+    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool] | None:
+        """Return a shorter way to send small messages of bytes, None where there is none.
+
+        Args:
+            head: four bytes; the frame of each such message is these and the bytes, in one buffer.
+            limit: bytes that a message may have behind the head.
+
+        Returns:
+            What is called with ``bytes``. It returns True when they were sent as ``send`` would have, and False when
+            ``send`` is to be called instead, because it could not be done at once; then it has done nothing. Raises nothing.
+        """
+        del head, limit
+        return None
+
     def receiver(self) -> int | None:
         """Return the pid of the process that is the one receiver; None if there is none or it cannot be told."""
         return None
@@ -309,6 +338,19 @@ class RecvLink(_Link):
             ChannelClosed: this end is closed.
             ChannelBroken: the stream makes no sense or cannot go on.
         """
+
+    def bytes_receiver(self, head: bytes) -> Callable[[float | None], Frame | bytes] | None:
+        """Return a shorter way to receive messages of bytes, None where there is none.
+
+        Args:
+            head: four bytes; a message of one buffer that starts with them is bytes.
+
+        Returns:
+            What is called in place of ``recv``, and does the same, but returns of such a message what is behind its head,
+            as ``bytes``, which no frame is.
+        """
+        del head
+        return None
 
 
 Link: TypeAlias = SendLink | RecvLink

@@ -17,7 +17,7 @@ from ipcbus.testing.subject import Subject
 from ipcbus.transport import ChannelSpec, Frame, Handle, NoOptions, RecvLink, SendLink, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ipcbus.transport import Capabilities, Guarantees
 
@@ -373,6 +373,40 @@ class _NoPoison(_Receiver):
         return frame
 
 
+class _CountsTooMany(_Sender):
+    """Says of several messages that one more was sent than was."""
+
+    def send_many(self, frames: Sequence[Frame], timeout: float | None) -> int:
+        return min(len(frames), super().send_many(frames, timeout) + 1)
+
+
+class _LosesBytes(_Sender):
+    """Has a shorter way for bytes that does not say so when there is no room."""
+
+    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
+        def send(data: bytes) -> bool:
+            if len(data) > limit:
+                return False
+            try:
+                self.link.send((head + data,), 0)
+            except ChannelFull:
+                pass
+            return True
+
+        return send
+
+
+class _Beheads(_Receiver):
+    """Has a shorter way for bytes that takes whatever comes for some."""
+
+    def bytes_receiver(self, head: bytes) -> Callable[[float | None], Frame | bytes]:
+        def recv(timeout: float | None) -> Frame | bytes:
+            frame = self.recv(timeout)
+            return bytes(frame[0])[len(head) :] if len(frame) == 1 else frame
+
+        return recv
+
+
 def _one_more(spec: ChannelSpec) -> ChannelSpec:
     import dataclasses
 
@@ -417,5 +451,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mutant-blind", "is never ready", "wait_wakes", receiver=_NeverReady),
     Mutant("mutant-leak", "keeps a descriptor after close", "close_frees", receiver=_LeaksDescriptors),
     Mutant("mutant-thread", "mixes up the messages of two threads", "threads", receiver=_NotForThreads),
+    Mutant("mutant-counts", "says that it sent more of a list than it did", "many_of_all_kinds", sender=_CountsTooMany),
+    Mutant("mutant-bytes", "loses bytes for which there is no room", "many_of_all_kinds", sender=_LosesBytes),
+    Mutant("mutant-behead", "takes other messages for bytes", "every_value_travels", receiver=_Beheads),
 )
 """Every mutant, the one that is none first."""

@@ -15,7 +15,7 @@ LAYERS = (
     {"ipcbus.codec", "ipcbus.settings"},
     {"ipcbus.plan"},
     {"ipcbus.endpoint"},
-    {"ipcbus.channel", "ipcbus.aio", "ipcbus.requests"},
+    {"ipcbus.channel", "ipcbus.batch", "ipcbus.aio", "ipcbus.requests"},
     {"ipcbus.pair", "ipcbus.wait"},
     {"ipcbus.bus"},
     {"ipcbus.supervisor"},

@@ -394,3 +394,14 @@ def test_a_message_behind_a_half_one_is_not_taken_for_a_lone_one(make, count):
     assert receiver.recv(0) == (inner * count,)
     sender.send([b"last"], 0)
     assert receiver.recv(0) == (b"last",)
+
+
+@given(st.lists(st.lists(st.binary(max_size=2500), max_size=3).map(tuple), max_size=12))
+def test_records_that_are_written_together(frames):
+    """They are the first, all that one write takes whole, and a parser finds them again."""
+    records = _stream.together(frames)
+    state = _stream.parse(_stream.State(deque()), b"".join(records), 0, 1 << 20)
+    assert list(state.items) == [(b"".join(frame),) for frame in frames[: len(records)]]
+    sizes = [_stream.HEAD + len(b"".join(frame)) for frame in frames]
+    assert sum(sizes[: len(records)]) <= _stream.ATOMIC + _stream.HEAD
+    assert len(records) == len(frames) or sum(sizes[: len(records) + 1]) > _stream.ATOMIC + _stream.HEAD

@@ -386,6 +386,79 @@ class TestFrames:
         assert [bytes(part) for part in receiver.recv(0)] == [bytes([n + 1]) * size for n, size in enumerate(sizes)]
 
 
+class TestShortWays:
+    """Bytes, which need no frame on their way, and messages that are handed over together."""
+
+    HEAD = b"\xb5\x01\0\x01"
+
+    def test_bytes_of_all_sizes_around_the_corner(self, make):
+        ends = make(capacity=3)
+        sender, receiver = ends.sender(), ends.receiver()
+        send, recv = sender.bytes_sender(self.HEAD, 70_000), receiver.bytes_receiver(self.HEAD)
+        sizes = [*range(40), *(random.Random(7).randrange(16_000) for _ in range(400))]
+        for number, size in enumerate(sizes):
+            data = bytes([number % 251]) * size
+            if number % 3:
+                assert send(data)
+            else:
+                sender.send((self.HEAD + data,), 0)
+            assert (recv(0) if number % 2 else receiver.recv(0)) == (data if number % 2 else (self.HEAD + data,))
+
+    @pytest.mark.parametrize(
+        "frame",
+        [(b"",), (b"\xb5\x01\0",), (b"\xb5\x01\0\x02abc",), (b"\xb5\x01\0\x01", b"abc"), (b"\xb5\x01\0\x01" + bytes(BIG),)],
+        ids=["nothing", "too short", "another head", "two parts", "an extent"],
+    )
+    def test_what_is_something_else_comes_as_a_frame(self, make, frame):
+        ends = make()
+        ends.sender().send(frame, 0)
+        got = ends.receiver().bytes_receiver(self.HEAD)(0)
+        assert type(got) is tuple
+        assert b"".join(got) == b"".join(frame)
+
+    def test_what_cannot_be_done_at_once_is_not_done(self, make):
+        ends = make(capacity=2)
+        sender, receiver = ends.sender(), ends.receiver()
+        send = sender.bytes_sender(self.HEAD, 100)
+        assert not any(map(send, (bytes(101), bytearray(1), "text", type("Other", (bytes,), {})(b"x"))))
+        assert sender.depth() == 0
+        assert [send(b"1"), send(b"2"), send(b"3")] == [True, True, False]
+        assert receiver.bytes_receiver(self.HEAD)(0) == b"1"
+        ends.handle.shut()
+        assert not send(b"4")
+        sender.close()
+        assert not send(b"5")
+        assert receiver.recv(0) == (self.HEAD + b"2",)
+        with pytest.raises(EndOfChannel):
+            receiver.recv(0)
+
+    def test_a_message_over_the_limit_of_the_receiver_is_damage(self, make):
+        ends = make(max_message=1000)
+        ends.sender().send((self.HEAD + bytes(2000),), 0)
+        with pytest.raises(ChannelBroken):
+            ends.receiver().bytes_receiver(self.HEAD)(0)
+
+    @pytest.mark.parametrize("head", [b"", b"abc", b"abcde", bytearray(4)])
+    def test_heads_have_four_bytes(self, make, head):
+        ends = make()
+        for ask in (lambda: ends.sender().bytes_sender(head, 1), lambda: ends.receiver().bytes_receiver(head)):
+            with pytest.raises(ValueError, match="4 bytes"):
+                ask()
+
+    def test_many_go_together_as_far_as_there_is_room(self, make):
+        ends = make(capacity=5)
+        sender, receiver = ends.sender(), ends.receiver()
+        frames = [(b"%d" % number,) for number in range(8)]
+        assert sender.send_many(frames, 0) == 5
+        with pytest.raises(ChannelFull):
+            sender.send_many(frames[5:], 0)
+        assert [receiver.recv(0) for _ in range(5)] == frames[:5]
+        assert sender.send_many([(b"5",), (b"6", b"parts"), (b"7",)], 0) == 1
+        for nothing in ([], 7, iter(frames)):
+            with pytest.raises(TypeError):
+                sender.send_many(nothing, 0)
+
+
 class TestHostileMemory:
     @pytest.mark.parametrize("at", range(TAIL, HEAD + 16, 8))
     def test_cursors(self, make, at):

@@ -103,6 +103,36 @@ class PipeSender(SendLink):
             except RuntimeError:
                 pass
 
+    def send_many(self, frames: Sequence[Frame], timeout: float | None) -> int:
+        """Write as many messages at once as the kernel takes whole and there are credits for."""
+        records = _stream.together(frames)
+        sent = self._write_together(records) if len(records) > 1 else 0
+        if not sent:
+            self.send(frames[0], timeout)
+        return sent or 1
+
+    def _write_together(self, records: list[bytes]) -> int:
+        """Write records, if that can be done at once; return how many. If not, ``send`` is to find out why."""
+        try:
+            pipe = self._pipe
+            if not self._lock.acquire(False) or pipe is None or pipe.debt or self._closed or self._flags[0]:  # noqa: FBT003  as above
+                return 0
+            records = records[: pipe.limit - pipe.sent]
+            try:
+                os.write(pipe.fd, b"".join(records))
+            except OSError:
+                return 0
+            pipe.sent += len(records)
+            if self._flags[0]:
+                raise self._why_closed()
+            return len(records)
+        except ValueError as error:
+            if self._closed:
+                raise self._why_closed() from error
+            raise
+        finally:
+            release(self._lock)
+
     def _write_slowly(self, pipe: SenderLane, data: bytes, timeout: float | None, error: OSError) -> None:
         """Write a record that did not fit at once; the kernel still takes it whole or not at all."""
         deadline = Deadline(timeout)

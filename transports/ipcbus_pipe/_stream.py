@@ -26,9 +26,22 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Sequence
 
-    from ipcbus.transport import Buffer
+    from ipcbus.transport import Buffer, Frame
 
-__all__ = ["ATOMIC", "HEAD", "Item", "State", "debt", "large_record", "lone", "parse", "record", "streamed", "unparse"]
+__all__ = [
+    "ATOMIC",
+    "HEAD",
+    "Item",
+    "State",
+    "debt",
+    "large_record",
+    "lone",
+    "parse",
+    "record",
+    "streamed",
+    "together",
+    "unparse",
+]
 
 HEAD = 4
 ATOMIC = 4096 - HEAD
@@ -49,6 +62,19 @@ Item: TypeAlias = "tuple[bytes, ...] | int"
 
 record = _pack
 """Makes the head of a message of so many bytes that is written whole."""
+
+
+def together(frames: Sequence[Frame]) -> list[bytes]:
+    """Return records of the first messages, as many as one write hands over whole; of none, if the first is too large."""
+    records: list[bytes] = []
+    left = ATOMIC + HEAD
+    for frame in frames:
+        size = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in frame)
+        left -= HEAD + size
+        if left < 0:
+            break
+        records.append(b"".join((_pack(size), *frame)))
+    return records
 
 
 def streamed(parts: Sequence[Buffer], size: int) -> list[Buffer]:

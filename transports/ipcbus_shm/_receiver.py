@@ -21,10 +21,11 @@ __all__ = ["ShmReceiver"]
 class ShmReceiver(RecvLink):
     """One process's receiving end; with ``receivers="one"``, claimed for it until it closes or dies."""
 
-    __slots__ = ("_bell", "_core", "_handle", "_seat", "ready", "recv")
+    __slots__ = ("_bell", "_core", "_handle", "_seat", "bytes_receiver", "ready", "recv")
 
     recv: Callable[[float | None], Frame]  # type: ignore[assignment]  # the C object's own method
     ready: Callable[[], bool]
+    bytes_receiver: Callable[[bytes], Callable[[float | None], Frame | bytes]]  # type: ignore[assignment]  # as above
 
     def __init__(self, handle: ShmHandle) -> None:
         self._handle = handle
@@ -33,6 +34,7 @@ class ShmReceiver(RecvLink):
         self._bell = segment.fds[1]
         self.recv = self._core.recv
         self.ready = self._core.ready
+        self.bytes_receiver = self._core.bytes_receiver
         # Last of all: an attempt that fails or is interrupted must not have been the receiver.
         self._seat: Seat | None = None
         if handle.spec.receivers == "one":

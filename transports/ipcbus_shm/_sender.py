@@ -14,7 +14,7 @@ from ipcbus.transport import SendLink
 from ipcbus_shm._native import Sender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ipcbus.transport import Frame
     from ipcbus_shm import ShmHandle
@@ -31,17 +31,32 @@ def _closed() -> ChannelClosed:
 class ShmSender(SendLink):
     """One process's sending end."""
 
-    __slots__ = ("_core", "_handle", "_lock", "_waiting", "_waits", "_watch", "discard_oldest", "send")
+    __slots__ = (
+        "_core",
+        "_handle",
+        "_lock",
+        "_waiting",
+        "_waits",
+        "_watch",
+        "bytes_sender",
+        "discard_oldest",
+        "send",
+        "send_many",
+    )
 
     send: Callable[[Frame, float | None], None]  # type: ignore[assignment]  # the C object's own method
+    send_many: Callable[[Sequence[Frame], float | None], int]  # type: ignore[assignment]  # as above
     discard_oldest: Callable[[], bool]
+    bytes_sender: Callable[[bytes, int], Callable[[bytes], bool]]  # type: ignore[assignment]  # as above
 
     def __init__(self, handle: ShmHandle) -> None:
         self._handle = handle
         most = min(_MOST_INLINE, handle.options.ring_bytes // 4)
         self._core = Sender(handle.segment, self._wait, most, handle.options.spin_us * 1000)
         self.send = self._core.send
+        self.send_many = self._core.send_many
         self.discard_oldest = self._core.discard_oldest
+        self.bytes_sender = self._core.bytes_sender
         self._lock = threading.RLock()
         self._waiting = threading.RLock()
         self._waits: tuple[select.epoll, Wakeup] | None = None

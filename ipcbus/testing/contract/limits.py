@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelEmpty, ChannelFull, EndOfChannel
+from ipcbus.errors import ChannelEmpty, ChannelFull, EncodeError, EndOfChannel
 from ipcbus.testing import children
 from ipcbus.testing.contract.registry import check
 from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
@@ -236,6 +236,34 @@ def check_many_at_once(subject: Subject) -> None:
         got += some
     assert got == [0, 1, 2, 3, 4], f"arrived as {got}"
     raises(ChannelEmpty, channel.recv_many, 3, timeout=0)
+
+
+@check(1, 3, 9)
+def check_many_of_all_kinds(subject: Subject) -> None:
+    """A list of messages of every size and kind arrives whole and in order, whatever the transport sends together."""
+    channel = subject.open(capacity=32)
+    values: list[Any] = [pattern(size, size) for size in (0, 1, 64, 900, 64, 5000, 0, 64, 70_000, 3, 300_000, 64)]
+    values = [value for part in values for value in (part, {"n": len(part)}, part[:64])]
+    values += [b"%d" % number for number in range(200)]
+    sending = subject.thread(channel.send_many, values, timeout=3 * PATIENCE)
+    got: list[Any] = []
+    while len(got) < len(values):
+        got += channel.recv_many(7, timeout=PATIENCE)
+    assert sending.result() == len(values), f"send_many returned {sending.result()} for {len(values)} messages"
+    wrong = next((at for at, (one, other) in enumerate(zip(got, values, strict=True)) if one != other), None)
+    assert wrong is None, f"message {wrong} of {len(values)} arrived as {got[wrong or 0]!r:.80}"
+    stats = channel.stats()
+    assert (stats.sent, stats.received) == (len(values), len(values)), f"stats() says {stats}"
+
+
+@check(6, 9)
+def check_many_up_to_a_culprit(subject: Subject) -> None:
+    """What comes before something that cannot travel is sent, what comes behind it is not."""
+    channel = subject.open(capacity=8)
+    raises(EncodeError, channel.send_many, [b"before", 1, lambda: None, b"behind"], timeout=PATIENCE)
+    channel.send("next", timeout=PATIENCE)
+    got = [channel.recv(timeout=PATIENCE) for _ in range(3)]
+    assert got == [b"before", 1, "next"], f"arrived as {got}"
 
 
 def _never_blocks(call: Callable[[], object]) -> None:

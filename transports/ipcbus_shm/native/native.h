@@ -14,6 +14,9 @@
 /* Copies of more bytes than this are made without the interpreter's lock. */
 #define LONG_COPY ((size_t)64 * 1024)
 
+/* Bytes of the head that send_bytes puts before a message, and recv_bytes takes away. */
+#define HEAD_BYTES 4u
+
 /* ------------------------------------------------------------------ errors.c */
 
 extern PyObject *ChannelBroken, *ChannelClosed, *ChannelEmpty, *ChannelFull, *EndOfChannel;
@@ -67,6 +70,9 @@ bool side_moment(PyObject *timeout, int64_t *moment);
 
 /* Spin until `done` says so or it does not pay any more; the interpreter's lock is let go of after an instant. */
 bool side_spin(struct side *side, bool (*done)(const void *), const void *what, int64_t until);
+
+/* Read a head; false with an exception set. */
+bool side_head(PyObject *bytes, unsigned char *head);
 
 /* The moment until which to wait for a lock that somebody else has. Not to wait at all would make a full or an empty
  * channel of one whose lock is taken for an instant. */

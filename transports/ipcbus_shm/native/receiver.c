@@ -12,6 +12,7 @@ typedef struct {
     struct side side;
     struct owner *owner; /* of extents; claimed with the first large message */
     uint64_t max_message;
+    unsigned char head[HEAD_BYTES]; /* what recv_bytes takes away */
 } Receiver;
 
 /* ------------------------------------------------------------------ taking */
@@ -53,6 +54,29 @@ static PyObject *tuple_of(PyObject **parts, unsigned count)
         else
             Py_XDECREF(parts[at]);
     return frame;
+}
+
+/* Take a message of one part behind its head as bytes. The lock is held, and released. NULL without an exception: it is
+ * another message, and nothing was done. */
+static PyObject *take_bytes(Receiver *self, const struct record *record)
+{
+    Segment *segment = self->side.segment;
+    struct ring *ring = &segment->ring;
+    unsigned char head[HEAD_BYTES];
+    if (record->parts != 1 || record->size < HEAD_BYTES || record->size > self->max_message)
+        return NULL;
+    ring_read(ring, record, 0, head, HEAD_BYTES);
+    if (memcmp(head, self->head, HEAD_BYTES) != 0)
+        return NULL;
+    size_t size = record->size - HEAD_BYTES;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    if (!bytes) {
+        lock_release(&ring->header->recv_lock); /* no memory for it; it stays where it is */
+        return NULL;
+    }
+    copy(ring, record, HEAD_BYTES, bytes, size);
+    taken(segment, record);
+    return bytes;
 }
 
 /* Take a message that lies in the ring itself. The lock is held, and released. */
@@ -168,8 +192,9 @@ static bool lock_side(struct side *side, int64_t until)
     return true;
 }
 
-/* Take the oldest message. NULL without an exception says that there is none. */
-static PyObject *take(Receiver *self, int64_t until)
+/* Take the oldest message; as bytes where it is some behind the head, and that is asked for. NULL without an exception says
+ * that there is none. */
+static PyObject *take(Receiver *self, int64_t until, bool bytes)
 {
     struct ring *ring = &self->side.segment->ring;
     if (!lock_side(&self->side, until))
@@ -178,7 +203,14 @@ static PyObject *take(Receiver *self, int64_t until)
     struct record record;
     switch (ring_peek(ring, &record)) {
     case RING_OK:
-        return record.kind == RECORD_INLINE ? take_inline(self, &record) : take_extent(self, &record);
+        if (record.kind != RECORD_INLINE)
+            return take_extent(self, &record);
+        if (bytes) {
+            PyObject *taken = take_bytes(self, &record);
+            if (taken || PyErr_Occurred())
+                return taken;
+        }
+        return take_inline(self, &record);
     case RING_EMPTY:
         lock_release(&ring->header->recv_lock);
         return NULL;
@@ -266,23 +298,34 @@ static int found_nothing(Receiver *self, int64_t until)
 
 /* ------------------------------------------------------------------ methods */
 
-static PyObject *recv(Receiver *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *receive(Receiver *self, PyObject *timeout, bool bytes)
 {
-    if (count != 1) {
-        PyErr_SetString(PyExc_TypeError, "recv(timeout)");
-        return NULL;
-    }
     struct side *side = &self->side;
     if (!side_enter(side))
         return NULL;
     int64_t until;
-    PyObject *frame = NULL;
-    if (side_moment(args[0], &until))
+    PyObject *got = NULL;
+    if (side_moment(timeout, &until))
         do
-            frame = take(self, until);
-        while (!frame && !PyErr_Occurred() && found_nothing(self, until));
+            got = take(self, until, bytes);
+        while (!got && !PyErr_Occurred() && found_nothing(self, until));
     side_leave(side);
-    return frame;
+    return got;
+}
+
+static PyObject *recv(Receiver *self, PyObject *timeout)
+{
+    return receive(self, timeout, false);
+}
+
+static PyObject *recv_bytes(Receiver *self, PyObject *timeout)
+{
+    return receive(self, timeout, true);
+}
+
+static PyObject *bytes_receiver(Receiver *self, PyObject *head)
+{
+    return side_head(head, self->head) ? PyObject_GetAttrString((PyObject *)self, "recv_bytes") : NULL;
 }
 
 static PyObject *ready(Receiver *self, PyObject *nothing)
@@ -379,7 +422,11 @@ static PyObject *get_closed(Receiver *self, void *closure)
 }
 
 static PyMethodDef methods[] = {
-    {"recv", (PyCFunction)(void (*)(void))recv, METH_FASTCALL, "recv(timeout)\n--\n\nTake the oldest message."},
+    {"recv", (PyCFunction)recv, METH_O, "recv(timeout)\n--\n\nTake the oldest message."},
+    {"bytes_receiver", (PyCFunction)bytes_receiver, METH_O,
+     "bytes_receiver(head)\n--\n\nReturn recv_bytes, which takes this head away from where it is."},
+    {"recv_bytes", (PyCFunction)recv_bytes, METH_O,
+     "recv_bytes(timeout)\n--\n\nTake the oldest message: what is behind the head as bytes, else a frame."},
     {"ready", (PyCFunction)ready, METH_NOARGS, "Tell whether there is a message or an end; if not and watched, arm the doorbell."},
     {"watch", (PyCFunction)watch, METH_NOARGS, "Have calls that find nothing arm the doorbell, from here on."},
     {"depth", (PyCFunction)depth, METH_NOARGS, "Return how many messages wait."},

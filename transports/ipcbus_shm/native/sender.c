@@ -214,6 +214,70 @@ static PyObject *send(Sender *self, PyObject *const *args, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
+/* Send the first of several messages, and of the others what finds room at once. */
+static PyObject *send_many(Sender *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2 || !(PyList_Check(args[0]) || PyTuple_Check(args[0])) || PySequence_Size(args[0]) < 1) {
+        PyErr_SetString(PyExc_TypeError, "send_many(a list or tuple of frames, timeout)");
+        return NULL;
+    }
+    PyObject *frame = PySequence_GetItem(args[0], 0);
+    PyObject *first[] = {frame, args[1]};
+    PyObject *done = frame ? send(self, first, 2) : NULL;
+    Py_XDECREF(frame);
+    if (!done)
+        return NULL;
+    Py_DECREF(done);
+    Py_ssize_t sent = 1;
+    /* Another thread may have closed the end, or changed the list, while the first one waited. */
+    for (bool room = true; room && !self->side.closed && sent < PySequence_Size(args[0]); sent += room) {
+        if (!(frame = PySequence_GetItem(args[0], sent)))
+            return NULL;
+        PyObject *bytes = PyTuple_Check(frame) && PyTuple_Size(frame) == 1 ? PyTuple_GetItem(frame, 0) : NULL;
+        room = bytes && PyBytes_CheckExact(bytes) && put_bytes(self, bytes) == SENT;
+        Py_DECREF(frame);
+    }
+    return PyLong_FromSsize_t(sent);
+}
+
+/* Send a head and bytes, which are one part of a message, if there is room at once; False says that nothing was done. */
+static PyObject *send_bytes(Sender *self, PyObject *object)
+{
+    struct side *side = &self->side;
+    if (!PyBytes_CheckExact(object) || side->closed)
+        Py_RETURN_FALSE;
+    size_t size = (size_t)PyBytes_Size(object);
+    if (size > self->most_bytes)
+        Py_RETURN_FALSE;
+    struct entry entry;
+    entry.kind = RECORD_INLINE;
+    entry.parts[0] = (struct part){self->head, HEAD_BYTES};
+    entry.parts[1] = (struct part){PyBytes_AsString(object), size};
+    entry.count = 2;
+    entry.said = 1;
+    entry.size = HEAD_BYTES + size;
+    entry.held = NULL;
+    /* Nothing in here lets go of the interpreter's lock, so the end stays open. */
+    if (put(side->segment, &entry, 0) != SENT)
+        Py_RETURN_FALSE;
+    self->wanted = 0;
+    Py_RETURN_TRUE;
+}
+
+static PyObject *bytes_sender(Sender *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "bytes_sender(head, limit)");
+        return NULL;
+    }
+    size_t limit = PyLong_AsSize_t(args[1]);
+    if (PyErr_Occurred() || !side_head(args[0], self->head))
+        return NULL;
+    size_t most = (size_t)self->most_inline < LONG_COPY ? (size_t)self->most_inline : LONG_COPY;
+    self->most_bytes = limit < most - HEAD_BYTES ? limit : most - HEAD_BYTES;
+    return PyObject_GetAttrString((PyObject *)self, "send_bytes");
+}
+
 static PyObject *arm(Sender *self, PyObject *const *args, Py_ssize_t count)
 {
     struct side *side = &self->side;
@@ -371,6 +435,12 @@ static PyObject *get_closed(Sender *self, void *closure)
 
 static PyMethodDef methods[] = {
     {"send", (PyCFunction)(void (*)(void))send, METH_FASTCALL, "send(frame, timeout)\n--\n\nHand over one message."},
+    {"send_many", (PyCFunction)(void (*)(void))send_many, METH_FASTCALL,
+     "send_many(frames, timeout)\n--\n\nHand over the first of several messages, and those that find room at once."},
+    {"bytes_sender", (PyCFunction)(void (*)(void))bytes_sender, METH_FASTCALL,
+     "bytes_sender(head, limit)\n--\n\nReturn send_bytes, which puts this head before at most so many bytes."},
+    {"send_bytes", (PyCFunction)send_bytes, METH_O,
+     "send_bytes(bytes)\n--\n\nSend a message of bytes if that can be done at once; say whether it was."},
     {"arm", (PyCFunction)(void (*)(void))arm, METH_FASTCALL,
      "arm(wanted=...)\n--\n\nHave the doorbell ring when there may be room; say whether there is some by now."},
     {"watch", (PyCFunction)watch, METH_NOARGS, "Have a send that finds no room arm the doorbell, from here on."},

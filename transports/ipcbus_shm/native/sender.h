@@ -12,6 +12,8 @@ typedef struct {
     PyObject *wait;      /* called with the seconds left and the bytes wanted: returns when there may be room, or raises */
     Py_ssize_t most_inline;
     size_t wanted; /* bytes that found no room last; 0 when something did since */
+    unsigned char head[HEAD_BYTES]; /* what send_bytes puts before what it sends */
+    size_t most_bytes;              /* that it may send */
 } Sender;
 
 /* What somebody waits for: room for so many bytes. */

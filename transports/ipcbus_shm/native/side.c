@@ -1,6 +1,7 @@
 #include "native.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Nanoseconds of a spin during which other threads of the process have to wait: letting them run costs as much. */
 #define BRIEF INT64_C(2000)
@@ -67,6 +68,16 @@ bool side_moment(PyObject *timeout, int64_t *moment)
         *moment = NEVER;
     else
         *moment = wait_now() + (int64_t)(seconds * 1e9);
+    return true;
+}
+
+bool side_head(PyObject *bytes, unsigned char *head)
+{
+    if (!PyBytes_CheckExact(bytes) || PyBytes_Size(bytes) != HEAD_BYTES) {
+        PyErr_Format(PyExc_ValueError, "a head is %u bytes", HEAD_BYTES);
+        return false;
+    }
+    memcpy(head, PyBytes_AsString(bytes), HEAD_BYTES);
     return true;
 }
 
