@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import pickle
-import secrets
 from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import batch, endpoint
@@ -381,7 +381,7 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
     """
     plan = resolve(url, **options)
     spec = ChannelSpec(
-        id=secrets.token_hex(16),
+        id=os.urandom(16).hex(),
         address=plan.url.address,
         capacity=plan.settings.capacity,
         receivers=plan.settings.receivers,

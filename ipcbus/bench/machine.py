@@ -32,7 +32,7 @@ def describe(carriers: Iterable[str] = ()) -> dict[str, str]:
     }
     for name in carriers:
         peer = PEERS.get(name)
-        if peer is not None and peer.distribution is not None:
+        if peer is not None and peer.distribution is not None and peer.missing() is None:
             facts[peer.distribution] = peer.version() or "?"
     return facts
 

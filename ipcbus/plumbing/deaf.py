@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-__all__ = ["be_deaf"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["be_deaf", "deaf_threads"]
 
 _SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
@@ -16,3 +21,13 @@ def be_deaf() -> None:
     a main thread that waits for a lock would not see it before the next one comes.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+@contextmanager
+def deaf_threads() -> Iterator[None]:
+    """Have threads that are started inside of it be deaf from their first instant; what comes meanwhile is late, not lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import io
 import os
-import secrets
 import stat
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -77,7 +76,7 @@ def reduce_fd(fd: TravellingFd) -> tuple[Any, ...]:
     """Reduce a descriptor: it is left with a directory, and who receives the message takes it from there."""
     from ipcbus.directory import client as directory
 
-    address, ticket = directory.where(), secrets.token_bytes(16)
+    address, ticket = directory.where(), os.urandom(16)
     directory.put(address, ticket, b"", [fd.fileno()], held=False)
     return _take_fd, (address, ticket)
 

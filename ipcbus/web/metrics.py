@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipcbus.errors import ConfigError
+from ipcbus.plumbing.deaf import deaf_threads
 from ipcbus.web.reporter import added
 
 if TYPE_CHECKING:
@@ -188,7 +189,8 @@ class Metrics:
         from prometheus_client import start_http_server
 
         try:
-            self._server, self._thread = start_http_server(port, host, collected)
+            with deaf_threads():
+                self._server, self._thread = start_http_server(port, host, collected)
         except OSError as error:
             raise ConfigError(f"metrics: cannot listen at {config.bind}: {error.strerror or error}") from error
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}/metrics"

@@ -309,6 +309,10 @@ class TestReport:
         assert facts["Python"] in sentence(facts)
         assert int(facts["cores"]) >= 1
 
+    def test_of_a_peer_that_is_not_installed_it_tells_no_version(self, monkeypatch):
+        monkeypatch.setattr(PEERS["pynng"], "module", "no_such_module")
+        assert "pynng" not in describe(["pynng"])
+
 
 TOUGH, FRAGILE = Capabilities(survives_kill=True), Capabilities(survives_kill=False)
 CAN = {"pipe:": TOUGH, "unix:": TOUGH, "queue:": FRAGILE, "zmq+tcp:": Capabilities(addressable=True), "unix: json": TOUGH}

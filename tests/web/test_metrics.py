@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,6 +207,13 @@ def fetch(url: str) -> dict[tuple[str, str], float]:
         return values(answer.read().decode())
 
 
+def blocked(thread: threading.Thread) -> set[int]:
+    """Return the signals that a thread does not take."""
+    (line,) = (line for line in Path(f"/proc/self/task/{thread.native_id}/status").read_text().splitlines() if "SigBlk" in line)
+    mask = int(line.split()[1], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
 def test_they_are_served_and_the_port_is_free_again() -> None:
     with snapshots("front-0", "front-1", "chat") as page:
         page.slot("chat").write({"counters": {"messages": 5}})
@@ -213,6 +221,9 @@ def test_they_are_served_and_the_port_is_free_again() -> None:
             metrics = Metrics(MetricsConfig(bind="127.0.0.1:0"), SOURCES, page.read, dict)
             try:
                 assert fetch(metrics.url)["ipcbus_service_messages_total", "service=chat"] == 5
+                (thread,) = (thread for thread in threading.enumerate() if "serve_forever" in thread.name)
+                assert signal.SIGTERM in blocked(thread)  # it is for the main thread
+                assert signal.SIGTERM not in blocked(threading.main_thread())
                 taken = metrics.url.split("/")[2]
                 with pytest.raises(ConfigError, match="cannot listen at"):
                     Metrics(MetricsConfig(bind=taken), SOURCES, page.read, dict)

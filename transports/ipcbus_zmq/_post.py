@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import select
 import socket as sockets
 import struct
@@ -101,7 +100,7 @@ class Post:
         self._monitor.set(zmq.RCVHWM, 0)
         # Before there is anything to connect to: zmq's thread that ends sockets waits for somebody to hear the last event of
         # one, and while it waits no socket of this process ends. So who listens is there first, and is closed last.
-        name = f"inproc://ipcbus-{secrets.token_hex(8)}"
+        name = f"inproc://ipcbus-{os.urandom(8).hex()}"
         self._monitor.connect(name)
         self.socket.monitor(name, events | _STOPPED)
         watched = [int(self.socket.get(zmq.FD)), *([int(self._monitor.get(zmq.FD))] if events else [])]
