@@ -132,6 +132,9 @@ class ServiceConfig:
     """What decides to which: ``"connection"``; or ``"query:NAME"``: those whose URLs say the same ``NAME`` together."""
     grace: float = 30.0
     """Seconds for which its clients are kept while a process is away; then they are closed with 1013."""
+    finish_timeout: float = 10.0
+    """Seconds that handlers under way have for finishing when a process is replaced or the server stops; what they still hold
+    then is lost. Clients of a process that is replaced wait meanwhile."""
     heartbeat: float = 20.0
     """Seconds for which a handler may keep the whole process from doing anything else; then it is killed and started again.
     0: for ever."""
@@ -167,7 +170,7 @@ class ServerConfig:
                 raise ConfigError(f"services.{name}: processes must be 1 to {MAX_PROCESSES}, not {service.processes}")
             if service.shard != "connection" and not service.shard.removeprefix("query:").isidentifier():
                 raise ConfigError(f"services.{name}: shard must be 'connection' or 'query:NAME', not {service.shard!r}")
-            _at_least(f"services.{name}", service, 0.0, "grace", "heartbeat")
+            _at_least(f"services.{name}", service, 0.0, "grace", "finish_timeout", "heartbeat")
 
 
 def _check_front(front: FrontConfig) -> None:
