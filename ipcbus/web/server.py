@@ -243,6 +243,8 @@ class Server:
         return Supervisor(
             [services, ends],
             start_method=config.start_method,
+            intensity=config.restarts,
+            period=config.restart_period,
             stop_timeout=max(front.drain, *(service.finish_timeout for service in config.services.values())) + STOP_TIMEOUT,
             at_end=self._hang_up,
             on_event=self._spread,
