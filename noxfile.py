@@ -15,15 +15,15 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["tests", "lint", "typing", "native", "docs", "wheel", "minimal", "pythons"]
+nox.options.sessions = ["tests", "faults", "lint", "typing", "native", "docs", "wheel", "minimal", "pythons"]
 
 HERE = Path(__file__).parent
 SHM = "./transports/ipcbus_shm"
 """The transport that is compiled, and therefore a distribution of its own."""
 PYPROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
-WORKERS = ("-n", "3", "--dist", "worksteal")
-"""Most tests wait more than they work, so two processors carry three; ``-n 0`` behind ``--`` runs them one by one."""
+WORKERS = ("-n", "4", "--dist", "worksteal")
+"""Most tests wait more than they work, so two processors carry four; ``-n 0`` behind ``--`` runs them one by one."""
 OTHERS = [version for version in nox.project.python_versions(PYPROJECT) if version != RUNNING]
 
 
@@ -41,7 +41,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Kill processes at random instants as often as is promised; ``tests`` does it a few times."""
+    """Kill processes at random instants as often as is promised, forty times each; ``tests`` does it five times."""
     session.install("-e", ".[all]", SHM, *group("test"))
     session.run("pytest", "tests/faults", "--timeout=240", *WORKERS, *session.posargs, env={"IPCBUS_KILLS": "40"})
 
@@ -76,7 +76,7 @@ def docs(session: nox.Session) -> None:
     """Build the documentation without a warning, and run every example in it."""
     session.install("-e", ".[all]", SHM, *group("docs", "test"))
     session.run("sphinx-build", "-n", "-W", "--keep-going", "-q", "docs", "docs/_build/html")
-    session.run("pytest", "docs", "README.md", *session.posargs)
+    session.run("pytest", "docs", "README.md", "-n", "2", "--dist", "loadfile", *session.posargs)  # a page is one story
 
 
 @nox.session

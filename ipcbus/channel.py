@@ -16,6 +16,7 @@ from ipcbus.errors import (
 )
 from ipcbus.options import URL, build
 from ipcbus.plan import make_codec, resolve
+from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import unpacking
 from ipcbus.transport import ChannelSpec
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink, Transport
 
 __all__ = ["Channel", "open_channel", "rebuild"]
+
+_HELD_UP = 1.0
+"""Seconds after which a sender that drops, and was promised not to block, gives up on another one that holds it up."""
 
 
 @final
@@ -80,7 +84,7 @@ class Channel:
             self._short = end.send_bytes  # one that is out of date, after a fork, does nothing and says so
         if end.patient:
             link.send(frame, timeout)
-        elif not self._send_or_drop(frame):
+        elif not self._send_or_drop(frame, timeout):
             return
         end.sent += 1
 
@@ -331,8 +335,9 @@ class Channel:
         )
         return Unsupported(f"{self!r} was handed out for the other side; {use}")
 
-    def _send_or_drop(self, frame: Any) -> bool:
+    def _send_or_drop(self, frame: Any, timeout: float | None) -> bool:
         end = self._end
+        deadline: Deadline | None = None
         link = end.tx or end.open_sender()
         overflow = end.options.overflow
         while True:
@@ -346,6 +351,10 @@ class Channel:
                     return False
                 if not link.discard_oldest():
                     end.dropped -= 1  # a receiver was faster, so there is room now
+                    if deadline is None:
+                        deadline = Deadline(_HELD_UP if timeout is None else timeout)
+                    elif deadline.expired:
+                        raise  # no room is what is missing: another sender was stopped in the middle, and holds up the others
                 continue
             return True
 

@@ -158,8 +158,11 @@ class Codec:
             MessageTooLarge: the frame would be larger than ``max_message``.
         """
         kind = type(obj)
-        if kind is bytes and self.bytes_head and headers is None and len(obj) <= self._short:
-            return (self.bytes_head + obj,)  # the long way would do the same
+        if kind is bytes and self.bytes_head and headers is None:  # the long way would do the same
+            if len(obj) <= self._short:
+                return (self.bytes_head + obj,)
+            if len(obj) + len(self.bytes_head) <= self.max_message:
+                return (self.bytes_head, obj)
         dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
         try:
             payload, buffers = dumps(obj)

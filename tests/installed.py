@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ipcbus
@@ -11,8 +13,8 @@ from ipcbus.demo.selfcheck import channel_url
 
 
 def run(*words: str | Path, timeout: float) -> None:
-    print("--", *words, flush=True)
-    done = subprocess.run(words, check=False, timeout=timeout)
+    done = subprocess.run(words, check=False, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print("--", *words, "\n" + done.stdout, flush=True)
     if done.returncode:
         raise SystemExit(f"{words} ended with {done.returncode}")
 
@@ -23,8 +25,13 @@ def main(scratch: str) -> None:
     command = Path(sys.executable).with_name("ipcbus")
     run(command, "transports", timeout=30)
     run(command, "demo", "--check", timeout=120)
-    for scheme in ipcbus.transports:
-        run(sys.executable, "-m", "ipcbus.testing", channel_url(scheme), timeout=300)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checks = [
+            pool.submit(run, sys.executable, "-m", "ipcbus.testing", channel_url(scheme), timeout=600)
+            for scheme in ipcbus.transports
+        ]
+    for check in checks:
+        check.result()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = ["Pace"]
 
-_FIRST = 2
-"""Messages of the phase that opens connections and fills caches; how long it takes says nothing."""
+_FIRST = 8
+"""Messages of the phase that opens connections, fills caches and touches memory for the first time; how long it takes says
+nothing. With fewer, the first large ones would be measured, each in memory that is used again from then on."""
 _LEAST = 3
 """Messages of a phase that counts, and so the time of two."""
 _GROWTH = (2.0, 16.0)

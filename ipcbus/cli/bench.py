@@ -308,6 +308,11 @@ def _table() -> Any:
     return Table(box=SIMPLE_HEAD, padding=(0, 1))
 
 
+def _head(peer: str) -> str:
+    """Return the head of the column of ratios to a peer; a long name takes two lines, for the table has to fit."""
+    return "x " + peer.replace(".", ".\n").replace(" ", "\n", 1)
+
+
 def _name(row: "Row") -> Any:
     from rich.text import Text
 
@@ -320,7 +325,7 @@ def _detail(block: "Block") -> Any:
     table.add_column("")
     heads = ("round trip", "99 of 100 within") if block.trips else ("messages/s", "bytes/s")
     with_bare = any(row.bare for row in block.rows)
-    ratios = [*(["x bare"] if with_bare else []), *([f"x {block.best_peer}"] if block.best_peer else [])]
+    ratios = [*(["x bare"] if with_bare else []), *([_head(block.best_peer)] if block.best_peer else [])]
     for head in (*heads, "spread", *ratios):
         table.add_column(head, justify="right")
     for row in block.rows:

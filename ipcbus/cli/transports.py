@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import typer
@@ -39,8 +41,9 @@ class Row:
 
 
 def survey() -> list[Row]:
-    """Try every installed transport."""
-    return [_try(scheme) for scheme in registry]
+    """Try every installed transport, as many at a time as there are processors."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(_try, registry))
 
 
 def _try(scheme: str) -> Row:

@@ -29,7 +29,7 @@ KILLS = "IPCBUS_KILLS"
 """The environment variable that says how many trials are wanted of each kind."""
 
 
-def kills(usual: int = 10) -> int:
+def kills(usual: int = 5) -> int:
     """Return how many processes to kill in one test: what the environment asks for, or a number that is soon done."""
     return int(os.environ.get(KILLS, usual))
 

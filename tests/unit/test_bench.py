@@ -121,7 +121,7 @@ class TestPace:
                 break
         assert 0.05 <= took <= max(0.3, 4 * each)
         assert len(phases) < 10
-        assert phases == sorted(phases)
+        assert phases[1:] == sorted(phases[1:])  # the first opens connections, and is forgotten
 
     def test_the_phase_that_opens_connections_never_counts(self):
         pace = Pace(0.1)

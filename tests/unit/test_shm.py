@@ -416,6 +416,20 @@ class TestShortWays:
         assert type(got) is tuple
         assert b"".join(got) == b"".join(frame)
 
+    def test_large_ones_are_copied_and_their_memory_is_free_at_once(self, make):
+        ends = make()
+        sender, receiver = ends.both()
+        recv = receiver.bytes_receiver(self.HEAD)
+        for number in range(20):
+            data = bytes([number]) * (BIG + number)
+            sender.send((self.HEAD, data), 0)
+            assert recv(0) == data
+            assert ends.states() == [FREE]
+        sender.send((b"\xb5\x01\0\x02", bytes(BIG)), 0)
+        frame = recv(0)
+        assert [bytes(part) for part in frame] == [b"\xb5\x01\0\x02", bytes(BIG)]
+        assert ends.states() == [HELD]
+
     def test_what_cannot_be_done_at_once_is_not_done(self, make):
         ends = make(capacity=2)
         sender, receiver = ends.sender(), ends.receiver()
@@ -633,6 +647,30 @@ class TestWaiting:
         with pytest.raises(ChannelEmpty):
             receiver.recv(0)
         assert not readable(bell, 0)
+
+    def test_senders_are_told_when_room_is_worth_waking_up_for(self, make):
+        ends = make(capacity=80)
+        sender, receiver = ends.both()
+        for _ in range(80):
+            sender.send([b"x"], 0)
+        descriptor = sender.fileno()
+        assert not sender.ready()
+        for _ in range(10):
+            receiver.recv(0)
+            assert not readable(descriptor, 0)
+        receiver.recv(0)
+        assert readable(descriptor, PATIENCE)
+        assert sender.ready()
+
+    def test_a_sender_sees_room_for_one_when_its_time_is_over(self, make):
+        ends = make(capacity=80, spin_us=0)
+        sender, receiver = ends.both()
+        for _ in range(80):
+            sender.send([b"x"], 0)
+        sending = in_thread(sender.send, [b"last"], 0.2)
+        receiver.recv(0)
+        assert sending() is None
+        assert receiver.depth() == 80
 
     def test_a_close_wakes_both_sides(self, make):
         sender, receiver = make(capacity=1).both()

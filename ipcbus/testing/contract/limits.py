@@ -13,6 +13,8 @@ from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import ipcbus
+
 
 @check(9, 19)
 def check_capacity(subject: Subject) -> None:
@@ -245,15 +247,23 @@ def check_many_of_all_kinds(subject: Subject) -> None:
     values: list[Any] = [pattern(size, size) for size in (0, 1, 64, 900, 64, 5000, 0, 64, 70_000, 3, 300_000, 64)]
     values = [value for part in values for value in (part, {"n": len(part)}, part[:64])]
     values += [b"%d" % number for number in range(200)]
-    sending = subject.thread(channel.send_many, values, timeout=3 * PATIENCE)
+    sending = subject.thread(_send_many_and_end, channel, values)
     got: list[Any] = []
-    while len(got) < len(values):
+    while not got or got[-1] != "end":
         got += channel.recv_many(7, timeout=PATIENCE)
+    got.pop()
     assert sending.result() == len(values), f"send_many returned {sending.result()} for {len(values)} messages"
+    assert len(got) == len(values), f"{len(got)} of {len(values)} messages arrived"
     wrong = next((at for at, (one, other) in enumerate(zip(got, values, strict=True)) if one != other), None)
     assert wrong is None, f"message {wrong} of {len(values)} arrived as {got[wrong or 0]!r:.80}"
     stats = channel.stats()
-    assert (stats.sent, stats.received) == (len(values), len(values)), f"stats() says {stats}"
+    assert (stats.sent, stats.received) == (len(values) + 1, len(values) + 1), f"stats() says {stats}"
+
+
+def _send_many_and_end(channel: ipcbus.Channel, values: list[Any]) -> int:
+    sent = channel.send_many(values, timeout=3 * PATIENCE)
+    channel.send("end", timeout=PATIENCE)
+    return sent
 
 
 @check(6, 9)

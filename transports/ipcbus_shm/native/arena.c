@@ -238,6 +238,8 @@ static struct survey survey(const struct arena *arena, uint64_t need)
         case EMPTY:
             if (found.empty == EXTENTS)
                 found.empty = index;
+            if (!size) /* never used, and so is none behind it: the first that is empty is always the next to be */
+                return found;
             break;
         case FREE:
             found.free += size;

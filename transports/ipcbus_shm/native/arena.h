@@ -22,8 +22,8 @@
 #define MOST_WAITING ((uint64_t)256 << 20)
 /* Beyond so many bytes, a sender gives receivers a moment first: what they free is still in the caches, and more is not. */
 #define FEW_WAITING ((uint64_t)2 << 20)
-/* Bytes of free extents that are kept for later messages. */
-#define MOST_FREE ((uint64_t)192 << 20)
+/* Bytes of free extents that are kept for later messages: three of 64 MiB, which a stream of them takes up. */
+#define MOST_FREE ((uint64_t)256 << 20)
 
 enum arena_result { ARENA_OK, ARENA_FULL, ARENA_REFUSED, ARENA_DAMAGED };
 

@@ -39,8 +39,7 @@ static void delist(Mapping *self)
     live.count--;
 }
 
-/* Give an extent back that is not mapped, or not looked at any more. */
-static void give_back(Segment *segment, struct held *held)
+void mapping_give_back(Segment *segment, struct held *held)
 {
     arena_release(&segment->arena, held);
     held->owner = NULL;
@@ -58,7 +57,7 @@ static void privatise(Mapping *self)
     }
     delist(self);
     struct owner *owner = self->held.owner;
-    give_back(self->segment, &self->held);
+    mapping_give_back(self->segment, &self->held);
     owner_drop(owner);
 }
 
@@ -106,7 +105,7 @@ static void mapping_dealloc(Mapping *self)
     struct owner *owner = self->held.owner;
     if (owner) {
         delist(self);
-        give_back(self->segment, &self->held);
+        mapping_give_back(self->segment, &self->held);
     }
     pthread_mutex_unlock(&live.lock);
     owner_drop(owner);
@@ -140,7 +139,7 @@ PyObject *mapping_frame(Segment *segment, const struct held *held, void *memory,
     if (!self) {
         struct held lost = *held;
         munmap(memory, held->size);
-        give_back(segment, &lost);
+        mapping_give_back(segment, &lost);
         return NULL;
     }
     Py_INCREF((PyObject *)segment);

@@ -91,6 +91,9 @@ void *mapping_map(const Segment *segment, const struct held *held);
  * NULL with an exception set, and everything freed. */
 PyObject *mapping_frame(Segment *segment, const struct held *held, void *memory, const uint64_t *sizes, unsigned count);
 
+/* Give an extent back that is not mapped, or not looked at any more. */
+void mapping_give_back(Segment *segment, struct held *held);
+
 /* Have forked children inherit copies of what is mapped, so that it can be used again here. Once per process. */
 void mapping_watch_forks(void);
 

@@ -42,7 +42,9 @@ static void taken(Segment *segment, const struct record *record)
     ring_advance(&segment->ring, record);
     lock_release(&header->recv_lock);
     FAULT(RECV_UNLOCKED);
-    bell_ring(&header->to_senders, segment->senders_bell);
+    /* Not for each message: whoever wakes up for room for one only goes back to sleep, and there may be many of them. */
+    if (bell_is_armed(&header->to_senders) && ring_has_plenty(&segment->ring, 1))
+        bell_answer(&header->to_senders, segment->senders_bell);
 }
 
 static PyObject *tuple_of(PyObject **parts, unsigned count)
@@ -118,14 +120,40 @@ static PyObject *take_inline(Receiver *self, const struct record *record)
     return tuple_of(parts, count);
 }
 
+/* Take the bytes behind the head of a message that lies in an extent: they are copied, which costs less than to map them for
+ * who would copy them. The lock is held, and released. NULL without an exception: it is another message, and nothing was done. */
+static PyObject *copy_extent(Receiver *self, const struct record *record, struct held *held, const uint64_t *sizes)
+{
+    Segment *segment = self->side.segment;
+    uint64_t offset = extent_align(HEAD_BYTES), size = sizes[1];
+    if (record->parts != 2 || sizes[0] != HEAD_BYTES)
+        return NULL;
+    unsigned char *memory = arena_window(&segment->arena, held);
+    if (!memory)
+        return NULL; /* what is tried instead says why not */
+    PyObject *bytes = memcmp(memory, self->head, HEAD_BYTES) == 0 ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size) : NULL;
+    if (bytes) {
+        taken(segment, record);
+        char *into = PyBytes_AsString(bytes);
+        Py_BEGIN_ALLOW_THREADS
+        memcpy(into, memory + offset, size);
+        Py_END_ALLOW_THREADS
+    } else if (PyErr_Occurred())
+        lock_release(&segment->ring.header->recv_lock); /* no memory for it; it stays where it is */
+    arena_window_done(&segment->arena, memory, held->size);
+    if (bytes)
+        mapping_give_back(segment, held);
+    return bytes;
+}
+
 /* Take a message that lies in an extent. The lock is held, and released. */
-static PyObject *take_extent(Receiver *self, const struct record *record)
+static PyObject *take_extent(Receiver *self, const struct record *record, bool bytes)
 {
     Segment *segment = self->side.segment;
     struct header *header = segment->ring.header;
     struct extent_record where;
     struct held held;
-    uint64_t sizes[MOST_PARTS], bytes = 0, needed = 0;
+    uint64_t sizes[MOST_PARTS], total = 0, needed = 0;
     if (record->size != sizeof where + record->parts * sizeof sizes[0])
         return damaged(header);
     ring_read(&segment->ring, record, 0, &where, sizeof where);
@@ -133,10 +161,10 @@ static PyObject *take_extent(Receiver *self, const struct record *record)
     for (unsigned at = 0; at < record->parts; at++) {
         if (sizes[at] > self->max_message)
             return damaged(header);
-        bytes += sizes[at];
+        total += sizes[at];
         needed = extent_align(needed) + sizes[at];
     }
-    if (bytes != where.bytes || bytes > self->max_message || where.index >= EXTENTS)
+    if (total != where.bytes || total > self->max_message || where.index >= EXTENTS)
         return damaged(header);
     const char *failed = NULL;
     void *memory = NULL;
@@ -145,15 +173,20 @@ static PyObject *take_extent(Receiver *self, const struct record *record)
     else if (arena_hold(&segment->arena, self->owner, (uint32_t)where.index, record->number, &held) != ARENA_OK ||
              needed > held.size)
         return damaged(header);
-    else if (!(memory = mapping_map(segment, &held)))
-        failed = "mapped";
+    else {
+        PyObject *copied = bytes ? copy_extent(self, record, &held, sizes) : NULL;
+        if (copied || PyErr_Occurred())
+            return copied;
+        if (!(memory = mapping_map(segment, &held)))
+            failed = "mapped";
+    }
     if (failed) {
         int code = errno;
         lock_release(&header->recv_lock);
         PyErr_Format(ChannelBroken,
                      "a message of %llu bytes cannot be %s: %s; it is still in the channel: close or free something, and receive "
                      "again",
-                     (unsigned long long)bytes, failed, strerror(code));
+                     (unsigned long long)total, failed, strerror(code));
         return NULL;
     }
     taken(segment, record);
@@ -204,7 +237,7 @@ static PyObject *take(Receiver *self, int64_t until, bool bytes)
     switch (ring_peek(ring, &record)) {
     case RING_OK:
         if (record.kind != RECORD_INLINE)
-            return take_extent(self, &record);
+            return take_extent(self, &record, bytes);
         if (bytes) {
             PyObject *taken = take_bytes(self, &record);
             if (taken || PyErr_Occurred())

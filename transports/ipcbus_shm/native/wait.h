@@ -36,12 +36,18 @@ static inline void wait_pause(void)
 void bell_arm(struct bell *bell, uint32_t how);
 void bell_answer(struct bell *bell, int doorbell);
 
-/* Tell the other side, if it waits. */
-static inline void bell_ring(struct bell *bell, int doorbell)
+/* Tell whether the other side waits. */
+static inline bool bell_is_armed(struct bell *bell)
 {
     /* What was changed must be visible before it is looked whether anybody waits for it. */
     atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load_explicit(&bell->flags, memory_order_relaxed) & BELL_ARMED)
+    return atomic_load_explicit(&bell->flags, memory_order_relaxed) & BELL_ARMED;
+}
+
+/* Tell the other side, if it waits. */
+static inline void bell_ring(struct bell *bell, int doorbell)
+{
+    if (bell_is_armed(bell))
         bell_answer(bell, doorbell);
 }
 
