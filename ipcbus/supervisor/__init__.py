@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from ipcbus.errors import GaveUp, StartFailed
 from ipcbus.supervisor.events import Events
-from ipcbus.supervisor.life import Life
+from ipcbus.supervisor.life import TAKE_OVER, Life
 from ipcbus.supervisor.program import Occurrence, Program
 from ipcbus.supervisor.supervisor import Supervisor
 
-__all__ = ["Events", "GaveUp", "Life", "Occurrence", "Program", "StartFailed", "Supervisor"]
+__all__ = ["TAKE_OVER", "Events", "GaveUp", "Life", "Occurrence", "Program", "StartFailed", "Supervisor"]

@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.supervisor.life import BEAT, READY, main
+from ipcbus.supervisor.life import BEAT, PREPARED, READY, TAKE_OVER, main
 from ipcbus.supervisor.line import Line
 
 if TYPE_CHECKING:
@@ -30,29 +30,36 @@ class Child:
         program: what it runs.
         incarnation: how often it was started before.
         ready_timeout: seconds it has for becoming ready.
+        heir: whether it is to take the place of one that runs.
 
     Raises:
         Exception: whatever keeps ``multiprocessing`` from starting it. Nothing is left behind then.
 
     Attributes:
         ready: whether it has said so.
+        prepared: whether an heir has said that it can take over, and was not told to.
         stopping: whether it was told to end.
         renew: whether another one is started when it has ended, because somebody asked for that.
+        relieve: whether an heir is started for it once it is ready, because somebody asked for that.
         deadline: when it must be ready; once it is, when it must have given its next heartbeat; once it was told to end, when
             it must have ended.
         mute: whether it has closed its end of the line.
         sentinel: a descriptor that is readable once it has ended.
     """
 
-    def __init__(self, context: BaseContext, program: Program, incarnation: int, ready_timeout: float) -> None:
+    def __init__(
+        self, context: BaseContext, program: Program, incarnation: int, ready_timeout: float, *, heir: bool = False
+    ) -> None:
         own = context.get_start_method() != "forkserver"
         self.program = program
         self.incarnation = incarnation
-        self.ready = self.stopping = self.renew = self.mute = False
+        self.heir = heir
+        self.ready = self.prepared = self.stopping = self.renew = self.relieve = self.mute = False
+        self._ready_timeout = ready_timeout
         self._said = ""
         self.line = Line(context, os.getpid() if own else 0)
         self.process: Any = context.Process(  # type: ignore[attr-defined]  # typeshed has it only on the concrete contexts
-            target=main, name=program.name, args=(self.line.tether, self.line.voice, program, incarnation)
+            target=main, name=program.name, args=(self.line.tether, self.line.voice, program, incarnation, heir)
         )
         # A forked process is deaf to SIGTERM until it has forgotten its parent's handler for it: see life.py.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if context.get_start_method() == "fork" else ())
@@ -85,6 +92,9 @@ class Child:
         try:
             while self.line.heard.poll():
                 text = self.line.heard.recv_bytes()
+                if text == PREPARED:
+                    self.prepared, self.deadline = True, Deadline(None)
+                    continue
                 if text not in (READY, BEAT):
                     self._said = text.decode(errors="replace")
                     continue
@@ -107,6 +117,13 @@ class Child:
         except (OSError, ValueError):
             return False  # it has ended
         return True
+
+    def take_over(self) -> None:
+        """Let an heir that is prepared begin: its predecessor has ended."""
+        if self.prepared:
+            self.prepared = False
+            self.deadline = Deadline(self._ready_timeout)
+            self.tell(TAKE_OVER)
 
     @property
     def due(self) -> bool:

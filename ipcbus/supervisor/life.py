@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from ipcbus.supervisor.line import Tether
     from ipcbus.supervisor.program import Program
 
-__all__ = ["BEAT", "READY", "Life", "main"]
+__all__ = ["BEAT", "PREPARED", "READY", "TAKE_OVER", "Life", "main"]
 
 READY = b"ready"
 """What a process says when it serves."""
 BEAT = b"beat"
 """What it says while it does; whatever else it says is its last word."""
+PREPARED = b"prepared"
+"""What it says when it could serve, if only its predecessor did not."""
+TAKE_OVER = b"take over"
+"""What it is told when that has ended."""
 
 _LONGEST = 4000
 """Bytes of a last word: more than a pipe takes at once would keep the process from ending."""
@@ -30,13 +34,39 @@ class Life:
         name: the program's name.
         incarnation: how often the program was started before.
         heartbeat: seconds within which ``beat`` is to be called again; 0 if it need not be.
+        replaces: whether another process of the program still runs, which this one is to replace.
     """
 
-    def __init__(self, name: str, incarnation: int, line: Connection[Any, Any], heartbeat: float = 0.0) -> None:
+    def __init__(
+        self, name: str, incarnation: int, line: Connection[Any, Any], heartbeat: float = 0.0, *, replaces: bool = False
+    ) -> None:
         self.name = name
         self.incarnation = incarnation
         self.heartbeat = heartbeat
+        self.replaces = replaces
         self._line = line
+
+    def prepared(self) -> None:
+        """Tell the supervisor that this process can take the place of the one it replaces, which is stopped now.
+
+        When that has ended, ``heard`` returns ``ipcbus.supervisor.TAKE_OVER``.
+        """
+        _say(self._line, PREPARED)
+
+    def wait_turn(self) -> None:
+        """Wait until no other process of the program runs; returns at once unless this one replaces one.
+
+        Call it when everything is loaded that may fail, and before anything is opened that only one process can have.
+        """
+        if not self.replaces:
+            return
+        self.prepared()
+        try:
+            while self._line.recv_bytes() != TAKE_OVER:
+                pass
+        except (EOFError, OSError):
+            return  # the supervisor has let go, and the kernel is about to end this
+        self.replaces = False
 
     def ready(self) -> None:
         """Tell the supervisor that this process serves. Call it once."""
@@ -58,15 +88,16 @@ class Life:
             return None  # the supervisor has let go, and the kernel is about to end this
 
 
-def main(tether: Tether, line: Connection[Any, Any], program: Program, incarnation: int) -> None:
+def main(tether: Tether, line: Connection[Any, Any], program: Program, incarnation: int, replaces: bool) -> None:  # noqa: FBT001  Process passes it by position
     """Be the process: run the program's function, and say what went wrong."""
     tether.fasten()  # a forked process gets it without unpickling it
     _forget_signals()
-    life = Life(program.name, incarnation, line, program.heartbeat)
+    life = Life(program.name, incarnation, line, program.heartbeat, replaces=replaces)
     try:
         if program.handshake:
             program.target(life, *program.args)
         else:
+            life.wait_turn()
             life.ready()
             program.target(*program.args)
     except SystemExit as end:

@@ -13,7 +13,7 @@ __all__ = ["Occurrence", "Program", "Restart", "What"]
 Restart: TypeAlias = Literal["always", "on-failure", "never"]
 """When a process that ended is started again."""
 
-What: TypeAlias = Literal["started", "ready", "died", "done", "late", "stuck", "stopped", "killed", "gave up"]
+What: TypeAlias = Literal["started", "ready", "died", "done", "late", "stuck", "stopped", "killed", "kept", "gave up"]
 """What can happen to a process."""
 
 
@@ -57,7 +57,8 @@ class Occurrence:
     """``started``; ``ready``; ``died``: it ended and should not have; ``done``: it ended and is not started again;
     ``late``: it was not ready in time and was killed; ``stuck``: it gave no heartbeat in time and was
     killed; ``stopped``: it ended because it was told to; ``killed``: it did
-    not stop in time; ``gave up``: of the supervisor, which now stops everything."""
+    not stop in time; ``kept``: what was to replace it ended instead, so it goes on; ``gave up``: of the supervisor, which now
+    stops everything."""
     pid: int | None
     exitcode: int | None = None
     """As ``multiprocessing`` counts it: negative for a signal. None while it runs, or where it cannot be known."""

@@ -132,6 +132,9 @@ class ServiceConfig:
     """What decides to which: ``"connection"``; or ``"query:NAME"``: those whose URLs say the same ``NAME`` together."""
     grace: float = 30.0
     """Seconds for which its clients are kept while a process is away; then they are closed with 1013."""
+    finish_timeout: float = 10.0
+    """Seconds that handlers under way have for finishing when a process is replaced or the server stops; what they still hold
+    then is lost. Clients of a process that is replaced wait meanwhile."""
     heartbeat: float = 20.0
     """Seconds for which a handler may keep the whole process from doing anything else; then it is killed and started again.
     0: for ever."""
@@ -149,7 +152,12 @@ class ServerConfig:
     """URL of every channel that names none."""
     start_method: Literal["spawn", "forkserver"] = "forkserver"
     """How the processes are made. From a fork server that has imported what they need (none of your modules) a process is
-    there in a tenth of the time, which is how long clients wait when a service is replaced."""
+    there in a tenth of the time, which is how long clients wait when a service dies."""
+    restarts: int = 5
+    """How many processes that died, services and front ends together, are started again within ``restart_period``. One more,
+    and the server stops with exit status 1. 0: the first death stops it."""
+    restart_period: float = 10.0
+    """Seconds over which deaths are counted."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """What the processes write to stderr."""
 
@@ -162,12 +170,14 @@ class ServerConfig:
         if not self.services:
             raise ConfigError("a server needs a service: add [services.NAME] with factory = 'module:Class'")
         _check_front(self.front)
+        _at_least("server", self, 0, "restarts")
+        _more_than_zero("server", self, "restart_period")
         for name, service in self.services.items():
             if not 1 <= service.processes <= MAX_PROCESSES:
                 raise ConfigError(f"services.{name}: processes must be 1 to {MAX_PROCESSES}, not {service.processes}")
             if service.shard != "connection" and not service.shard.removeprefix("query:").isidentifier():
                 raise ConfigError(f"services.{name}: shard must be 'connection' or 'query:NAME', not {service.shard!r}")
-            _at_least(f"services.{name}", service, 0.0, "grace", "heartbeat")
+            _at_least(f"services.{name}", service, 0.0, "grace", "finish_timeout", "heartbeat")
 
 
 def _check_front(front: FrontConfig) -> None:
@@ -184,9 +194,7 @@ def _check_front(front: FrontConfig) -> None:
     _at_least("front", front, 1, "message_burst", "max_groups", "half_open", "accept_burst", "soft_limit")
     _at_least("front", front, 0, "message_rate", "byte_rate", "rate_patience", "frame_rate", "drain", "heartbeat")
     _at_least("front", front, 0, "max_connections", "per_address", "accept_rate")
-    for name in ("open_timeout", "ping_interval", "ping_timeout", "link_timeout", "drain_rate"):
-        if getattr(front, name) <= 0:
-            raise ConfigError(f"front: {name} must be more than 0, not {getattr(front, name)}")
+    _more_than_zero("front", front, "open_timeout", "ping_interval", "ping_timeout", "link_timeout", "drain_rate")
     for name in ("exempt", "trusted_proxies"):
         try:
             networks(getattr(front, name))
@@ -200,6 +208,12 @@ def _at_least(where: str, config: object, least: float, *names: str) -> None:
     for name in names:
         if getattr(config, name) < least:
             raise ConfigError(f"{where}: {name} must be at least {least:g}, not {getattr(config, name)}")
+
+
+def _more_than_zero(where: str, config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ConfigError(f"{where}: {name} must be more than 0, not {getattr(config, name)}")
 
 
 def load_server_config(path: str | os.PathLike[str]) -> ServerConfig:

@@ -60,13 +60,23 @@ class ServiceInbox:
         inboxes: of its processes, each with the name of the process.
         key: what decides which of them a connection belongs to.
         grace: seconds that connections are kept while a process is away.
+        farewell: seconds that a process may take for ending when it is replaced; they do not count as being away.
     """
 
-    def __init__(self, name: str, inboxes: Many[tuple[str, Channel]], *, key: str = "connection", grace: float = 30.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        inboxes: Many[tuple[str, Channel]],
+        *,
+        key: str = "connection",
+        grace: float = 30.0,
+        farewell: float = 0.0,
+    ) -> None:
         self.name = name
         self.inboxes = inboxes
         self.key = key
         self.grace = grace
+        self.farewell = farewell
 
 
 class FrontEnd:
@@ -110,7 +120,7 @@ class FrontEnd:
         self._inbox = inbox.receiver
         self._epoch = start()
         for service in services:
-            route = Route(service.name, service.key, service.grace)
+            route = Route(service.name, service.key, service.grace, service.farewell)
             self.all_routes.append(route)
             for name, channel in service.inboxes:
                 link = ServiceLink(route, len(self.links), name, channel, index, self._epoch)
@@ -127,6 +137,16 @@ class FrontEnd:
     def stop(self) -> None:
         """Make ``run`` return, after clients were told."""
         self._stop.set()
+
+    async def stopped(self) -> None:
+        """Wait until ``stop`` is called."""
+        await self._stop.wait()
+
+    async def prepare(self) -> None:
+        """Do what can be done before ``run``: nothing."""
+
+    async def dismiss(self) -> None:
+        """End without having run."""
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until ``stop``.
@@ -364,7 +384,10 @@ class FrontEnd:
             at: when that was, as an epoch.
         """
         link = self.links[index]
-        if link.epoch < at and link.up:
+        if link.epoch >= at:
+            return
+        link.ended()
+        if link.up:
             logger.info("front end %d: %s has ended; its clients wait", self._index, link.name)
             link.away()
             self._announce()
@@ -383,7 +406,7 @@ class FrontEnd:
                     link.greet(anew=True)
                 elif link.up and now - link.heard > patience / 4:
                     link.pump.put((Event.PING, now))
-                elif not link.up and not link.gone and now - link.since > link.route.grace:
+                elif not link.up and not link.gone and now - link.since > link.grace:
                     self._give_up(link)
 
     def _give_up(self, link: ServiceLink) -> None:
@@ -464,6 +487,6 @@ class FrontEnd:
         if self.stopping:
             link.parted = True
         else:
-            link.away()
+            link.leave()
             link.pump.put((Event.BYE,))
         self._announce()

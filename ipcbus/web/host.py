@@ -32,7 +32,7 @@ UNKNOWN_FRONT = 0
 BARRIER = 2.0
 """Seconds that a service waits for what the front ends have to tell, before it begins without those that have not."""
 GRACE = 2.0
-"""Seconds that front ends, handlers and commands under way get when the process is asked to stop."""
+"""Seconds that front ends and commands under way get when the process is asked to stop."""
 LEFT_OVER = 4096
 """Messages of one front end, sent to an earlier process and not read by it, that are kept until it is attached."""
 
@@ -42,6 +42,7 @@ class _Front:
 
     __slots__ = (
         "attached",
+        "echo",
         "entries",
         "epoch",
         "heard",
@@ -68,6 +69,7 @@ class _Front:
         self.entries: list[list[Any]] = []
         self.left: list[list[Any]] = []
         self.taken = 0
+        self.echo = 0.0  # the time in its last PONG
 
 
 class Host:
@@ -84,6 +86,7 @@ class Host:
         bus: the address of the server's bus; None if there is none.
         link_timeout: seconds after which a silent front end counts as gone.
         max_groups: rooms that a connection may be in, unless the service says so.
+        finish_timeout: seconds that handlers have for finishing when the process is asked to stop.
     """
 
     def __init__(
@@ -99,10 +102,10 @@ class Host:
         bus: str | None = None,
         link_timeout: float = 10.0,
         max_groups: int = 128,
+        finish_timeout: float = 10.0,
     ) -> None:
         if not service.path.startswith("/") or "?" in service.path:
             raise ConfigError(f"{name}: path = {service.path!r} is no path; it starts with '/' and has no '?'")
-        epoch = start()
         self.name = name
         self.refused = 0
         """Batches that made no sense."""
@@ -110,8 +113,11 @@ class Host:
         """Batches meant for an earlier start of this process, or sent by an earlier start of a front end."""
         self._service = service
         self._inbox = inbox.receiver
-        self._fronts = [_Front(Pump(f"front end {number}", channel, index, epoch)) for number, channel in enumerate(fronts)]
+        self._index = index
+        self._front_inboxes = fronts
+        self._fronts: list[_Front] = []
         self._link_timeout = link_timeout
+        self._finish_timeout = finish_timeout
         self._refs = itertools.count(1)
         self._queries: dict[int, tuple[int, asyncio.Future[Any]]] = {}
         self.hub = Hub(service, self, range(len(fronts)) if shard[1] > 1 else (), max_groups)
@@ -142,6 +148,23 @@ class Host:
         """Make ``run`` return, after what is under way."""
         self._stop.set()
 
+    async def stopped(self) -> None:
+        """Wait until ``stop`` is called."""
+        await self._stop.wait()
+
+    async def prepare(self) -> None:
+        """Do what can be done while an earlier process of the service still serves; call it before ``run``.
+
+        Raises:
+            Exception: what ``on_start`` raised.
+        """
+        await _call(self._service.on_start)
+
+    async def dismiss(self) -> None:
+        """End without having served."""
+        await _call(self._service.on_stop)
+        self.outside.close()
+
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until ``stop``.
 
@@ -151,9 +174,13 @@ class Host:
         Raises:
             ChannelBusy: another process is still the receiver of this service's inbox.
             ChannelBroken: the inbox cannot be used any more.
-            Exception: what ``on_start`` or ``on_attach`` raised.
+            Exception: what ``on_attach`` raised.
         """
-        await _call(self._service.on_start)
+        epoch = start()  # later than the end of any earlier process, which front ends are told in epochs, too
+        self._fronts = [
+            _Front(Pump(f"front end {number}", channel, self._index, epoch))
+            for number, channel in enumerate(self._front_inboxes)
+        ]
         # Opened before anybody is told: from here on what is sent to this inbox has a living receiver.
         self._inbox.fileno()
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(front.pump.run()) for front in self._fronts]
@@ -161,7 +188,7 @@ class Host:
             self._greet(front)
         work = [asyncio.create_task(self._receive()), asyncio.create_task(self._begin()), asyncio.create_task(self._watch())]
         if answers(self._service):
-            work.append(asyncio.create_task(self.outside.serve(self._service.on_request)))
+            work.append(self.outside.begin(self._service.on_request))
         stopping = asyncio.create_task(self._stop.wait())
         ready()
         try:
@@ -177,6 +204,7 @@ class Host:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.hub.stop()
+            await self.outside.stop()
             self.outside.close()
 
     async def _begin(self) -> None:
@@ -228,18 +256,44 @@ class Host:
         told = [front for front in self._fronts if front.attached]
         for front in told:
             front.pump.put((Command.BYE,))
+        parted = await self._hear_of(told, lambda front: front.parted)
         try:
-            async with asyncio.timeout(GRACE):
-                while not all(front.parted or not front.attached for front in told):
-                    self._told.clear()
-                    await self._told.wait()
+            async with asyncio.timeout(self._finish_timeout):
+                if not parted and self.hub.turns.waiting:  # so many that nothing more is taken from the inbox
+                    await self.hub.turns.idle()
+                    parted = await self._hear_of(told, lambda front: front.parted)
                 await self.hub.turns.idle()
+                await self.outside.finish()
         except TimeoutError:
-            logger.warning("%s: front ends or handlers were still busy %g seconds after the request to stop", self.name, GRACE)
+            logger.warning(
+                "%s: handlers still run %g seconds after the request to stop; %d messages are lost (finish_timeout)",
+                self.name,
+                self._finish_timeout,
+                self.hub.turns.waiting,
+            )
+        if not parted:
+            logger.warning("%s: not every front end has answered the goodbye", self.name)
         await self._service._ticker.stop()  # noqa: SLF001  as above
         await _call(self._service.on_stop)
         self.hub.flush()
         await asyncio.gather(*(front.pump.flush(GRACE) for front in self._fronts))
+        # What the next process says travels by a lane of its own, and must not arrive before the last of this.
+        now, there = monotonic(), [front for front in told if front.parted]
+        for front in there:
+            front.pump.put((Command.PING, now))
+        if not await self._hear_of(there, lambda front: front.echo >= now):
+            logger.warning("%s: a front end did not say that it has taken everything", self.name)
+
+    async def _hear_of(self, fronts: list[_Front], true: Callable[[_Front], bool]) -> bool:
+        """Wait until something is true of all front ends that are still there; return False if that takes too long."""
+        try:
+            async with asyncio.timeout(GRACE):
+                while not all(true(front) or not front.attached for front in fronts):
+                    self._told.clear()
+                    await self._told.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _watch(self) -> None:
         """Look after the links: a front end that is silent for too long is gone."""
@@ -262,6 +316,8 @@ class Host:
             number: its index.
             at: when that was, as an epoch.
         """
+        if not self._fronts:
+            return  # it does not run yet
         front = self._fronts[number]
         if front.attached and front.epoch < at:
             logger.info("%s: front end %d has ended; its connections are gone", self.name, number)
@@ -341,6 +397,9 @@ class Host:
                 future.set_result(event[2])
         elif op == Event.PING:
             front.pump.put((Command.PONG, event[1]))
+        elif op == Event.PONG:
+            front.echo = event[1]
+            self._told.set()
 
     def _hello(self, front: _Front, number: int, *, pid: int, token: int) -> None:
         front.parted = False

@@ -65,6 +65,7 @@ class Outside:
         self._bus: Bus | None = None
         self._channels: dict[str, Channel] = {}
         self._answering: set[asyncio.Task[None]] = set()
+        self._serving: asyncio.Task[None] | None = None
 
     @property
     def bus(self) -> Bus:
@@ -87,22 +88,29 @@ class Outside:
             found: list[dict[str, Any]] = await asyncio.gather(*self._query("counts"))
         return found
 
-    async def serve(self, handler: Callable[[Any], Any]) -> None:
-        """Answer the requests of other services, until cancelled."""
+    def begin(self, handler: Callable[[Any], Any]) -> asyncio.Task[None]:
+        """Answer the requests of other services, until ``finish`` or until the task that is returned is cancelled."""
+        self._serving = asyncio.create_task(self._serve(handler))
+        return self._serving
+
+    async def finish(self) -> None:
+        """Take no more requests, and wait until those that were taken are answered."""
+        if self._serving is not None:
+            self._serving.cancel()
+            await asyncio.wait((self._serving,))
+        if self._answering:
+            await asyncio.wait(self._answering)
+
+    async def _serve(self, handler: Callable[[Any], Any]) -> None:
         inbox = self._channel(self._name).aio
         free = asyncio.Semaphore(AT_A_TIME)
-        try:
-            while True:
-                await free.acquire()
-                message = await inbox.recv_message()
-                task = asyncio.create_task(self._answer(handler, message))
-                self._answering.add(task)
-                task.add_done_callback(self._answering.discard)
-                task.add_done_callback(lambda _: free.release())
-        finally:
-            for task in self._answering:
-                task.cancel()
-            await asyncio.gather(*self._answering, return_exceptions=True)
+        while True:
+            await free.acquire()
+            message = await inbox.recv_message()
+            task = asyncio.create_task(self._answer(handler, message))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+            task.add_done_callback(lambda _: free.release())
 
     async def _answer(self, handler: Callable[[Any], Any], message: Message) -> None:
         try:
@@ -119,6 +127,12 @@ class Outside:
         if channel is None:
             channel = self._channels[service] = self.bus.channel(request_channel(service))
         return channel
+
+    async def stop(self) -> None:
+        """Answer nothing any more."""
+        for task in self._answering:
+            task.cancel()
+        await asyncio.gather(*self._answering, return_exceptions=True)
 
     def close(self) -> None:
         """Leave the bus."""

@@ -6,10 +6,12 @@ import asyncio
 import importlib
 import logging
 import signal
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ipcbus.errors import ConfigError
+from ipcbus.supervisor import TAKE_OVER
 from ipcbus.web.loop import loop_factory
 from ipcbus.web.moments import pause
 from ipcbus.web.reporter import counted, reporting
@@ -18,7 +20,7 @@ from ipcbus.web.service import Service
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from ipcbus.channel import Channel
     from ipcbus.supervisor import Life
@@ -32,7 +34,13 @@ __all__ = ["ServiceArgs", "load_service", "notice", "run_front_end", "run_servic
 
 
 class _Runs(Protocol):
+    async def prepare(self) -> None: ...
+
     async def run(self, ready: Callable[[], None]) -> None: ...
+
+    async def dismiss(self) -> None: ...
+
+    async def stopped(self) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -58,6 +66,7 @@ class ServiceArgs:
     """The address of the server's bus."""
     link_timeout: float
     max_groups: int
+    finish_timeout: float
     database: Database | None = None
 
 
@@ -82,6 +91,7 @@ def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs, s
             bus=args.bus,
             link_timeout=args.link_timeout,
             max_groups=args.max_groups,
+            finish_timeout=args.finish_timeout,
         )
 
     _run(make, life, slot, lambda host: host.hub.counts)
@@ -160,10 +170,21 @@ def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, running.stop)
         beating = asyncio.create_task(_beat(life))
-        loop.add_reader(life.fileno(), _hear, life, running)
+        turn = asyncio.Event()
+        loop.add_reader(life.fileno(), _hear, life, running, turn)
         here = counts(running)
+        report = reporting(slot, lambda: counted(here), lambda: {"connections": here.connections})
         try:
-            async with reporting(slot, lambda: counted(here), lambda: {"connections": here.connections}):
+            async with AsyncExitStack() as stack:
+                if not life.replaces:
+                    await stack.enter_async_context(report)
+                await running.prepare()
+                if life.replaces:
+                    life.prepared()
+                    if not await _first(turn.wait(), running.stopped()):
+                        await running.dismiss()
+                        return
+                    await stack.enter_async_context(report)  # until now it was the other one's
                 await running.run(life.ready)
         finally:
             loop.remove_reader(life.fileno())
@@ -171,6 +192,16 @@ def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main())
+
+
+async def _first(one: Coroutine[Any, Any, Any], other: Coroutine[Any, Any, Any]) -> bool:
+    """Wait until either has happened, and say whether it was the first."""
+    tasks = [asyncio.create_task(one), asyncio.create_task(other)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    first = tasks[0].done()
+    for task in tasks:
+        task.cancel()
+    return first
 
 
 async def _beat(life: Life) -> None:
@@ -185,8 +216,11 @@ def notice(index: int, at: int) -> bytes:
     return f"{index} {at}".encode()
 
 
-def _hear(life: Life, running: _Runs) -> None:
+def _hear(life: Life, running: _Runs, turn: asyncio.Event) -> None:
     while (said := life.heard()) is not None:
+        if said == TAKE_OVER:
+            turn.set()
+            continue
         index, at = said.decode().split()
         running.notice(int(index), int(at))
 

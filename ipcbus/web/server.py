@@ -50,7 +50,7 @@ _PRELOAD = ("ipcbus.web.server", "ipcbus.web.host", "ipcbus.requests", "ipcbus.a
 _PRELOAD_DATABASE = ("sqlalchemy.orm", "ipcbus.web.database")
 """And where there is a database: SQLAlchemy takes longer to import than everything else together."""
 STOP_TIMEOUT = 10.0
-"""Seconds that a process may take to stop, besides the time in which connections are closed."""
+"""Seconds that a process may take to stop, besides the time in which connections are closed or handlers finish."""
 _ENDED = frozenset({"died", "done", "late", "stuck", "stopped", "killed"})
 
 _SERIALIZER = "msgpack"
@@ -114,19 +114,21 @@ class Server:
     def request_reload(self) -> None:
         """Begin to replace every service process by a new one, and return at once. May be called from a signal handler.
 
-        No socket is closed and no message is lost: front ends hold what clients send until the new process is ready. Asked
-        for again while it is under way, it happens once more.
+        The new process is loaded, and ``on_start`` has returned in it, before the old one is asked to stop; if that fails the
+        old one goes on, and the log says so. No socket is closed and no message is lost: front ends hold what clients send
+        while the old process finishes what it has, for which it has ``finish_timeout`` seconds. Asked for again while it is
+        under way, it happens once more.
         """
-        self._running().request_restart(*self._services)
+        self._running().request_replace(*self._services)
 
     def reload(self) -> None:
         """Replace every service process by a new one, and wait until all are ready; see ``request_reload``.
 
         Raises:
-            StartFailed: a service does not run.
+            StartFailed: a process could not be replaced, and the old one goes on; or it does not run.
         """
         with ThreadPoolExecutor(len(self._services)) as pool:
-            list(pool.map(self._running().restart, self._services))
+            list(pool.map(self._running().replace, self._services))
 
     def stop(self) -> None:
         """Close connections with 1001, let services finish, end every process. Idempotent."""
@@ -217,12 +219,14 @@ class Server:
                     bus=bus.address,
                     link_timeout=front.link_timeout,
                     max_groups=front.max_groups,
+                    finish_timeout=service.finish_timeout,
                     database=next(databases),
                 )
                 arguments = (config.log_level, inbox.receiver, args, slots.get(called))
                 services.append(Program(called, run_service, arguments, heartbeat=service.heartbeat))
                 inboxes.append((called, inbox.sender))
-            known.append(ServiceInbox(name, inboxes, key=service.shard, grace=service.grace))
+            farewell = service.finish_timeout + STOP_TIMEOUT
+            known.append(ServiceInbox(name, inboxes, key=service.shard, grace=service.grace, farewell=farewell))
         self._services = [program.name for program in services]
         ends = [
             Program(
@@ -239,7 +243,9 @@ class Server:
         return Supervisor(
             [services, ends],
             start_method=config.start_method,
-            stop_timeout=front.drain + STOP_TIMEOUT,
+            intensity=config.restarts,
+            period=config.restart_period,
+            stop_timeout=max(front.drain, *(service.finish_timeout for service in config.services.values())) + STOP_TIMEOUT,
             at_end=self._hang_up,
             on_event=self._spread,
         )

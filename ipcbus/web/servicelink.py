@@ -65,6 +65,8 @@ class ServiceLink:
         self.up = False
         self.gone = False
         """Whether it has been away for longer than its connections are kept."""
+        self.leaving = False
+        """Whether it has said that it is being replaced, and was not reported to have ended."""
         self.parted = False
         """Whether it has answered the BYE of a front end that stops."""
         self.since = self.heard = monotonic()
@@ -111,8 +113,25 @@ class ServiceLink:
         self.up = False
         self.gate.shut(self.pump.reclaim())
 
+    def leave(self) -> None:
+        """Hold what comes: the process is being replaced, and has still to finish what it has."""
+        self.away()
+        self.leaving = True
+
+    def ended(self) -> None:
+        """Note that the process has ended."""
+        if self.leaving:
+            self.leaving = False
+            self.since = monotonic()
+
+    @property
+    def grace(self) -> float:
+        """Seconds that connections are kept from ``since`` on, if it does not come up."""
+        return self.route.grace + (self.route.farewell if self.leaving else 0.0)
+
     def renew(self, epoch: int) -> None:
         """Note that another process is there than before."""
+        self.ended()
         self.away()
         self.token, self.epoch, self.sequence = 0, epoch, Sequence()
 
@@ -166,12 +185,14 @@ class Route:
         name: what the configuration calls it.
         key: what decides which process a connection belongs to: ``"connection"`` or ``"query:NAME"``.
         grace: seconds that its connections are kept while a process is away.
+        farewell: seconds that a process may take for ending.
     """
 
-    def __init__(self, name: str, key: str, grace: float) -> None:
+    def __init__(self, name: str, key: str, grace: float, farewell: float = 0.0) -> None:
         self.name = name
         self.key = key
         self.grace = grace
+        self.farewell = farewell
         self.path: str | None = None
         self.auth = self.pressure = False
         self.limits = Limits()

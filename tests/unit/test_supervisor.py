@@ -332,7 +332,7 @@ def test_before_the_start_there_is_nothing_to_add_to(programs: Any) -> None:
 def test_one_more_that_fails_leaves_the_others_alone(programs: Any, target: str, why: str) -> None:
     with Supervisor([Program("a", programs.stay)], ready_timeout=PATIENCE, start_method="spawn") as supervisor:
         before = supervisor.pids
-        supervisor._ready_timeout = 0.5 if target == "never_ready" else PATIENCE
+        supervisor._keeper._ready_timeout = 0.5 if target == "never_ready" else PATIENCE
         with pytest.raises(StartFailed, match=why) as error:
             supervisor.start(Program("b", getattr(programs, target)))
         assert error.value.name == "b"

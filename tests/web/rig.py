@@ -86,6 +86,7 @@ class Rig:
 
     async def _run(self, part: Any) -> None:
         ready = asyncio.Event()
+        await part.prepare()
         task = self.tasks[part] = asyncio.create_task(part.run(ready.set))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait((task, waiting), timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)

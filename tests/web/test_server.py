@@ -191,6 +191,26 @@ def test_a_service_that_dies_again_and_again_stops_the_server(programs: Any) -> 
         assert "crash was killed by SIGKILL" in server.failure
 
 
+@pytest.mark.parametrize("name", ["crash", "front-0"])
+def test_how_many_deaths_are_mended_is_configured(name: str, programs: Any) -> None:
+    front = FrontConfig(bind="127.0.0.1:0", processes=1)
+    services = {"crash": ServiceConfig("web_programs:Crash")}
+    with Server(ServerConfig(services, front, transport="pipe:", restarts=1, restart_period=60.0)) as server:
+        first = server.pids[name]
+        os.kill(first, signal.SIGKILL)
+        while server.events.recv(PATIENCE).what != "died":
+            pass
+        ready = server.events.recv(PATIENCE)
+        while (ready.name, ready.what) != (name, "ready"):
+            ready = server.events.recv(PATIENCE)
+        assert ready.pid == server.pids[name] != first
+        os.kill(server.pids[name], signal.SIGKILL)
+        assert server.wait(PATIENCE) == 1
+        assert server.failure is not None
+        assert "death number 2 within 60 seconds and 1 are mended, so everything is stopped" in server.failure
+        assert server.failure.startswith(name)
+
+
 def test_stopping_closes_clients_and_leaves_no_process(join: Join) -> None:
     with Server(chat_config("pipe:", bind="127.0.0.1:0")) as server:
         pids = server.pids
@@ -436,6 +456,8 @@ def test_a_configuration_file_says_what_is_wrong(tmp_path: Path) -> None:
         (TOML.replace("processes = 1", "max_size = 0"), "max_size"),
         (TOML.replace("processes = 1", "ping_interval = 0"), "ping_interval"),
         (TOML.replace("processes = 1", "write_limit = 10"), "write_limit"),
+        ("restarts = -1\n" + TOML, "server: restarts must be at least 0"),
+        ("restart_period = 0\n" + TOML, "server: restart_period must be more than 0"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=why):

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from ipcbus import Program, Supervisor
 
@@ -128,3 +129,32 @@ def converse(life, channel):
         if select.select([life.fileno()], [], [], 0.05)[0] and (said := life.heard()) is not None:
             beating = beating and said != b"be still"
             channel.send((os.getpid(), life.incarnation, said))
+
+
+def succession(life, channel, place):
+    """Tell how far it gets; a file says what goes wrong on the way there."""
+
+    def end(*_):
+        channel.send(("ends", os.getpid()))
+        sys.exit()
+
+    signal.signal(signal.SIGTERM, end)
+    channel.send(("loads", os.getpid()))
+    wrong = Path(place).read_text()
+    if wrong == "raise":
+        raise RuntimeError("does not import")
+    if wrong == "hang":
+        threading.Event().wait()
+    life.wait_turn()
+    if wrong == "die late":
+        os.kill(os.getpid(), signal.SIGKILL)
+    channel.send(("serves", os.getpid()))
+    life.ready()
+    threading.Event().wait()
+
+
+def overlap(life, channel):
+    """Do not mind that another one still runs."""
+    channel.send(os.getpid())
+    life.ready()
+    threading.Event().wait()

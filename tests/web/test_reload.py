@@ -1,0 +1,229 @@
+"""Services replaced under open sockets: the next process is loaded first, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+import ipcbus
+from ipcbus.demo.selfcheck import channel_url
+from ipcbus.errors import StartFailed
+from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig
+from ipcbus.web.server import Server
+
+PATIENCE = 20.0
+SCHEMES = [
+    scheme
+    for scheme in ("unix", "pipe", "shm", "queue", "zmq")
+    if scheme in ipcbus.transports and ipcbus.transports.get(scheme).capabilities.crosses_processes
+]
+
+SERVICE = """
+import asyncio, os
+from ipcbus.web import Service
+
+class Counting(Service):
+    path, codec = "/", "json"
+
+    def on_start(self):
+        {on_start}
+
+    async def on_open(self, conn):
+        await conn.join("all")
+        await conn.send({{"here": os.getpid()}})
+
+    async def on_message(self, conn, message):
+        match message:
+            case {{"slow": seconds, "say": n}}:
+                await asyncio.sleep(seconds)
+                conn.state["last"] = n
+                await self.publish("all", {{"said": n, "version": {version}}})
+            case {{"say": n}}:
+                conn.state["last"] = n
+                await self.publish("all", {{"said": n, "version": {version}}})
+            case "last":
+                await conn.send({{"last": conn.state["last"]}})
+            case {{"ask": n}}:
+                await conn.send({{"answer": await self.request("counting", n)}})
+
+    async def on_request(self, message):
+        await asyncio.sleep(0.05)
+        return [message, {version}]
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the service, which children import afresh."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # two versions within one second look alike to the cache
+    path = tmp_path / "counting.py"
+    write(path, 1)
+    return path
+
+
+def write(path: Path, version: int, on_start: str = "pass") -> None:
+    path.write_text(SERVICE.format(version=version, on_start=on_start))
+
+
+def config(url: str = "unix:", **service: Any) -> ServerConfig:
+    front = FrontConfig(bind="127.0.0.1:0", message_rate=0, byte_rate=0)
+    return ServerConfig({"counting": ServiceConfig("counting:Counting", **service)}, front, transport=url)
+
+
+@contextmanager
+def clients(server: Server, count: int) -> Iterator[list[ClientConnection]]:
+    with ExitStack() as stack:
+        url = f"ws://{server.address}/"
+        options: dict[str, Any] = {"proxy": None, "open_timeout": PATIENCE, "max_queue": None}  # not all read what they get
+        found = [stack.enter_context(connect(url, **options)) for _ in range(count)]
+        for ws in found:
+            assert "here" in json.loads(ws.recv(PATIENCE))
+        yield found
+
+
+def heard(ws: ClientConnection, count: int) -> list[dict[str, Any]]:
+    return [json.loads(ws.recv(PATIENCE)) for _ in range(count)]
+
+
+@contextmanager
+def pouring(senders: list[ClientConnection], pause: float) -> Iterator[list[int]]:
+    """Have clients say numbers in turn while the body runs; yields what was said."""
+    said: list[int] = []
+    done = threading.Event()
+
+    def pour() -> None:
+        while not done.wait(pause):
+            senders[len(said) % len(senders)].send(json.dumps({"say": len(said)}))
+            said.append(len(said))
+
+    thread = threading.Thread(target=pour)
+    thread.start()
+    try:
+        yield said
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_reloads_under_load_lose_nothing_and_close_nothing(scheme: str, module: Path) -> None:
+    with Server(config(channel_url(scheme))) as server, clients(server, 6) as all_of_them:
+        fronts = {name: pid for name, pid in server.pids.items() if name != "counting"}
+        with pouring(all_of_them, 0.001) as said:
+            for version in (2, 3, 4):
+                write(module, version)
+                server.reload()
+        assert {name: pid for name, pid in server.pids.items() if name != "counting"} == fronts
+        assert len(said) > 100
+        for index, ws in enumerate(all_of_them):
+            got = [message["said"] for message in heard(ws, len(said))]
+            assert sorted(got) == said  # every one, and none twice
+            for sender in range(6):  # each client's in the order in which it said them
+                own = [number for number in got if number % 6 == sender]
+                assert own == sorted(own)
+            ws.send(json.dumps("last"))  # and the last process knows what an earlier one has noted
+            assert heard(ws, 1) == [{"last": max(number for number in said if number % 6 == index)}]
+
+
+@pytest.mark.parametrize("scheme", ["unix", "pipe"])
+def test_handlers_that_run_for_long_finish_in_the_old_process(scheme: str, module: Path) -> None:
+    with Server(config(channel_url(scheme))) as server, clients(server, 4) as (slow, *others):
+        slow.send(json.dumps({"slow": 3.0, "say": -1}))
+        slow.send(json.dumps({"say": -2}))  # its turn comes after that
+        others[0].send(json.dumps({"say": -3}))
+        assert heard(others[0], 1) == [{"said": -3, "version": 1}]  # so the old one has the others, too
+        write(module, 2)
+        with pouring(others, 0.01) as said:
+            began = time.monotonic()
+            server.reload()
+            assert time.monotonic() - began >= 2.0
+        rest = heard(others[0], len(said) + 2)
+        assert {message["said"] for message in rest} == {-1, -2, *said}
+        versions = {message["said"]: message["version"] for message in rest}
+        assert versions[-1] == versions[-2] == 1
+        assert versions[said[-1]] == 2
+        slow.send(json.dumps("last"))
+        assert heard(slow, len(said) + 4)[-1] == {"last": -2}
+
+
+def test_handlers_have_as_long_as_the_configuration_says(module: Path) -> None:
+    with Server(config(finish_timeout=0.5, grace=0.2)) as server, clients(server, 2) as (slow, other):
+        slow.send(json.dumps({"slow": 600, "say": -1}))
+        write(module, 2)
+        began = time.monotonic()
+        server.reload()
+        assert 0.4 < time.monotonic() - began < 9
+        other.send(json.dumps({"say": 1}))
+        assert heard(other, 1) == [{"said": 1, "version": 2}]
+        assert heard(slow, 1) == [{"said": 1, "version": 2}]  # what its handler held is lost, its socket is not
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("this is no Python", "SyntaxError"), (None, "the disk is full"), ("import no_such_thing", "no_such_thing")],
+)
+def test_code_that_does_not_start_leaves_the_old_process_running(
+    text: str | None, why: str, module: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Server(config()) as server, clients(server, 1) as (ws,):
+        pids = server.pids
+        with pouring([ws], 0.005) as said:
+            if text is None:
+                write(module, 2, on_start="raise RuntimeError('the disk is full')")
+            else:
+                module.write_text(text)
+            with pytest.raises(StartFailed, match="counting was not replaced, and the process that runs goes on") as error:
+                server.reload()
+        assert why in str(error.value)
+        assert why in caplog.text
+        assert server.pids == pids
+        assert [message["version"] for message in heard(ws, len(said))] == [1] * len(said)
+        write(module, 3)
+        server.reload()
+        ws.send(json.dumps({"say": 0}))
+        assert heard(ws, 1) == [{"said": 0, "version": 3}]
+        assert server.failure is None
+
+
+def test_requests_that_were_taken_are_answered_by_the_old_process(module: Path) -> None:
+    with Server(config(processes=2)) as server, clients(server, 4) as all_of_them:
+        asked = [0] * 4
+        done = threading.Event()
+
+        def pour() -> None:
+            while not done.wait(0.06):  # an answer takes nearly as long
+                for number, ws in enumerate(all_of_them):
+                    ws.send(json.dumps({"ask": asked[number]}))
+                    asked[number] += 1
+
+        thread = threading.Thread(target=pour)
+        thread.start()
+        try:
+            write(module, 2)
+            server.reload()
+        finally:
+            done.set()
+            thread.join()
+        for number, ws in enumerate(all_of_them):
+            answers = [message["answer"] for message in heard(ws, asked[number])]
+            assert [answer for answer, _ in answers] == list(range(asked[number]))
+
+
+def test_stopping_during_a_reload_leaves_nothing(module: Path) -> None:
+    with Server(config()) as server:
+        write(module, 2, on_start="import time; time.sleep(600)")
+        server.request_reload()
+        while server.history[-1].what != "started" or server.history[-1].name != "counting":
+            server.events.recv(PATIENCE)
+    assert {entry.pid for entry in server.history if entry.what == "started"} == {
+        entry.pid for entry in server.history if entry.what in ("stopped", "killed")
+    }
