@@ -75,6 +75,10 @@ class FrontConfig:
     """Seconds between two pings of a client."""
     ping_timeout: float = 20.0
     """Seconds for its answer; without one its connection is cut."""
+    first_message: float = 0.0
+    """Seconds for a client to say something, after which it is closed with 4408; 0 is no limit."""
+    max_lifetime: float = 0.0
+    """Seconds that a connection may last; at nine tenths of it or a little later it is closed with 1001. 0 is no limit."""
     max_queue: int = 16
     """Messages of one client read ahead of what its service has taken."""
     message_rate: float = 50.0
@@ -193,7 +197,7 @@ def _check_front(front: FrontConfig) -> None:
         raise ConfigError(f"front: max_queue must be at least 1 message, not {front.max_queue}")
     _at_least("front", front, 1, "message_burst", "max_groups", "half_open", "accept_burst", "soft_limit")
     _at_least("front", front, 0, "message_rate", "byte_rate", "rate_patience", "frame_rate", "drain", "heartbeat")
-    _at_least("front", front, 0, "max_connections", "per_address", "accept_rate")
+    _at_least("front", front, 0, "max_connections", "per_address", "accept_rate", "first_message", "max_lifetime")
     _more_than_zero("front", front, "open_timeout", "ping_interval", "ping_timeout", "link_timeout", "drain_rate")
     for name in ("exempt", "trusted_proxies"):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ipcbus.web.orders import Orders
 from ipcbus.web.peers import Peer
 from ipcbus.web.servicelink import Grant, Route, ServiceLink
 from ipcbus.web.socket import Socket
+from ipcbus.web.terms import Terms
 
 if TYPE_CHECKING:
     import socket
@@ -298,14 +300,16 @@ class FrontEnd:
             await socket.close(*grant.close)
             return
         peer = self._open(socket, grant)
+        terms = Terms(self._config, partial(self._close, peer))
         try:
-            await self._read(peer, self.links[peer.owner])
+            await self._read(peer, self.links[peer.owner], terms)
         except ConnectionClosed:
             pass  # however it ended, the code says it
         finally:
+            terms.end()
             self._gone(peer)
 
-    async def _read(self, peer: Peer, link: ServiceLink) -> None:
+    async def _read(self, peer: Peer, link: ServiceLink, terms: Terms) -> None:
         """Take a client's messages to its service, no faster than it takes them and the limits allow."""
         ws, counts, limits, now = peer.ws, self.counts, link.route.limits, peer.ws.loop.time
         config = self._config
@@ -317,6 +321,8 @@ class FrontEnd:
         since = None
         while True:
             message = await ws.recv()
+            if terms.waits:
+                terms.spoke()
             if peer.closing:
                 continue  # what a client says before it notices is not wanted any more
             if isinstance(message, str):

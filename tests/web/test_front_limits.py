@@ -218,6 +218,27 @@ async def test_who_is_to_decide_may_be_replaced_meanwhile() -> None:
         assert (await receive(await joining))[0] == {"user": "ada"}
 
 
+# ---------------------------------------------------------------------- terms
+
+
+async def test_who_says_nothing_is_closed_and_who_says_something_is_not() -> None:
+    async with Rig(Echo(), first_message=0.2) as rig:
+        talks, is_silent = await rig.connect("/echo"), await rig.connect("/echo")
+        await talks.send("I am here")
+        assert await until_closed(is_silent) == 4408
+        await talks.send("still")
+        assert [await asyncio.wait_for(talks.recv(), PATIENCE) for _ in range(2)] == ["I am here", "still"]
+        await eventually(lambda: rig.fronts[0].counts.codes[4408] == 1)
+
+
+async def test_a_connection_does_not_last_for_ever() -> None:
+    async with Rig(Echo(), max_lifetime=0.5) as rig:
+        begun = asyncio.get_running_loop().time()
+        clients = [await rig.connect("/echo") for _ in range(5)]
+        assert [await until_closed(ws) for ws in clients] == [1001] * 5
+        assert asyncio.get_running_loop().time() - begun >= 0.45
+
+
 # ---------------------------------------------------------------------- messages
 
 
