@@ -296,3 +296,11 @@ def test_the_page_fits_a_phone(visit: Callable[..., Any]) -> None:
     box = page.get_by_role("button", name="Send").bounding_box()
     assert box["x"] + box["width"] <= 360
     assert box["y"] + box["height"] <= 640
+    out = page.get_by_role("button", name="Sign out").bounding_box()
+    assert out["x"] + out["width"] <= 360
+    for number in range(8):
+        say(page, f"message {number} " + "x" * 100)
+    sync_api.expect(messages(page)).to_have_count(9)
+    page.get_by_role("button", name="Prices").click()
+    sync_api.expect(page.get_by_role("row")).not_to_have_count(0)
+    sync_api.expect(messages(page).last).to_be_in_viewport(ratio=0.9)  # the prices take room from the oldest
