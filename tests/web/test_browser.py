@@ -304,3 +304,6 @@ def test_the_page_fits_a_phone(visit: Callable[..., Any]) -> None:
     page.get_by_role("button", name="Prices").click()
     sync_api.expect(page.get_by_role("row")).not_to_have_count(0)
     sync_api.expect(messages(page).last).to_be_in_viewport(ratio=0.9)  # the prices take room from the oldest
+    room, new = page.locator("#rooms").bounding_box(), page.locator("#add").bounding_box()
+    assert room["width"] > 150
+    assert new["x"] + new["width"] <= 360
