@@ -103,11 +103,8 @@ class Future(Generic[T]):
         It may make requests and wait for their replies; but what comes meanwhile for others is received by it alone, so it
         should be short. What it raises is logged.
         """
-        if self.outcome is not None:
-            function(self)
-            return
         self.callbacks.append(function)
-        if self.is_done:  # just now; whoever takes a function out of the list calls it
+        if self.is_done:  # perhaps just now; whoever takes a function out of the list calls it
             self.call()
             return
         self._seek()

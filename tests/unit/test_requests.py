@@ -379,6 +379,19 @@ def test_what_a_future_calls_may_raise_and_ask_and_wait(questions):
     assert seen[-1] is future
 
 
+def test_what_a_done_future_calls_may_raise_too(caplog):
+    future, seen = Future(), []
+    future.finish(7, None)
+
+    def fail(_):
+        raise ValueError("this one fails")
+
+    future.add_done_callback(fail)
+    future.add_done_callback(seen.append)
+    assert seen == [future]
+    assert "this one fails" in caplog.text
+
+
 def test_it_is_cancelled_once(unanswered):
     future = unanswered.submit("nobody answers")
     assert future.cancel()
