@@ -213,11 +213,11 @@ def test_a_killed_service_loses_nothing_and_repeats_nothing(visit: Callable[...,
 
 
 def test_both_front_ends_are_killed_and_nothing_is_shown_twice(visit: Callable[..., Any], server: Server) -> None:
-    ned, ora = visit("Ned", "bridge"), visit("Ora", "bridge")
-    sync_api.expect(people(ned)).to_have_count(2)
-    say(ned, "before")
+    nora, ora = visit("Nora", "bridge"), visit("Ora", "bridge")
+    sync_api.expect(people(nora)).to_have_count(2)
+    say(nora, "before")
     sync_api.expect(messages(ora)).to_have_text(["before"])
-    for page in (ned, ora):
+    for page in (nora, ora):
         page.evaluate("""() => {
             window.closes = 0;
             ws.addEventListener("close", () => window.closes++);
@@ -225,15 +225,15 @@ def test_both_front_ends_are_killed_and_nothing_is_shown_twice(visit: Callable[.
     for name in ("front-0", "front-1"):
         os.kill(server.pids[name], signal.SIGKILL)
     for number in range(10):  # said while there is nobody to say it to
-        (ned, ora)[number % 2].evaluate("text => say(text)", f"line {number}")
-    for page in (ned, ora):
+        (nora, ora)[number % 2].evaluate("text => say(text)", f"line {number}")
+    for page in (nora, ora):
         sync_api.expect(messages(page)).to_have_count(11)
         sync_api.expect(page.locator(".pending")).to_have_count(0)
         sync_api.expect(people(page)).to_have_count(2)
         sync_api.expect(page.get_by_role("alert")).to_be_hidden()
         assert sorted(messages(page).all_text_contents()) == sorted(["before", *(f"line {number}" for number in range(10))])
         assert page.evaluate("window.closes") == 1
-    assert messages(ned).all_text_contents() == messages(ora).all_text_contents()
+    assert messages(nora).all_text_contents() == messages(ora).all_text_contents()
 
 
 def test_a_lost_connection_loses_nothing_and_repeats_nothing(visit: Callable[..., Any]) -> None:
