@@ -455,7 +455,7 @@ class TestTrial:
         ],
     )
     def test_what_never_arrives(self, ailing, name, said):
-        tried = trial.attempt("ailing", getattr(ailing, name), timeout=4)
+        tried = trial.attempt("ailing", getattr(ailing, name), timeout=8)  # a fifth is for ending
         assert said in tried.problem
 
     def test_one_that_needs_an_address_gets_one(self, ailing):

@@ -850,3 +850,16 @@ def test_an_interrupted_grant_is_no_message(make_private):
     assert whole(rx.recv(PATIENCE)) == b"2"
     tx.send([b"3"], PATIENCE)
     assert whole(rx.recv(PATIENCE)) == b"3"
+
+
+def test_an_address_needs_no_codec():
+    """Imported in the middle of a call, it could be interrupted there, and then no thread could import any more."""
+    code = (
+        "import sys, ipcbus\n"
+        "from ipcbus.plumbing.ports import free_port\n"
+        "with ipcbus.open(f'zmq+tcp://127.0.0.1:{free_port()}', serializer='json') as channel:\n"
+        "    channel.send(1)\n"
+        "    assert channel.recv(10) == 1\n"
+        "assert 'encodings.idna' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)

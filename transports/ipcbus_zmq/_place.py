@@ -282,8 +282,11 @@ class TcpPlace:
 
     def __init__(self, host: str, port: int, shut: bytearray) -> None:
         self.shut: Shut = shut
+        # As bytes, where that is the same: of a text, Python imports a codec in here, and a signal handler that raises in
+        # the middle of an import may leave its lock taken, for all threads and for ever.
+        known = host.encode() if host.isascii() else host
         try:
-            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            family, _, _, _, address = socket.getaddrinfo(known, port, type=socket.SOCK_STREAM)[0]
         except OSError as error:
             raise ChannelBroken(f"{host!r} has no address: {error.strerror}") from error
         self._family, self._address = family, address
