@@ -19,6 +19,7 @@ follows is divided by the BUFFERS section, wherever it was cut. Without one, all
 
 from __future__ import annotations
 
+import hmac
 import json
 import struct
 import zlib
@@ -323,7 +324,7 @@ def _parse_sections(
         if not flags & MAC:
             raise _Forged("has no MAC, and this channel has a key")
         wanted = _mac(key, [first[: mac_at + 16], *tail])
-        if not _same(wanted, first[mac_at + 16 : mac_at + MAC_SIZE]):
+        if not hmac.compare_digest(wanted, first[mac_at + 16 : mac_at + MAC_SIZE]):
             raise _Forged("has a wrong MAC: it was damaged, forged, or sent with another key")
         parsed.stamp = struct.unpack_from("<QQ", first, mac_at)
     if flags & CHECKSUM:
@@ -404,16 +405,7 @@ def _crc(parts: Sequence[Buffer]) -> int:
     return crc
 
 
-def _same(mac: bytes, other: Buffer) -> bool:
-    """Compare in a time that tells nothing."""
-    from hmac import compare_digest
-
-    return compare_digest(mac, other)
-
-
 def _mac(key: bytes, parts: Sequence[Buffer]) -> bytes:
-    import hmac  # here, because few channels have a key, and what it imports is as much as a quarter of this package
-
     mac = hmac.new(key, digestmod="sha256")
     for part in parts:
         mac.update(part)
