@@ -23,7 +23,7 @@ from ipcbus.web.orders import Orders
 from ipcbus.web.peers import Peer
 from ipcbus.web.servicelink import Grant, Route, ServiceLink
 from ipcbus.web.socket import Socket
-from ipcbus.web.terms import Terms
+from ipcbus.web.terms import GOING_AWAY, Terms
 
 if TYPE_CHECKING:
     import socket
@@ -38,7 +38,6 @@ __all__ = ["Counts", "FrontEnd", "ServiceInbox"]
 
 logger = logging.getLogger("ipcbus.web")
 
-GOING_AWAY = 1001
 TRY_LATER = 1013
 TOO_MANY = 4429
 GRACE = 2.0

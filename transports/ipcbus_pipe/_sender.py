@@ -80,7 +80,7 @@ class PipeSender(SendLink):
                 raise self._why_closed()
             if pipe is None or pipe.sent >= pipe.limit or pipe.debt:
                 pipe = self._make_room(timeout)
-            size = len(frame[0]) if len(frame) == 1 else _size(frame)
+            size = len(frame[0]) if len(frame) == 1 else _stream.size(frame)
             if size > _stream.ATOMIC:
                 self._send_larger(pipe, frame, size, timeout)
             else:
@@ -434,10 +434,6 @@ class PipeSender(SendLink):
             return max(0, pipe.sent + pipe.capacity - pipe.limit)
         finally:
             release(self._lock)
-
-
-def _size(frame: Frame) -> int:
-    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in frame)
 
 
 def _behind(buffers: Sequence[Buffer], done: int) -> list[Buffer]:

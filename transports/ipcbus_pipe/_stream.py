@@ -38,6 +38,7 @@ __all__ = [
     "lone",
     "parse",
     "record",
+    "size",
     "streamed",
     "together",
     "unparse",
@@ -64,16 +65,21 @@ record = _pack
 """Makes the head of a message of so many bytes that is written whole."""
 
 
+def size(frame: Frame) -> int:
+    """Return the bytes of a message."""
+    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in frame)
+
+
 def together(frames: Sequence[Frame]) -> list[bytes]:
     """Return records of the first messages, as many as one write hands over whole; of none, if the first is too large."""
     records: list[bytes] = []
     left = ATOMIC + HEAD
     for frame in frames:
-        size = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in frame)
-        left -= HEAD + size
+        taken = size(frame)
+        left -= HEAD + taken
         if left < 0:
             break
-        records.append(b"".join((_pack(size), *frame)))
+        records.append(b"".join((record(taken), *frame)))
     return records
 
 
