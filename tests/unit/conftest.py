@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import resource
@@ -93,3 +94,10 @@ def scarce(few: Callable[[int], None]) -> Iterator[Callable[[int], list[int]]]:
     yield leave
     while taken:
         os.close(taken.pop())
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Functions that run in child processes: children get a copy of sys.path, so they find the module."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "programs"))
+    return importlib.import_module("supervised")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import threading
@@ -18,14 +17,7 @@ from ipcbus import Program, StartFailed, Supervisor
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 PATIENCE = 20.0
-PROGRAMS = Path(__file__).parent / "programs"
 each_method = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-
-
-@pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(PROGRAMS))
-    return importlib.import_module("supervised")
 
 
 @pytest.fixture

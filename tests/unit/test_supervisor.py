@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import os
 import select
 import signal
@@ -25,13 +24,6 @@ PATIENCE = 20.0
 PROGRAMS = Path(__file__).parent / "programs"
 METHODS = ("fork", "spawn", "forkserver")
 each_method = pytest.mark.parametrize("method", METHODS)
-
-
-@pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Functions that run in child processes: children get a copy of sys.path, so they find the module."""
-    monkeypatch.syspath_prepend(str(PROGRAMS))
-    return importlib.import_module("supervised")
 
 
 @pytest.fixture
