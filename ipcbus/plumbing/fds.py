@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["TravellingFd", "keep", "packing", "unpacking"]
+__all__ = ["TravellingFd", "close_all", "keep", "packing", "unpacking"]
 
 
 def keep(owner: object, name: str, opener: Callable[..., int], *arguments: object) -> None:
@@ -19,6 +20,12 @@ def keep(owner: object, name: str, opener: Callable[..., int], *arguments: objec
     In one step in C: a signal handler that raises (Ctrl-C) cannot come in between and lose the descriptor.
     """
     any(map(setattr, (owner,), (name,), map(opener, *zip(arguments, strict=False))))
+
+
+def close_all(held: list[int]) -> None:
+    """Close the descriptors in a list and empty it; each is taken out and closed in one step in C, as in ``keep``."""
+    while held:
+        deque(map(os.close, map(list.pop, (held,))), 0)
 
 
 class _Basket(threading.local):

@@ -10,19 +10,21 @@ from typing import Literal
 
 __all__ = ["end", "members"]
 
+_ENDED = ("Z", "X")
+"""States of processes that do nothing any more; when their parent takes notice, or the system's first process, is open."""
 _FIELDS = {"group": 2, "session": 3}
 """Where ``/proc/PID/stat`` has them, counted behind the name."""
 
 
 def members(what: Literal["group", "session"], number: int) -> set[int]:
-    """Return the processes of a process group or of a session."""
+    """Return the processes of a process group or of a session, without those that ended and are yet to be waited for."""
     found = set()
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it has ended
-        if int(fields[_FIELDS[what]]) == number:
+        if fields[0] not in _ENDED and int(fields[_FIELDS[what]]) == number:
             found.add(int(status.parent.name))
     return found
 

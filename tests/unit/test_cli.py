@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import ipcbus
 from ipcbus.cli.app import app
+from ipcbus.plumbing.kin import members
 from ipcbus.transport import Capabilities, Guarantees
 
 COMMAND = Path(sys.executable).with_name("ipcbus")
@@ -219,14 +220,6 @@ def url_in(line):
     return next(word for word in line.split() if word.startswith("http://"))
 
 
-def members(group):
-    """Return the processes of a process group."""
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended since
-            if entry.read_text().rpartition(")")[2].split()[2] == str(group):
-                yield int(entry.parent.name)
-
-
 def get(url):
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=TIMEOUT) as answer:
         return answer.read()
@@ -237,7 +230,7 @@ class TestDemo:
         process = start("demo", "--port", "0", "--transport", "pipe:")
         said = process.stdout.readline()
         assert b"<html" in get(url_in(said))
-        family = [os.pidfd_open(pid) for pid in members(process.pid)]
+        family = [os.pidfd_open(pid) for pid in members("group", process.pid)]
         assert len(family) > 3  # itself, two front ends, the service
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=TIMEOUT)

@@ -243,7 +243,7 @@ class TestDoor:
         asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
     def test_no_descriptor_for_each_large_message_that_is_kept(self, make):
-        ends = make()
+        ends = make(kept_bytes=0)
         sender, receiver = ends.sender(), ends.receiver()
         sender.send([LARGE], 0)
         kept = [receiver.recv(0)[0]]

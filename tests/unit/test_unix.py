@@ -1,7 +1,6 @@
-"""What is special to unix: sealed memory files, descriptors that run out, room that heals, and what strangers write."""
+"""What is special to unix: large messages, descriptors that run out, room that heals, and what strangers write."""
 
 import errno
-import fcntl
 import importlib.util
 import os
 import resource
@@ -19,7 +18,6 @@ from ipcbus.transport import ChannelSpec
 from ipcbus_unix import Unix, UnixOptions, _board
 from ipcbus_unix._board import LARGE, STEP
 from ipcbus_unix._intake import MARK, Intake
-from ipcbus_unix._memory import SEALS, fill, open_sealed
 
 PATIENCE = 10
 BIG = bytes(200_000)
@@ -60,11 +58,9 @@ def make():
 
 
 @contextmanager
-def file_of(content, seals=SEALS):
-    fd = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def some_file():
+    fd = os.memfd_create("test", os.MFD_CLOEXEC)
     try:
-        os.write(fd, content)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
         yield fd
     finally:
         os.close(fd)
@@ -140,50 +136,6 @@ def in_thread(call, *args):
     return result
 
 
-class TestMemoryFiles:
-    def test_what_is_sent_can_not_be_changed_any_more(self):
-        fd = fill([b"ab", bytearray(b"cd"), memoryview(b"ef")], 6)
-        try:
-            assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
-            with pytest.raises(PermissionError):
-                os.pwrite(fd, b"x", 0)
-            with pytest.raises(PermissionError):
-                os.ftruncate(fd, 0)
-            assert bytes(open_sealed(fd, 6, 100)) == b"abcdef"
-        finally:
-            os.close(fd)
-
-    @pytest.mark.parametrize("lacking", [fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW, fcntl.F_SEAL_WRITE])
-    def test_every_seal_is_insisted_on(self, lacking):
-        with file_of(b"abc", SEALS & ~lacking) as fd, pytest.raises(ChannelBroken, match="not sealed"):
-            open_sealed(fd, 3, 100)
-
-    @pytest.mark.parametrize(("size", "limit"), [(2, 100), (4, 100), (0, 100), (3, 2), (1 << 62, 1 << 63)])
-    def test_size_is_checked(self, size, limit):
-        with file_of(b"abc") as fd, pytest.raises(ChannelBroken, match="max_message"):
-            open_sealed(fd, size, limit)
-
-    def test_type_is_checked(self):
-        reading, writing = os.pipe()
-        try:
-            with pytest.raises(ChannelBroken, match="no memory file"):
-                open_sealed(reading, 3, 100)
-        finally:
-            os.close(reading)
-            os.close(writing)
-
-    def test_ordinary_file_is_none(self, tmp_path):
-        (tmp_path / "file").write_bytes(b"abc")
-        with (tmp_path / "file").open("rb") as file, pytest.raises(ChannelBroken):
-            open_sealed(file.fileno(), 3, 100)
-
-    def test_what_arrives_can_be_written_to_and_is_nobody_elses(self):
-        with file_of(b"abc") as fd:
-            first, second = open_sealed(fd, 3, 100), open_sealed(fd, 3, 100)
-            first[0] = ord("x")
-            assert (bytes(first), bytes(second)) == (b"xbc", b"abc")
-
-
 class TestLarge:
     @pytest.mark.parametrize("receivers", ["one", "many"])
     def test_order_around_the_first_one(self, make, receivers):
@@ -235,7 +187,7 @@ class TestLarge:
         assert drain(receiver) == [BIG]
 
     def test_no_descriptor_for_each_that_is_kept(self, make):
-        ends = make()
+        ends = make(kept_bytes=0)
         sender, receiver = ends.sender(), ends.receiver()
         sender.send([BIG], 0)
         kept = [receiver.recv(0)]
@@ -280,7 +232,7 @@ class TestDescriptors:
         assert drain(receiver) == [b"small"]
 
     def test_too_many_on_their_way(self, make, monkeypatch):
-        ends = make(capacity=1)
+        ends = make(capacity=1, kept_bytes=0)
         sender, receiver = ends.sender(), ends.receiver()
 
         def refuse(*_):
@@ -342,7 +294,7 @@ class TestStrangers:
     def test_descriptors_they_send_are_closed(self, make, data, count):
         ends = make(receivers="many")
         sender, receiver = ends.sender(), ends.receiver()
-        with file_of(b"abc", seals=0) as fd:
+        with some_file() as fd:
             ends.write(data, [fd] * count)
         sender.send([b"next"], 0)
         before = descriptors()
@@ -354,7 +306,7 @@ class TestStrangers:
     def test_quick_way_throws_descriptors_away(self, make):
         ends = make()
         receiver = ends.receiver()
-        with file_of(b"abc") as fd:
+        with some_file() as fd:
             ends.write(bytes(8) + b"message", [fd])
         before = descriptors()
         assert drain(receiver) == [b"message"]
@@ -495,7 +447,7 @@ class TestRoom:
         assert drain(ends.receiver()) == [b"%d" % n for n in range(20)]
 
     def test_oldest_is_dropped_whatever_its_size(self, make):
-        ends = make(capacity=2, drops_old=True)
+        ends = make(capacity=2, drops_old=True, kept_bytes=0)
         sender, receiver = ends.sender(), ends.receiver()
         before = descriptors()
         for n in range(6):

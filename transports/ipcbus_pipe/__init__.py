@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError
+from ipcbus.plumbing.memfiles import KEPT
 from ipcbus.plumbing.state import SharedState
 from ipcbus.transport import Capabilities, ChannelSpec, Guarantees, Handle, Transport
 from ipcbus_pipe._door import Door
@@ -28,6 +29,9 @@ class PipeOptions:
     """Bytes that each sender's pipe asks the system for; Linux grants up to /proc/sys/fs/pipe-max-size."""
     large: int = 128 * 1024
     """Bytes above which a message travels in a memory file that the receiver maps, instead of through the pipe."""
+    kept_bytes: int = KEPT
+    """Bytes of memory files that a sending process keeps for its next large messages; with 0 each message gets a new one,
+    whose pages cost more than the copy into them."""
 
 
 class Pipe(Transport):
@@ -53,8 +57,8 @@ class Pipe(Transport):
         assert isinstance(options, PipeOptions)
         if spec.address:
             raise ConfigError(f"pipe: takes no address, but was given {spec.address!r}; options follow a '?'")
-        if options.pipe_bytes < 4096 or not 4096 <= options.large < 1 << 30:
-            raise ConfigError("pipe: pipe_bytes must be at least 4096, and large from 4096 to under 1 GiB")
+        if options.pipe_bytes < 4096 or not 4096 <= options.large < 1 << 30 or options.kept_bytes < 0:
+            raise ConfigError("pipe: pipe_bytes must be at least 4096, large from 4096 to below 1 GiB, kept_bytes 0 or more")
         try:
             return PipeHandle(spec, options, SharedState(), Door())
         except OSError as error:

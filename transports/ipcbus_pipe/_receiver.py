@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
 from ipcbus.plumbing.locks import release
-from ipcbus.plumbing.mapping import map_private
+from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
 from ipcbus_pipe import _door
@@ -283,15 +283,7 @@ class PipeReceiver(RecvLink):
         if entry is None:
             raise ChannelBroken(f"large message {number} was announced and its memory file never came")
         fd, size = entry
-        try:
-            if not 0 < size <= min(self._spec.max_message, os.fstat(fd).st_size):
-                raise ChannelBroken(f"a large message claims {size} bytes; max_message is {self._spec.max_message}")
-            # Private and writable: arrays over this memory can be changed, which changes nothing for anybody else.
-            return map_private(fd, size)
-        except (OSError, ValueError) as error:
-            if isinstance(error, ChannelBroken):
-                raise
-            raise ChannelBroken(f"a large message of {size} bytes cannot be mapped: {error}") from error
+        return open_sealed(fd, size, self._spec.max_message)
 
     # ------------------------------------------------------------------ lanes
 

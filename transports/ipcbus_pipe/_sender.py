@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull, PeerDied
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import close_all
 from ipcbus.plumbing.locks import release
+from ipcbus.plumbing.memfiles import MemoryFiles, behind
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import SendLink
 from ipcbus_pipe import _stream
@@ -55,6 +57,7 @@ class PipeSender(SendLink):
         self._door = handle.door
         self._spec = spec
         self._pipe_bytes = options.pipe_bytes
+        self._files = MemoryFiles(options.kept_bytes)
         self._pipe: SenderLane | None = None
         self._closed = False
         self._lock = threading.RLock()
@@ -158,7 +161,7 @@ class PipeSender(SendLink):
         written: list[int] = []
         try:
             while (done := sum(written)) < total:
-                left = buffers if not done else _behind(buffers, done)
+                left = buffers if not done else behind(buffers, done)
                 try:
                     written.extend(map(os.writev, (pipe.fd,), (left[:_IOV_MAX],)))
                 except BlockingIOError:
@@ -180,23 +183,20 @@ class PipeSender(SendLink):
 
     def _send_large(self, pipe: SenderLane, frame: Frame, size: int, deadline: Deadline) -> None:
         """Pass a memory file: written once here, mapped there."""
+        held: list[int] = []
         try:
-            fd = os.memfd_create("ipcbus-message", os.MFD_CLOEXEC)
-        except OSError as error:
-            raise ChannelBroken(f"no descriptor for a message of {size} bytes: {error.strerror}; see 'ulimit -n'") from error
-        try:
-            _write_all(fd, frame, size)
+            self._files.write(frame, size, held)
             # The mark that follows needs room in the pipe. Nobody else writes there, so room that is seen stays.
             while not self._can_write(pipe):
                 self._wait(pipe, deadline, for_bytes=True)
             number = next(pipe.numbers)
-            note = Large(pipe.name, number, size, (fd,))
+            note = Large(pipe.name, number, size, (held[0],))
             self._leave(note, deadline)
             os.write(pipe.fd, _stream.large_record(number))
         except BrokenPipeError as error:
             raise self._lane_lost(pipe, error) from error
         finally:
-            os.close(fd)
+            close_all(held)
 
     # ------------------------------------------------------------------ waiting
 
@@ -410,6 +410,7 @@ class PipeSender(SendLink):
         if self._epoll.closed:
             return
         self._epoll.close()
+        self._files.close()
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
@@ -434,26 +435,3 @@ class PipeSender(SendLink):
             return max(0, pipe.sent + pipe.capacity - pipe.limit)
         finally:
             release(self._lock)
-
-
-def _behind(buffers: Sequence[Buffer], done: int) -> list[Buffer]:
-    """Return what is left of the buffers behind the first ``done`` bytes."""
-    left: list[Buffer] = []
-    for buffer in buffers:
-        view = memoryview(buffer).cast("B")
-        if done >= view.nbytes:
-            done -= view.nbytes
-        else:
-            left.append(view[done:])
-            done = 0
-    return left
-
-
-def _write_all(fd: int, frame: Frame, size: int) -> None:
-    done = 0
-    while done < size:
-        left = list(frame) if not done else _behind(frame, done)
-        try:
-            done += os.writev(fd, left[:_IOV_MAX])
-        except OSError as error:
-            raise ChannelBroken(f"no memory for a message of {size} bytes: {error.strerror}") from error

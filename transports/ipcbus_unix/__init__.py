@@ -8,11 +8,12 @@ See ``docs/transports/unix.md``.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError
 from ipcbus.plumbing.fds import TravellingFd
+from ipcbus.plumbing.memfiles import KEPT
 from ipcbus.plumbing.state import SharedState
 from ipcbus.transport import Capabilities, ChannelSpec, Guarantees, Handle, Transport
 from ipcbus_unix._board import Board
@@ -31,6 +32,9 @@ class UnixOptions:
     grants up to twice what /proc/sys/net/core/wmem_max says."""
     large: int = 128 * 1024
     """Bytes above which a message travels in a memory file that the receiver maps, instead of through the socket."""
+    kept_bytes: int = KEPT
+    """Bytes of memory files that a sending process keeps for its next large messages; with 0 each message gets a new one,
+    whose pages cost more than the copy into them."""
 
 
 class Unix(Transport):
@@ -56,14 +60,15 @@ class Unix(Transport):
         assert isinstance(options, UnixOptions)
         if spec.address:
             raise ConfigError(f"unix: takes no address, but was given {spec.address!r}; options follow a '?'")
-        if options.socket_bytes < 8192 or not 1024 <= options.large <= 1 << 20:
-            raise ConfigError("unix: socket_bytes must be at least 8192, and large from 1024 to 1 MiB")
+        if options.socket_bytes < 8192 or not 1024 <= options.large <= 1 << 20 or options.kept_bytes < 0:
+            raise ConfigError("unix: socket_bytes must be at least 8192, large from 1024 to 1 MiB, and kept_bytes 0 or more")
         try:
             inlet, outlet = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 granted = _grow(inlet, options.socket_bytes)
                 # What fills the socket alone would have to wait for it to be empty.
-                return UnixHandle(spec, min(options.large, granted // 4), SharedState(), Board(), inlet, outlet)
+                options = replace(options, large=min(options.large, granted // 4))
+                return UnixHandle(spec, options, SharedState(), Board(), inlet, outlet)
             except BaseException:
                 inlet.close()
                 outlet.close()
@@ -77,7 +82,7 @@ class UnixHandle(Handle):
 
     Args:
         spec: the channel.
-        large: bytes above which a message travels in a memory file.
+        options: with ``large`` as it holds for the socket that the system granted.
         state: who receives.
         board: who sends, and what was taken.
         inlet: the end of the socket pair that is sent into.
@@ -85,22 +90,24 @@ class UnixHandle(Handle):
 
     Attributes:
         inline: bytes of the largest message that comes through the socket itself.
+        kept_bytes: as the options say.
     """
 
-    __slots__ = ("_large", "_spec", "board", "inlet", "inline", "outlet", "state")
+    __slots__ = ("_options", "_spec", "board", "inlet", "inline", "kept_bytes", "outlet", "state")
 
     def __init__(
         self,
         spec: ChannelSpec,
-        large: int,
+        options: UnixOptions,
         state: SharedState,
         board: Board,
         inlet: socket.socket | TravellingFd,
         outlet: socket.socket | TravellingFd,
     ) -> None:
         self._spec = spec
-        self._large = large
-        self.inline = min(large, spec.max_message)
+        self._options = options
+        self.inline = min(options.large, spec.max_message)
+        self.kept_bytes = options.kept_bytes
         self.state = state
         self.board = board
         self.inlet, self.outlet = _adopt(inlet), _adopt(outlet)
@@ -140,7 +147,7 @@ class UnixHandle(Handle):
 
     def __reduce__(self) -> tuple[Any, ...]:
         ends = TravellingFd(self.inlet.fileno()), TravellingFd(self.outlet.fileno())
-        return UnixHandle, (self._spec, self._large, self.state, self.board, *ends)
+        return UnixHandle, (self._spec, self._options, self.state, self.board, *ends)
 
 
 def _adopt(end: socket.socket | TravellingFd) -> socket.socket:

@@ -20,13 +20,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelBroken, EndOfChannel
+from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus_unix._board import LARGE, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT
-from ipcbus_unix._memory import open_sealed
 
 if TYPE_CHECKING:
     from ipcbus.plumbing.state import SharedState
     from ipcbus.transport import Frame
-    from ipcbus_unix._board import Board
+from ipcbus_unix._board import Board
 
 __all__ = ["HEAD", "MARK", "Intake"]
 

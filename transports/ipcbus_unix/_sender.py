@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import sys
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import close_all
 from ipcbus.plumbing.locks import release
+from ipcbus.plumbing.memfiles import MemoryFiles
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.plumbing.watch import Watch
 from ipcbus.transport import SendLink
 from ipcbus_unix._board import LARGE, LARGE_ANNOUNCED, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT, STEP
 from ipcbus_unix._intake import HEAD, MARK, Intake
-from ipcbus_unix._memory import fill
 
 if TYPE_CHECKING:
     from ipcbus.transport import ChannelSpec, Frame
@@ -46,6 +46,7 @@ class UnixSender(SendLink):
         self._fd = handle.inlet.fileno()
         self._put = handle.inlet.send
         self._lock = threading.RLock()
+        self._files = MemoryFiles(handle.kept_bytes)
         self._closed = False
         self._claim, self._tag = handle.board.enter()
         self._slot = self._tag & SLOT
@@ -120,9 +121,9 @@ class UnixSender(SendLink):
     def _send_large(self, tag: int, frame: Frame, size: int, timeout: float | None) -> None:
         """Pass a memory file: written once here, mapped there."""
         deadline = Deadline(timeout)
-        fd = -1
+        held: list[int] = []
         try:
-            fd = fill(frame, size)
+            self._files.write(frame, size, held)
             flags = self._board.flags
             if not flags[LARGE_ANNOUNCED]:
                 # In this order: who becomes the receiver from here on need not have seen the announcement, and no sender
@@ -131,7 +132,7 @@ class UnixSender(SendLink):
                 self._pass(tag, MARK.pack(LARGE, 0), [], deadline)
                 flags[LARGE_ANNOUNCED] = 1
             flags[LARGE_WAITS] = 1
-            self._pass(tag, MARK.pack(tag | LARGE, size), [fd], deadline)
+            self._pass(tag, MARK.pack(tag | LARGE, size), held, deadline)
             flags[LARGE_WAITS] = 1  # again: a receiver may have found nothing while this waited
         except (ChannelFull, ChannelBroken, ChannelClosed):
             self._tag = tag - STEP
@@ -140,8 +141,7 @@ class UnixSender(SendLink):
             self._tag = tag - STEP
             raise self._refused(error) from error
         finally:
-            if fd >= 0:
-                os.close(fd)
+            close_all(held)
 
     def _pass(self, tag: int, data: bytes, fds: list[int], deadline: Deadline) -> None:
         """Send a datagram with descriptors, which are duplicated into the kernel and stay the caller's."""
@@ -353,6 +353,7 @@ class UnixSender(SendLink):
             self._watch.close()
         if self._intake is not None:
             self._intake.close()
+        self._files.close()
         self._wakeup = None
 
     def receiver(self) -> int | None:
