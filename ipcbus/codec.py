@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ipcbus.requests.reply import ReplyTo
+    from ipcbus.serializers.base import Pack
     from ipcbus.transport import Buffer, Frame
 
-    _Choice = tuple[Callable[[Any], tuple[Buffer, Sequence[Buffer]]], bytes, Serializer]
-    """How a type is encoded: the serializer's ``dumps``, the head of a frame without sections or nothing, and itself."""
+    _Choice = tuple[Pack | None, Serializer]
+    """How a type is encoded: what makes its frames, unless each needs more than a start and what follows; and by whom."""
 
-__all__ = ["AUTO", "Codec"]
+__all__ = ["AUTO", "COPIED", "Codec"]
 
 AUTO = "auto"
 """The serializer that picks one by what is sent."""
@@ -41,10 +43,8 @@ _FALLBACKS = ("msgpack", "json")
 """What ``auto`` uses, in this order, where pickle is not safe."""
 _MAX_TYPES = 4096
 """Types remembered; programs that make classes without end must not fill memory with them."""
-_COPIED = 1024
+COPIED = 1024
 """A payload of fewer bytes is copied out of its frame, which is cheaper than to look into it."""
-_ROUTE = 32
-"""Bytes of a frame's route and deadline, besides the address."""
 _WINDOW = 1 << 16
 """Messages by which one of a sender with a key may be late without being taken for a replay: a thread that loses the
 processor between counting and sending is overtaken by thousands."""
@@ -81,7 +81,8 @@ class Codec:
         checksum: bool = False,
     ) -> None:
         self.max_message = max_message
-        self._short = min(wire.JOIN_LIMIT, max_message) - 4
+        self._half = max_message // 2
+        """Bytes of the longest start, and of the longest payload behind it, that need not be added up."""
         self.private = private
         self._trusted = private or key is not None
         self._key = key
@@ -90,8 +91,10 @@ class Codec:
         self._auto = serializer == AUTO
         self._made: dict[str, Serializer] = {}
         self._decoders: dict[int | str, Serializer] = {}
-        self._quick: dict[bytes, tuple[Callable[[Buffer], Any], Serializer]] = {}
+        self.loaders: dict[bytes, Callable[[Buffer], Any]] = {}
         """By the head of a frame without sections: how its payload is decoded, once this was allowed."""
+        self.packs: dict[type, Pack] = {}
+        """By type: how a frame without sections is made, once this was chosen."""
         self._by_type: dict[type, _Choice] = {}
         self._accept = None if accept is None else frozenset(accept)
         for name in self._accept or ():
@@ -99,9 +102,9 @@ class Codec:
         self._default = self._make(self._pick_default() if self._auto else serializer)
         self._permit(self._default)
         if self._auto and self._accepts("raw"):
-            self._by_type[bytes] = self._choice(self._make("raw"))
+            self._remember(bytes, self._make("raw"))
         raw = self._default if self._default.name == "raw" else self._made.get("raw") if self._auto else None
-        self.bytes_head = self._choice(raw)[1] if raw is not None else b""
+        self.bytes_head = wire.head(raw.id) if raw is not None and self._plain else b""
         """The head of a frame of bytes, where they travel as they are and nothing is added; else nothing."""
         self._answer: Callable[[int, bytes], ReplyTo | None] = _nobody
         self.after_fork()
@@ -157,34 +160,19 @@ class Codec:
             EncodeError: it or a header cannot travel; says which parts and what to do.
             MessageTooLarge: the frame would be larger than ``max_message``.
         """
-        kind = type(obj)
-        if kind is bytes and self.bytes_head and headers is None:  # the long way would do the same
-            if len(obj) <= self._short:
-                return (self.bytes_head + obj,)
-            if len(obj) + len(self.bytes_head) <= self.max_message:
-                return (self.bytes_head, obj)
-        dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
-        try:
-            payload, buffers = dumps(obj)
-        except Exception as error:
-            raise self._explain(obj, serializer, error) from error
-        if not buffers and headers is None and short and len(payload) <= self._short:
-            return (short + payload,)
-        return self._frame(serializer, payload, buffers, wire.Sections(headers=headers))
+        pack, serializer = self._by_type.get(type(obj)) or self._choose(type(obj))
+        if headers is None and pack is not None:
+            return pack(obj)
+        return self._encode(obj, serializer, wire.Sections(headers=headers))
 
     def encode_headed(self, obj: Any, headed: wire.Headed) -> Frame:
         """Make the frame that ``encode`` makes with these headers, sooner; raises what that raises."""
-        kind = type(obj)
-        dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
-        try:
-            payload, buffers = dumps(obj)
-        except Exception as error:
-            raise self._explain(obj, serializer, error) from error
-        if short and not buffers:
+        pack, serializer = self._by_type.get(type(obj)) or self._choose(type(obj))
+        if pack is not None:
             start = headed.starts.get(serializer.id) or headed.start(serializer.id)
-            if len(start) + len(payload) <= self._short:
-                return (start + payload,)
-        return self._frame(serializer, payload, buffers, wire.Sections(headers=headed.headers))
+            if len(start) <= self._half:
+                return pack(obj, start)
+        return self._encode(obj, serializer, wire.Sections(headers=headed.headers))
 
     def encode_routed(
         self, obj: Any, route: wire.Routed, number: int, deadline: float | None = None, headers: Mapping[str, str] | None = None
@@ -198,18 +186,16 @@ class Codec:
             deadline: when it is of no use any more, in seconds since 1970.
             headers: texts.
         """
-        kind = type(obj)
-        dumps, short, serializer = self._by_type.get(kind) or self._choose(kind)
-        try:
-            payload, buffers = dumps(obj)
-        except Exception as error:
-            raise self._explain(obj, serializer, error) from error
-        if not buffers and headers is None and short and len(payload) + route.size <= self._short:
-            return (route.start(serializer.id, number, deadline) + payload,)
-        sections = wire.Sections(headers=headers, route=(number, route.address), deadline=deadline)
-        return self._frame(serializer, payload, buffers, sections)
+        pack, serializer = self._by_type.get(type(obj)) or self._choose(type(obj))
+        if headers is None and pack is not None and route.size <= self._half:
+            return pack(obj, route.start(serializer.id, number, deadline))
+        return self._encode(obj, serializer, wire.Sections(headers=headers, route=(number, route.address), deadline=deadline))
 
-    def _frame(self, serializer: Serializer, payload: Buffer, buffers: Sequence[Buffer], wanted: wire.Sections) -> Frame:
+    def _encode(self, obj: Any, serializer: Serializer, wanted: wire.Sections) -> Frame:
+        try:
+            payload, buffers = serializer.dumps(obj)
+        except Exception as error:  # noqa: BLE001  serializers raise what they like, and what is made of it says so
+            raise self._explain(serializer, obj, error)  # noqa: B904  as above
         sections = wire.Sections(
             headers=wanted.headers,
             route=wanted.route,
@@ -218,8 +204,14 @@ class Codec:
             key=self._key,
             stamp=(self._sender_id, next(self._counter)) if self._key is not None else (0, 0),
         )
+        return self._made_of(wire.encode, serializer.id, serializer.content_type, payload, buffers, sections)
+
+    def _finish(self, start: bytes, payload: Buffer, buffers: Sequence[Buffer]) -> Frame:
+        return self._made_of(wire.finish, start, payload, buffers)
+
+    def _made_of(self, make: Callable[..., Frame], *pieces: Any) -> Frame:
         try:
-            parts = wire.encode(serializer.id, serializer.content_type, payload, buffers, sections)
+            parts = make(*pieces)
         except (TypeError, ValueError) as error:
             raise EncodeError(f"the message cannot travel: {error}; nothing was sent") from error
         size = sum(memoryview(part).nbytes for part in parts)
@@ -234,14 +226,12 @@ class Codec:
             DecodeError: damaged, of another version, or not to be rebuilt here.
             ContentRefused: of a content type this receiver does not accept.
         """
-        first = frame[0] if frame else b""
-        if type(first) is bytes and len(frame) == 1 and (quick := self._quick.get(first[:4])):
+        if len(frame) == 1 and type(first := frame[0]) is bytes and (loads := self.loaders.get(first[:4])) is not None:
             # The common frame, without sections, of a kind that came before; the long way would do the same.
-            payload = first[4:] if len(first) < _COPIED else memoryview(first)[4:]
             try:
-                return quick[0](payload)
+                return loads(first[4:] if len(first) < COPIED else memoryview(first)[4:])
             except Exception as error:
-                raise self._undecodable(quick[1], payload, error) from error
+                raise self.undecodable(first, error) from error
         message = self.decode_message(frame)
         if message.reply_to is not None:
             message.reply_to.refuse("it was received with recv(), which cannot answer; receive with recv_message() or serve()")
@@ -300,13 +290,19 @@ class Codec:
             message = sys.modules["google.protobuf.message"].Message
             if issubclass(kind, message):
                 serializer = self._make("protobuf")
-        choice = self._choice(serializer)
-        if len(self._by_type) < _MAX_TYPES:
-            self._by_type[kind] = choice
-        return choice
+        return self._remember(kind, serializer)
 
-    def _choice(self, serializer: Serializer) -> _Choice:
-        return serializer.dumps, wire.head(serializer.id) if self._plain and serializer.id else b"", serializer
+    def _remember(self, kind: type, serializer: Serializer) -> _Choice:
+        pack: Pack | None = None
+        if self._plain and serializer.id:
+            explain = functools.partial(self._explain, serializer)
+            limit = min(wire.JOIN_LIMIT - 4, self._half)
+            pack = serializer.packer(wire.head(serializer.id), limit, self._finish, explain)
+        if len(self._by_type) < _MAX_TYPES:
+            self._by_type[kind] = pack, serializer
+            if pack is not None:
+                self.packs[kind] = pack
+        return pack, serializer
 
     def _accepts(self, name: str) -> bool:
         return self._accept is None or name in self._accept
@@ -349,7 +345,7 @@ class Codec:
             raise ContentRefused(f"{said} is never decoded from strangers; the message was dropped", said)
         self._decoders[number or content_type] = serializer
         if number and self._plain:
-            self._quick[wire.head(number)] = serializer.loads_alone, serializer
+            self.loaders[wire.head(number)] = serializer.loads_alone
         return serializer
 
     def _find(self, number: int, content_type: str) -> Serializer | None:
@@ -377,22 +373,29 @@ class Codec:
                 raise DecodeError("what arrived was sent before (a replay); it was dropped")
             self._seen[sender] = highest, bits | 1 << late
 
-    def _explain(self, obj: Any, serializer: Serializer, error: Exception) -> EncodeError:
+    def _explain(self, serializer: Serializer, obj: Any, error: Exception) -> EncodeError:
         if isinstance(error, EncodeError):
             return error
         if serializer.name != "pickle":
-            return EncodeError(f"{serializer.name} cannot encode {type(obj).__qualname__}: {error}; nothing was sent")
-        from ipcbus.explain import explain
-        from ipcbus.serializers.reducers import DispatchTable
+            made = EncodeError(f"{serializer.name} cannot encode {type(obj).__qualname__}: {error}; nothing was sent")
+        else:
+            from ipcbus.explain import explain
+            from ipcbus.serializers.reducers import DispatchTable
 
-        found = explain(obj, reducers=DispatchTable(private=self.private).known())
-        text = str(found) if found.culprits else f"{type(obj).__qualname__} cannot be pickled: {error}"
-        return EncodeError(text, found.culprits)
+            found = explain(obj, reducers=DispatchTable(private=self.private).known())
+            text = str(found) if found.culprits else f"{type(obj).__qualname__} cannot be pickled: {error}"
+            made = EncodeError(text, found.culprits)
+        made.__cause__ = error
+        return made
 
     def _too_large(self, size: int) -> MessageTooLarge:
         return MessageTooLarge(
             f"the message takes {size} bytes, max_message is {self.max_message}; nothing was sent", size, self.max_message
         )
+
+    def undecodable(self, first: bytes, error: Exception) -> Exception:
+        """Return what to raise of a frame without sections, of one piece, and of what decoding it raised."""
+        return self._undecodable(self._decoders[first[3]], memoryview(first)[4:], error)
 
     def _undecodable(self, serializer: Serializer, payload: Buffer, error: Exception) -> Exception:
         if isinstance(error, DecodeError):

@@ -80,6 +80,7 @@ class Endpoint:
         self.spec = spec
         self.options = options
         self.codec = codec
+        self.packs, self.loaders = codec.packs, codec.loaders
         self.url = url
         self.transport = transport
         self.meter: Meter | None = None

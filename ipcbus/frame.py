@@ -45,6 +45,7 @@ __all__ = [
     "Routed",
     "Sections",
     "encode",
+    "finish",
     "head",
     "parse",
 ]
@@ -149,10 +150,7 @@ def encode(
             body += struct.pack("<d", sections.deadline)
     if buffers:
         flags |= BUFFERS
-        if len(buffers) > MAX_BUFFERS:
-            raise ValueError(f"{len(buffers)} out-of-band buffers; a frame holds {MAX_BUFFERS}")
-        lengths = [_size(payload), *(_size(buffer) for buffer in buffers)]
-        body += struct.pack(f"<I{len(lengths)}Q", len(buffers), *lengths)
+        body += _table(payload, buffers)
     tail: list[Buffer] = [payload, *buffers]
     if sections is not None and (sections.checksum or sections.key is not None):
         flags |= (CHECKSUM if sections.checksum else 0) | (MAC if sections.key is not None else 0)
@@ -163,10 +161,14 @@ def encode(
             stamp = struct.pack("<QQ", *sections.stamp)
             start = bytes((MAGIC, VERSION, flags, serializer)) + body + stamp
             body += stamp + _mac(sections.key, [start, *tail])
-    start = bytes((MAGIC, VERSION, flags, serializer)) + body
-    if _size(payload) <= JOIN_LIMIT:
-        return [start + payload, *buffers]
-    return [start, *tail]
+    return _parts(bytes((MAGIC, VERSION, flags, serializer)) + body, payload, buffers)
+
+
+def finish(start: bytes, payload: Buffer, buffers: Sequence[Buffer]) -> list[Buffer]:
+    """Make a frame of its start, which ``head``, ``Headed`` or ``Routed`` wrote; returns and raises what ``encode`` does."""
+    if buffers:
+        start = b"".join((start[:2], bytes((start[2] | BUFFERS,)), start[3:], _table(payload, buffers)))
+    return _parts(start, payload, buffers)
 
 
 class Headed:
@@ -352,6 +354,19 @@ def _read_headers(text: memoryview) -> Mapping[str, str]:
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
         raise ValueError("headers are not an object of texts")
     return MappingProxyType(headers)
+
+
+def _table(payload: Buffer, buffers: Sequence[Buffer]) -> bytes:
+    """Return the last section but those that check."""
+    if len(buffers) > MAX_BUFFERS:
+        raise ValueError(f"{len(buffers)} out-of-band buffers; a frame holds {MAX_BUFFERS}")
+    return struct.pack(f"<I{len(buffers) + 1}Q", len(buffers), _size(payload), *map(_size, buffers))
+
+
+def _parts(start: bytes, payload: Buffer, buffers: Sequence[Buffer]) -> list[Buffer]:
+    if _size(payload) <= JOIN_LIMIT:
+        return [start + payload, *buffers]
+    return [start, payload, *buffers]
 
 
 def _counted(size: str, data: bytes, what: str) -> bytes:

@@ -9,9 +9,16 @@ from ipcbus.errors import SerializerUnavailable, UnknownSerializer
 from ipcbus.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from ipcbus.transport import Buffer
+    from ipcbus.transport import Buffer, Frame
+
+    Finish = Callable[[bytes, Buffer, Sequence[Buffer]], Frame]
+    """How the codec makes a frame of its start, a payload and buffers."""
+    Explain = Callable[[Any, Exception], Exception]
+    """How the codec says why an object cannot travel."""
+    Pack = Callable[..., Frame]
+    """How a codec has a frame made of an object, and of a start other than the head; see ``Serializer.packer``."""
 
 __all__ = ["Serializer", "serializers"]
 
@@ -59,6 +66,33 @@ class Serializer(ABC):
         Raises:
             Exception: any exception says that this cannot be decoded; the channel raises ``DecodeError`` from it.
         """
+
+    def packer(self, head: bytes, limit: int, finish: Finish, explain: Explain) -> Pack:
+        """Return a function that makes a frame of an object, by ``dumps``. May be replaced by something faster.
+
+        It is what runs for every message: what is short and has no buffers is put behind the start of its frame at once.
+
+        Args:
+            head: how a frame starts.
+            limit: bytes of the longest payload that is joined with it.
+            finish: makes a frame of a start, a payload that is longer, and buffers.
+            explain: makes what to raise of an object that cannot be encoded and of what ``dumps`` raised.
+
+        Returns:
+            A function of an object and of another start than the head, where its frame has one.
+        """
+        dumps = self.dumps
+
+        def pack(obj: Any, start: bytes = head) -> Frame:
+            try:
+                payload, buffers = dumps(obj)
+            except Exception as error:  # noqa: BLE001  serializers raise what they like, and what is made of it says so
+                raise explain(obj, error)  # noqa: B904  as above
+            if not buffers and len(payload) <= limit:
+                return (start + payload,)
+            return finish(start, payload, buffers)
+
+        return pack
 
     def loads_alone(self, payload: Buffer, /) -> Any:
         """Decode a payload that came without buffers. The same as ``loads``; may be replaced by something faster."""

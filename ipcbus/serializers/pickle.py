@@ -12,7 +12,8 @@ from ipcbus.serializers.reducers import DispatchTable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ipcbus.transport import Buffer
+    from ipcbus.serializers.base import Explain, Finish, Pack
+    from ipcbus.transport import Buffer, Frame
 
     _Reused = tuple[Callable[[Any], None], Callable[[], None], list[bytes], list[memoryview]]
     """A pickler's ``dump`` and ``clear_memo``, and the lists it writes to and leaves buffers in."""
@@ -41,26 +42,40 @@ class Pickle(Serializer):
         super().__init__(private=private)
         self._table = DispatchTable(private=private)
         self._idle: list[_Reused] = []
+        self._dump = self.packer(b"", _REUSABLE, lambda _, payload, buffers: (payload, *buffers), lambda _, error: error)
 
     def dumps(self, obj: Any) -> tuple[Buffer, Sequence[Buffer]]:
         """Pickle an object; large buffers in it (NumPy arrays and the like) are left out of band and not copied."""
+        payload, *buffers = self._dump(obj)
+        return payload, buffers
+
+    def packer(self, head: bytes, limit: int, finish: Finish, explain: Explain) -> Pack:
+        """Return a function that pickles an object and puts it behind the start of its frame."""
         # A pickler is kept and used again: making one costs more than pickling a small object with it. pop and append
         # on a list are atomic, so threads never share one; one that failed is not put back. Written out rather than
-        # divided into methods: this runs for every message.
-        idle = self._idle
-        try:
-            reused = idle.pop()
-        except IndexError:
-            reused = self._make_pickler()
-        dump, clear, pieces, kept = reused
-        dump(obj)
-        clear()
-        if len(pieces) == 1 and not kept:
-            payload = pieces.pop()
-            if len(payload) <= _REUSABLE:
-                idle.append(reused)
-            return payload, ()
-        return b"".join(pieces), tuple(kept)  # this pickler is not used again
+        # divided into functions: this runs for every message.
+        idle, make, limit = self._idle, self._make_pickler, min(limit, _REUSABLE)
+
+        def pack(obj: Any, start: bytes = head) -> Frame:
+            try:
+                reused = idle.pop()
+            except IndexError:
+                reused = make()
+            dump, clear, pieces, kept = reused
+            try:
+                dump(obj)
+            except Exception as error:  # noqa: BLE001  serializers raise what they like, and what is made of it says so
+                raise explain(obj, error)  # noqa: B904  as above
+            clear()
+            if len(pieces) == 1 and not kept:
+                payload = pieces.pop()
+                if len(payload) <= limit:
+                    idle.append(reused)
+                    return (start + payload,)
+                return finish(start, payload, ())
+            return finish(start, b"".join(pieces), tuple(kept))  # this pickler is not used again
+
+        return pack
 
     def _make_pickler(self) -> _Reused:
         sink, buffers = _Sink(), OutOfBand()

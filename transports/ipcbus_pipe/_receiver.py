@@ -158,18 +158,18 @@ class PipeReceiver(RecvLink):
                 self._acquire(timeout)
             if not self._items and (frame := self._refill(timeout)) is not None:
                 return frame
-            lane = self._lane
+            items, lane = self._items, self._lane
             assert lane is not None  # items always have a lane
-            item = self._items[0]
-            if isinstance(item, int):
+            item = items[0]
+            if type(item) is int:
                 return self._take_large(lane, item)
             lane.delivered += 1
-            self._items.popleft()
-            if lane.delivered >= lane.repay_at or not self._items:
+            items.popleft()
+            if lane.delivered >= lane.repay_at or not items:
                 lane.repay(self._batch)
             if self._bell is not None:
                 self._ring()
-            return item
+            return item  # type: ignore[return-value]  # mypy narrows by isinstance only, which costs a call
         finally:
             try:  # as plumbing.locks.release, without the call: this runs for every message
                 self._lock.release()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PipeSender"]
 
-_head = _stream.record
+_head, _ATOMIC = _stream.record, _stream.ATOMIC
 
 _IOV_MAX = 1024
 _NEVER = select.EPOLLERR  # reported whether asked for or not: a mask that wants nothing else
@@ -83,11 +83,12 @@ class PipeSender(SendLink):
                 raise self._why_closed()
             if pipe is None or pipe.sent >= pipe.limit or pipe.debt:
                 pipe = self._make_room(timeout)
-            size = len(frame[0]) if len(frame) == 1 else _stream.size(frame)
-            if size > _stream.ATOMIC:
+            single = len(frame) == 1
+            size = len(frame[0]) if single else _stream.size(frame)
+            if size > _ATOMIC:
                 self._send_larger(pipe, frame, size, timeout)
             else:
-                data = _head(size) + (frame[0] if len(frame) == 1 else b"".join(frame))
+                data = _head(size) + frame[0] if single else b"".join((_head(size), *frame))
                 try:
                     os.write(pipe.fd, data)
                 except OSError as error:
