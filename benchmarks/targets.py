@@ -113,6 +113,7 @@ TARGETS = (
     request("zmq:"),
     request("shm:"),
     Target(Case("request", "pipe:", DICT), Case("request", "Manager proxy", DICT), least=1.0),
+    Target(Case("request", "shm:", DICT), Case("request", "Manager proxy", DICT), least=3.0),
 )
 """All that is measured between processes; what topics promise is in ``topics.py``."""
 

@@ -19,6 +19,7 @@ from ipcbus.options import URL, build
 from ipcbus.plan import make_codec, resolve
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import unpacking
+from ipcbus.plumbing.spin import awake
 from ipcbus.transport import ChannelSpec
 
 if TYPE_CHECKING:
@@ -150,14 +151,16 @@ class Channel:
         end = self._end
         if self._role == "sender":
             raise self._wrong_side()
-        link = end.rx or end.open_receiver()
-        frame = link.recv(timeout)
+        frame = (end.listen or (end.rx or end.open_receiver()).recv)(timeout)
         end.received += 1
         try:
-            return end.codec.decode_message(frame)
+            message = end.codec.decode_message(frame)
         except Exception:
             end.undecodable += 1
             raise
+        if message.reply_to is not None and end.listen is None:
+            end.listen = awake(end.open_receiver())
+        return message
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
         """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises.

@@ -91,6 +91,8 @@ class Endpoint:
         """The short way of the sending end, where it has one and bytes may travel as they are."""
         self.take: Callable[[float | None], Frame | bytes] | None = None
         """How the receiving end receives; what comes as ``bytes`` is decoded already."""
+        self.listen: Callable[[float | None], Frame] | None = None
+        """How ``recv_message`` receives once requests come: for each of them somebody waits."""
         self.sent = self.received = self.dropped = self.undecodable = 0
         self.watchers: set[Watcher] = set()
         self.postponed: list[Exception] = []
@@ -218,7 +220,7 @@ class Endpoint:
         for link in (self.tx, self.rx):
             if link is not None:
                 link.abandon()
-        self.tx = self.rx = self.send_bytes = self.take = None
+        self.tx = self.rx = self.send_bytes = self.take = self.listen = None
         if self.meter is not None:
             self.meter.after_fork()
         self.shared = {}

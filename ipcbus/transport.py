@@ -325,6 +325,11 @@ class RecvLink(_Link):
 
     __slots__ = ()
 
+    @property
+    def spins(self) -> bool:
+        """Whether ``recv`` itself looks for a moment before it sleeps, so that nobody else need do so."""
+        return False
+
     @abstractmethod
     def recv(self, timeout: float | None) -> Frame:
         """Take the next message.

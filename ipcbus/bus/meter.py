@@ -250,6 +250,11 @@ class CountedReceiver(RecvLink):
         self._needed = link.recv, slot.words, slot.start + page.RECEIVED
         slot.words[slot.start + page.RECEIVES] = 1
 
+    @property
+    def spins(self) -> bool:
+        """Whether the link spins."""
+        return self._link.spins
+
     def recv(self, timeout: float | None) -> Frame:
         """Take the next message."""
         take, words, where = self._needed

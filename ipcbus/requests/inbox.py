@@ -27,6 +27,7 @@ from ipcbus.errors import (
 )
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.spin import awake
 from ipcbus.requests import reply
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
@@ -82,6 +83,7 @@ class Inbox:
         """Held while the steward is hired."""
         self._exports = Exports()
         self._turns = Turns(self._lead)
+        self._receive: Callable[[float | None], Frame] | None = None
         self.wait_for = self._turns.wait_for
         """Returns when a future is done or the deadline has come."""
         self._endless: Future[Any] = Future()
@@ -180,16 +182,20 @@ class Inbox:
                 return
 
     def _lead(self, future: Future[Any], deadline: Deadline) -> None:
-        link = self._end.rx or self._end.open_receiver()
+        receive = self._receive or self._open()
         while future.outcome is None:
             try:
-                frame = link.recv(deadline.remaining())
+                frame = receive(deadline.remaining())
             except ChannelEmpty:
                 return
             try:
                 self._dispatch(frame)
             except Exception:  # else the others who wait would learn nothing more
                 logger.exception("what came to the inbox could not be taken in")
+
+    def _open(self) -> Callable[[float | None], Frame]:
+        self._receive = receive = awake(self._end.open_receiver())
+        return receive
 
     # ------------------------------------------------------------------ what comes
 

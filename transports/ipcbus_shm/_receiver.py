@@ -46,6 +46,11 @@ class ShmReceiver(RecvLink):
                     owner,
                 )
 
+    @property
+    def spins(self) -> bool:
+        """True: as long as it pays, for up to ``spin_us``."""
+        return True
+
     def fileno(self) -> int:
         """Return the receivers' doorbell."""
         if self._core.closed:
