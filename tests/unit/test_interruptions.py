@@ -42,3 +42,8 @@ def test_a_receiver_that_nobody_sends_to_yet(scheme):
 @pytest.mark.parametrize("url", [*LOCAL, "zmq:"])
 def test_later_calls(url, way, size):
     run(way, url, size)
+
+
+@pytest.mark.parametrize("url", [*LOCAL, "zmq:"])
+def test_a_receive_that_waits(url):
+    run("wait", url, 10)

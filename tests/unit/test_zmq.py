@@ -716,6 +716,24 @@ class Interruption(BaseException):
     pass
 
 
+def test_counts_that_differ_again_and_again_are_settled_as_quickly_each_time(make_private):
+    ends = make_private(capacity=1)
+    tx, rx = ends.sender(), ends.receiver()
+    took = []
+    for _ in range(6):
+        tx.send([b"1"], PATIENCE)
+        for account in rx._accounts.values():
+            account.consumed += 1  # what an interruption leaves: the grant that follows is more than can be
+        rx.recv(PATIENCE)
+        receiving = threading.Thread(target=rx.recv, args=(PATIENCE,))  # and with it what the sender asks
+        receiving.start()
+        started = time.monotonic()
+        tx.send([b"2"], PATIENCE)
+        took.append(time.monotonic() - started)
+        receiving.join()
+    assert max(took) < 1, took
+
+
 def test_news_of_the_receiver_that_an_interruption_lost_is_asked_for(make_private, monkeypatch):
     """What pyzmq received is dropped with the interruption: that there is a receiver, and what room it gives."""
     ends = make_private(capacity=2)

@@ -206,7 +206,8 @@ class InprocLink(SendLink, RecvLink):
         """There is nothing to do: return the bell, silent until there is; the lock is held."""
         if self._bell is None:
             self._bell = Wakeup()
-        elif self._rung:
+        else:
+            # Also where it is not known to have rung: who rang it may have been interrupted before it was noted.
             self._rung = False
             self._bell.clear()
         return self._bell

@@ -239,6 +239,8 @@ class Sender(SendLink):
         if control.kind is Kind.GRANT:
             self._receiver_pid = control.number
             self._window.grant(control.count)
+            if self._window.sent < self._window.limit:
+                self._ask_at = None  # the next time that there is no room is another one, to be asked about as soon as this
             self._unsure = False
         elif control.kind is Kind.CLOSED:
             self._shut[0] = 1

@@ -4,7 +4,9 @@
 """
 
 import dis
+import functools
 import sys
+import threading
 import time
 
 import ipcbus
@@ -12,6 +14,8 @@ from ipcbus.errors import ChannelEmpty, ChannelFull
 from ipcbus.testing.children import pattern
 
 PATIENCE = 5
+LATE = 0.01
+"""Seconds after which a message comes that is waited for."""
 SOON = 1.0
 """Seconds in which an end closes that has nothing to hand over; zmq would take two more for one that it cannot end."""
 CHECKED = {code for name, code in dis.opmap.items() if name.startswith("CALL") or name in ("RESUME", "JUMP_BACKWARD")}
@@ -56,11 +60,26 @@ class Instants:
         elif event == "opcode":
             behind = self.behind.get(id(frame))
             self.behind[id(frame)] = frame.f_lasti
-            if behind is not None and frame.f_code.co_code[behind] in CHECKED:
+            if behind is not None and is_instant(frame.f_code, behind, frame.f_lasti):
                 self.left -= 1
                 if self.left == 0:
                     raise Interruption
         return self.step
+
+
+@functools.cache
+def is_instant(code, behind, at):
+    """Tell whether a signal handler may raise behind an instruction.
+
+    What it raises there is raised by that instruction, and here by the one that follows it. Where that is no longer in the
+    same block, as behind the last call in a ``with``, it would be raised in a place where it cannot be.
+    """
+    return code.co_code[behind] in CHECKED and handler(code, behind) == handler(code, at)
+
+
+def handler(code, at):
+    """Return where what an instruction raises is dealt with."""
+    return next((entry.target for entry in dis._parse_exception_table(code) if entry.start <= at < entry.end), None)
 
 
 def every_instant(attempt, step=1):
@@ -166,6 +185,11 @@ def later(url, way, size):
         def attempt(instants):
             if way == "send":
                 interrupted = instants.call(channel.send, pattern(size, 1), PATIENCE)
+            elif way == "wait":
+                late = threading.Timer(LATE, channel.send, (pattern(size, 1), PATIENCE))
+                late.start()
+                interrupted = instants.call(channel.recv, PATIENCE)
+                late.join()
             else:
                 send(channel, pattern(size, 1))
                 interrupted = instants.call(channel.recv, PATIENCE)
