@@ -166,18 +166,28 @@ static bool send_inline(Sender *self, struct message *message, int64_t until)
     return sender_put(self, &entry, entry.size, until);
 }
 
-/* The common message, which is one piece of bytes and finds room; returns what `put` does. */
-static enum attempt put_bytes(Sender *self, PyObject *object)
+/* The common message, which is one piece of bytes, behind a head or none, and finds room; returns what `put` does. */
+static inline enum attempt put_bytes(Sender *self, size_t head, PyObject *object, size_t most)
 {
+    size_t size = (size_t)PyBytes_Size(object);
+    if (size > most)
+        return BUSY;
     struct entry entry;
     entry.kind = RECORD_INLINE;
-    entry.parts[0] = (struct part){PyBytes_AsString(object), (size_t)PyBytes_Size(object)};
-    entry.count = entry.said = 1;
-    entry.size = entry.parts[0].size;
+    entry.count = 0;
+    entry.said = 1;
+    entry.size = head + size;
     entry.held = NULL;
-    if (entry.size > LONG_COPY || entry.size > (size_t)self->most_inline)
-        return BUSY;
+    if (head)
+        entry.parts[entry.count++] = (struct part){self->head, head};
+    entry.parts[entry.count++] = (struct part){PyBytes_AsString(object), size};
     return put(self->side.segment, &entry, 0);
+}
+
+/* Bytes of the longest message that is put in at once. */
+static size_t most_at_once(const Sender *self)
+{
+    return (size_t)self->most_inline < LONG_COPY ? (size_t)self->most_inline : LONG_COPY;
 }
 
 static PyObject *send(Sender *self, PyObject *const *args, Py_ssize_t count)
@@ -192,7 +202,7 @@ static PyObject *send(Sender *self, PyObject *const *args, Py_ssize_t count)
     bool done = false;
     PyObject *frame = args[0];
     if (PyTuple_Check(frame) && PyTuple_Size(frame) == 1 && PyBytes_CheckExact(PyTuple_GetItem(frame, 0)) &&
-        put_bytes(self, PyTuple_GetItem(frame, 0)) == SENT) {
+        put_bytes(self, 0, PyTuple_GetItem(frame, 0), most_at_once(self)) == SENT) {
         self->wanted = 0;
         done = true;
     } else {
@@ -234,7 +244,7 @@ static PyObject *send_many(Sender *self, PyObject *const *args, Py_ssize_t count
         if (!(frame = PySequence_GetItem(args[0], sent)))
             return NULL;
         PyObject *bytes = PyTuple_Check(frame) && PyTuple_Size(frame) == 1 ? PyTuple_GetItem(frame, 0) : NULL;
-        room = bytes && PyBytes_CheckExact(bytes) && put_bytes(self, bytes) == SENT;
+        room = bytes && PyBytes_CheckExact(bytes) && put_bytes(self, 0, bytes, most_at_once(self)) == SENT;
         Py_DECREF(frame);
     }
     return PyLong_FromSsize_t(sent);
@@ -243,22 +253,10 @@ static PyObject *send_many(Sender *self, PyObject *const *args, Py_ssize_t count
 /* Send a head and bytes, which are one part of a message, if there is room at once; False says that nothing was done. */
 static PyObject *send_bytes(Sender *self, PyObject *object)
 {
-    struct side *side = &self->side;
-    if (!PyBytes_CheckExact(object) || side->closed)
+    if (!PyBytes_CheckExact(object) || self->side.closed)
         Py_RETURN_FALSE;
-    size_t size = (size_t)PyBytes_Size(object);
-    if (size > self->most_bytes)
-        Py_RETURN_FALSE;
-    struct entry entry;
-    entry.kind = RECORD_INLINE;
-    entry.parts[0] = (struct part){self->head, HEAD_BYTES};
-    entry.parts[1] = (struct part){PyBytes_AsString(object), size};
-    entry.count = 2;
-    entry.said = 1;
-    entry.size = HEAD_BYTES + size;
-    entry.held = NULL;
     /* Nothing in here lets go of the interpreter's lock, so the end stays open. */
-    if (put(side->segment, &entry, 0) != SENT)
+    if (put_bytes(self, HEAD_BYTES, object, self->most_bytes) != SENT)
         Py_RETURN_FALSE;
     self->wanted = 0;
     Py_RETURN_TRUE;
@@ -273,7 +271,7 @@ static PyObject *bytes_sender(Sender *self, PyObject *const *args, Py_ssize_t co
     size_t limit = PyLong_AsSize_t(args[1]);
     if (PyErr_Occurred() || !side_head(args[0], self->head))
         return NULL;
-    size_t most = (size_t)self->most_inline < LONG_COPY ? (size_t)self->most_inline : LONG_COPY;
+    size_t most = most_at_once(self);
     self->most_bytes = limit < most - HEAD_BYTES ? limit : most - HEAD_BYTES;
     return PyObject_GetAttrString((PyObject *)self, "send_bytes");
 }
