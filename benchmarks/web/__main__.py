@@ -1,10 +1,11 @@
 """Rooms that talk, over front ends, a service and a transport: deliveries, latency, processor, memory, and kills.
 
-    python benchmarks/web [load] [hold] [kill] [--transport unix:] [--peers] [--quick] [--json]
+    python benchmarks/web [load] [hold] [kill] [kill-front] [--transport unix:] [--peers] [--quick] [--json]
 
 ``load``: 400 clients in rooms of 50, 1,500 messages/s in, which is 75,000 deliveries/s; the same against one bare process in
 the same run. ``hold``: 10,000 connections, and what they cost the front ends. ``kill``: kill -9 of the service at full load,
-again and again. Without a name, all three. ``--peers`` also loads what people use instead (extra ``bench``, redis-server).
+again and again. ``kill-front``: of one front end, whose clients come back while those of the others go on. Without a name, all
+of them. ``--peers`` also loads what people use instead (extra ``bench``, redis-server).
 
 The load comes from a program for Node with npm's ``ws``, which is installed once, in a cache of its own. Run it on a quiet
 machine; figures of two processors that also run the generator are for comparing. Exit status 1: a target was missed; 2: it
@@ -24,12 +25,15 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import peers
 from stage import CannotRunError, Load, Server, cpu, memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass
@@ -152,21 +156,34 @@ def run_hold(figures: list[Figure]) -> None:
 # ---------------------------------------------------------------------- kill
 
 
+def killing(transport: str, name: str, before: Callable[[int], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Kill a process of the server at full load again and again; return what the generator found, and who is in the rooms.
+
+    Args:
+        transport: of the channels.
+        name: of the process.
+        before: called with its pid before each kill.
+    """
+    seconds = OPTIONS.kills * OPTIONS.pause + 1.0
+    plan = {"clients": OPTIONS.clients, "room": OPTIONS.room, "rate": OPTIONS.rate, "seconds": seconds}
+    with ours(transport) as server, Load(server, **plan) as load:
+        load.opened()
+        load.say("load")
+        load.until("load")
+        began = monotonic()
+        for number in range(OPTIONS.kills):
+            sleep(max(0.0, began + 0.5 + number * OPTIONS.pause - monotonic()))
+            pid = running(server, name)
+            before(pid)
+            os.kill(pid, signal.SIGKILL)
+        done = load.until("done", seconds + 60)
+        load.say("census")
+        return done, load.until("census")
+
+
 def run_kill(figures: list[Figure]) -> None:
     for transport in OPTIONS.transport:
-        seconds = OPTIONS.kills * OPTIONS.pause + 1.0
-        plan = {"clients": OPTIONS.clients, "room": OPTIONS.room, "rate": OPTIONS.rate, "seconds": seconds}
-        with ours(transport) as server, Load(server, **plan) as load:
-            load.opened()
-            load.say("load")
-            load.until("load")
-            began = monotonic()
-            for number in range(OPTIONS.kills):
-                sleep(max(0.0, began + 0.5 + number * OPTIONS.pause - monotonic()))
-                os.kill(service(server), signal.SIGKILL)
-            done = load.until("done", seconds + 60)
-            load.say("census")
-            census = load.until("census")
+        done, census = killing(transport, "chat", lambda _: None)
         missing = max(0, done["expected"] - done["delivered"])
         say(
             figures,
@@ -174,18 +191,51 @@ def run_kill(figures: list[Figure]) -> None:
             Figure("client sockets lost", done["lost"], "", 0),
             Figure("longest silence of a client", done["silence"], "ms", 250.0),
             Figure("deliveries lost", 100.0 * missing / done["expected"], "%", 0.2),
-            Figure(
-                "rooms with all their members afterwards", 100.0 * census["full"] / census["rooms"], "%", 100.0, at_least=True
-            ),
+            full(census),
         )
 
 
-def service(server: Server) -> int:
-    """Return the service's process, as soon as there is one again."""
+def run_kill_front(figures: list[Figure]) -> None:
+    for transport in OPTIONS.transport:
+        theirs: list[int] = []
+        done, census = killing(transport, "front-1", lambda pid, note=theirs.append: note(connections(pid)))
+        say(
+            figures,
+            f"kill -9 of a front end, {OPTIONS.kills} times, {transport}",
+            Figure("connections of the front ends that were killed", sum(theirs), ""),
+            Figure("client sockets lost of other front ends", max(0, done["lost"] - sum(theirs)), "", 0),
+            Figure("clients that kept theirs", done["calm"], "", 1, at_least=True),
+            Figure("deliveries among those", done["due"], "", 1, at_least=True),
+            Figure("  of which lost", done["missed"], "", 0),
+            Figure("  of which came twice", done["twice"], "", 0),
+            full(census),
+        )
+
+
+def full(census: dict[str, Any]) -> Figure:
+    share = 100.0 * census["full"] / census["rooms"]
+    return Figure("rooms with all their members afterwards", share, "%", 100.0, at_least=True)
+
+
+def connections(pid: int) -> int:
+    """Return how many connections of clients a front end has: descriptors of established TCP sockets."""
+    established = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "01"}
+    count = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            kind, _, inode = str(entry.readlink()).partition("[")
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        count += kind == "socket:" and inode.rstrip("]") in established
+    return count
+
+
+def running(server: Server, name: str) -> int:
+    """Return a process of the server, as soon as there is one again."""
     deadline = monotonic() + 10
-    while (pid := server.pids().get("chat")) is None:
+    while (pid := server.pids().get(name)) is None:
         if monotonic() > deadline:
-            raise CannotRunError("the service that was killed did not come back")
+            raise CannotRunError(f"{name}, which was killed, did not come back")
         sleep(0.01)
     return pid
 
@@ -195,7 +245,7 @@ def service(server: Server) -> int:
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="load|hold|kill", help="default: all three")
+    parser.add_argument("what", nargs="*", metavar="load|hold|kill|kill-front", help="default: all of them")
     parser.add_argument("--transport", action="append", help="URL of the channels; may be given again (default: unix:)")
     parser.add_argument("--fronts", type=int, default=2, help="front ends (default: %(default)s)")
     parser.add_argument("--front", action="append", default=[], metavar="KEY=VALUE", help="anything of [front]")
@@ -227,7 +277,7 @@ def options() -> argparse.Namespace:
     return said
 
 
-RUNS = {"load": run_load, "hold": run_hold, "kill": run_kill}
+RUNS = {"load": run_load, "hold": run_hold, "kill": run_kill, "kill-front": run_kill_front}
 OPTIONS = argparse.Namespace()
 """What was said on the command line."""
 

@@ -30,16 +30,18 @@ const DIALECTS = {
 const dialect = DIALECTS[plan.dialect];
 const now = () => performance.now();
 const tell = what => process.stdout.write(JSON.stringify(what) + '\n');
-const MARK = 0x7e; // '~' stands before and behind the time at which a message was sent, in microseconds
+const MARK = 0x7e; // '~' stands before the time at which a message was sent, in microseconds, and before and behind its sender
 const BUCKET = 0.1, buckets = new Uint32Array(100000); // latencies by tenths of a millisecond
 
 const clients = [];
 let loading = false, ending = false, began = 0, sent = 0, expected = 0, delivered = 0, lost = 0, failed = 0, joined = 0, silence = 0;
 let counts = null;
+const said = new Uint32Array(plan.clients), heard = new Uint32Array(plan.clients * plan.room); // by sender; by receiver and sender
 
 function open(index, first) {
   const last = first ? now() : clients[index].last; // who lost its connection has been without news all the time
-  const client = { room: `r${Math.floor(index / plan.room)}`, ws: null, last, ready: false, index };
+  // Calm is who has had one connection all the time.
+  const client = { room: `r${Math.floor(index / plan.room)}`, ws: null, last, ready: false, index, calm: first };
   clients[index] = client;
   // Many source addresses: one has no more than some 28,000 ports, and each is kept for a minute after its connection.
   const ws = client.ws = new WebSocket(plan.url, {
@@ -50,6 +52,7 @@ function open(index, first) {
   ws.on('error', error => { if (++failed <= 3) tell({ event: 'error', text: error.message }); });
   ws.on('close', () => {
     if (ending) return;
+    client.calm = false;
     if (client.ready) { lost++; joined--; client.ready = false; }
     else if (first) return advance();
     setTimeout(() => open(index, false), 50 + Math.random() * 200);
@@ -59,8 +62,10 @@ function open(index, first) {
 function receive(client, data) {
   const start = data.indexOf(MARK);
   if (start < 0) return news(client, data);
-  let sentAt = 0;
-  for (let place = start + 1; data[place] !== MARK; place++) sentAt = sentAt * 10 + data[place] - 48;
+  let sentAt = 0, sender = 0, place = start + 1;
+  for (; data[place] !== MARK; place++) sentAt = sentAt * 10 + data[place] - 48;
+  for (place++; data[place] !== MARK; place++) sender = sender * 10 + data[place] - 48;
+  heard[client.index * plan.room + sender % plan.room]++;
   const at = now();
   buckets[Math.min(buckets.length - 1, Math.floor((at - sentAt / 1000) / BUCKET))]++;
   if (at - client.last > silence) silence = at - client.last;
@@ -93,8 +98,10 @@ function load() {
     while (sent < due) {
       const client = clients[(sent * plan.room + Math.floor(sent * plan.room / plan.clients)) % plan.clients];
       sent++; expected += plan.room;
-      if (client.ws.readyState === WebSocket.OPEN && client.ready)
-        client.ws.send(dialect.say(client.room, `~${Math.round(now() * 1000)}~${pad}`));
+      if (client.ws.readyState === WebSocket.OPEN && client.ready) {
+        said[client.index]++;
+        client.ws.send(dialect.say(client.room, `~${Math.round(now() * 1000)}~${client.index}~${pad}`));
+      }
     }
     if (now() - began < plan.seconds * 1000) return;
     clearInterval(timer);
@@ -116,8 +123,23 @@ function settle() { // until everything has come, or nothing has for a second
       sum += buckets[place];
       while (found.length < ranks.length && sum >= ranks[found.length]) found.push((place + 1) * BUCKET);
     }
-    tell({ event: 'done', seconds: (quiet - began) / 1000, sent, expected, delivered, lost, p50: found[0], p99: found[1], p999: found[2], silence });
+    tell({ event: 'done', seconds: (quiet - began) / 1000, sent, expected, delivered, lost, p50: found[0], p99: found[1], p999: found[2], silence, ...calm() });
   }, 20);
+}
+
+function calm() { // what those who kept their connections have of each other
+  let count = 0, due = 0, missed = 0, twice = 0;
+  for (const receiver of clients) {
+    if (!receiver.calm) continue;
+    count++;
+    for (let at = 0; at < plan.room; at++) {
+      const sender = receiver.index - receiver.index % plan.room + at, got = heard[receiver.index * plan.room + at];
+      due += clients[sender].calm ? said[sender] : 0;
+      twice += Math.max(0, got - said[sender]);
+      if (clients[sender].calm) missed += Math.max(0, said[sender] - got);
+    }
+  }
+  return { calm: count, due, missed, twice };
 }
 
 function census() { // how many the server has in each room, and how many there should be
