@@ -131,12 +131,13 @@ class Channel:
             return got
         try:
             # As Codec.decode, without the call: this runs for every message.
-            if (
-                len(got) == 1
-                and type(first := got[0]) is bytes
-                and (loads := end.loaders.get(first[:4]))
-                and len(first) < COPIED
-            ):
+            first: Any
+            try:
+                (first,) = got
+                loads = end.loaders.get(first[:4])
+            except (ValueError, TypeError):  # of several pieces, or in memory that can be written to
+                loads = None
+            if loads is not None and len(first) < COPIED:
                 try:
                     return loads(first[4:])
                 except Exception as error:

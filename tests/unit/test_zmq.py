@@ -716,6 +716,19 @@ class Interruption(BaseException):
     pass
 
 
+def test_receiver_is_known_before_it_has_said_who_it_is(make_private):
+    """What answers a request may do so before its first grant was looked at, and its death must be known from then on."""
+    ends = make_private()
+    tx, _rx = ends.sender(), ends.receiver()
+    limit = time.monotonic() + PATIENCE
+    while not tx._connected:
+        assert time.monotonic() < limit
+        with tx._lock:
+            tx._look()
+    assert not tx._receiver_pid
+    assert tx.receiver() == os.getpid()
+
+
 def test_counts_that_differ_again_and_again_are_settled_as_quickly_each_time(make_private):
     ends = make_private(capacity=1)
     tx, rx = ends.sender(), ends.receiver()

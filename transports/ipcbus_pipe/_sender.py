@@ -83,12 +83,11 @@ class PipeSender(SendLink):
                 raise self._why_closed()
             if pipe is None or pipe.sent >= pipe.limit or pipe.debt:
                 pipe = self._make_room(timeout)
-            single = len(frame) == 1
-            size = len(frame[0]) if single else _stream.size(frame)
-            if size > _ATOMIC:
-                self._send_larger(pipe, frame, size, timeout)
+            body = frame[0] if len(frame) == 1 else b"".join(frame) if _stream.size(frame) <= _ATOMIC else None
+            if body is None or len(body) > _ATOMIC:
+                self._send_larger(pipe, frame, _stream.size(frame), timeout)
             else:
-                data = _head(size) + frame[0] if single else b"".join((_head(size), *frame))
+                data = _head(len(body)) + body
                 try:
                     os.write(pipe.fd, data)
                 except OSError as error:

@@ -82,13 +82,11 @@ class UnixSender(SendLink):
                 timeout = deadline.remaining()
             # Counted before it is sent: an interruption in between leaves a number unused, and none used twice.
             self._tag = tag
-            single = len(frame) == 1
-            size = len(frame[0]) if single else _size(frame)
-            if size > self._inline:
-                self._send_large(tag, frame, size, timeout)
+            body = frame[0] if len(frame) == 1 else b"".join(frame) if _size(frame) <= self._inline else None
+            if body is None or len(body) > self._inline:
+                self._send_large(tag, frame, _size(frame), timeout)
                 return
-            head = tag.to_bytes(HEAD, _ORDER)
-            data = head + frame[0] if single else b"".join((head, *frame))
+            data = tag.to_bytes(HEAD, _ORDER) + body
             try:
                 self._put(data, _FLAGS)
             except OSError as error:

@@ -272,7 +272,9 @@ class Sender(SendLink):
 
     def receiver(self) -> int | None:
         """Return the pid of the receiver, if it is on this machine for certain."""
-        return self._receiver_pid if self._connected and self._place.parks else self._place.receiver()
+        # What it said itself, which a successor may not have said yet; but what it said may not have been looked at yet.
+        said = self._receiver_pid if self._connected and self._place.parks else None
+        return said or self._place.receiver()
 
     def depth(self) -> int | None:
         """Return how many of this process's messages are not known to have been received."""
