@@ -68,10 +68,17 @@ class MemoryFiles:
             ChannelBroken: no descriptor or no memory is left; says what to do.
         """
         for file in self._files:
-            if file.fits(size) and file.is_free():
-                file.fill(frame)
-                self._pass_on(file, held)
-                return
+            if not file.fits(size):
+                continue
+            # A signal handler may send, too, or close this: it leaves alone what is in hand here.
+            file.in_hand = True
+            try:
+                if file.is_free():
+                    file.fill(frame)
+                    self._pass_on(file, held)
+                    return
+            finally:
+                file.in_hand = False
         file = _File()
         try:
             self._create(file, size)
@@ -105,17 +112,22 @@ class MemoryFiles:
             ) from error
 
     def _add(self, file: _File) -> None:
-        files = self._files
-        files.append(file)
+        self._files.append(file)
         # The oldest first: what is still not back by now is kept by a receiver, or was for messages of another size.
-        while len(files) > _MAX_FILES or sum(each.size for each in files) > self._limit:
-            files.pop(0).close()
+        for old in self._files[:-1]:
+            if len(self._files) <= _MAX_FILES and sum(each.size for each in self._files) <= self._limit:
+                break
+            if not old.in_hand:
+                self._files.remove(old)
+                old.close()
 
     def _pass_on(self, file: _File, held: list[int]) -> None:
         try:
             file.lend(held)
         except OSError:  # no descriptor left, or no /proc: it goes as it is, and is not used again
             file.give_away(held)
+            if not held:
+                raise ChannelBroken("this end was closed while it wrote a large message; nothing was sent") from None
             self._files.remove(file)
 
     def close(self) -> None:
@@ -127,7 +139,7 @@ class MemoryFiles:
 class _File:
     """One memory file, to which nobody but its maker can write."""
 
-    __slots__ = ("_memory", "_own", "size")
+    __slots__ = ("_memory", "_own", "in_hand", "size")
 
     def __init__(self) -> None:
         self._own: list[int] = []
@@ -135,10 +147,12 @@ class _File:
         self._memory: memoryview | None = None
         self.size = 0
         """Bytes of messages that it has room for."""
+        self.in_hand = False
+        """Whether a message is being written to it and passed on."""
 
     @property
     def fd(self) -> int:
-        return self._own[0]
+        return self._own[0] if self._own else -1
 
     def create(self) -> None:
         self._own.extend(map(os.memfd_create, ("ipcbus-message",), (os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING,)))
@@ -157,21 +171,22 @@ class _File:
 
     def fits(self, size: int) -> bool:
         """Tell whether a message belongs in here; who keeps a small one must not keep a large file for it."""
-        return size <= self.size <= 2 * size and bool(self._own)
+        return size <= self.size <= 2 * size and bool(self._own) and not self.in_hand
 
     def is_free(self) -> bool:
         """Tell whether nobody has it any more, in any process or on the way to one."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+        except (BlockingIOError, ValueError):
+            return False  # lent, or closed by a signal handler just now
         return True
 
     def fill(self, frame: Frame) -> None:
         """Write a frame into it; other threads go on meanwhile."""
-        assert self._memory is not None
-        place = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        memory = self._memory  # which stays as long as this runs, whoever closes the file meanwhile
+        assert memory is not None
+        place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         for part in frame:
             source = _Source(part)
             ctypes.memmove(place, source.address, source.size)
@@ -191,8 +206,8 @@ class _File:
             raise
 
     def give_away(self, held: list[int]) -> None:
-        """Add its own descriptor, and forget it."""
-        held.extend(map(list.pop, (self._own,)))
+        """Add its own descriptor, if it is not closed, and forget it."""
+        held.extend(map(list.pop, filter(None, (self._own,))))
         self._memory = None
 
     def close(self) -> None:

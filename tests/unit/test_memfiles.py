@@ -244,6 +244,45 @@ class TestUsedAgain:
         assert bytes(memory) == b"y" * (SIZE - 50_000)
 
 
+class TestInterrupted:
+    """A signal handler sends large messages, or closes the end, while a large message is being written."""
+
+    @staticmethod
+    def meanwhile(monkeypatch, work):
+        """Do something in the middle of the next message that is written to a used file."""
+        copy = memfiles.ctypes.memmove
+
+        def interrupted(*arguments):
+            monkeypatch.undo()
+            copy(*arguments)
+            work()
+
+        monkeypatch.setattr(memfiles.ctypes, "memmove", interrupted)
+
+    @pytest.mark.parametrize("count", [1, 3, 40])
+    def test_by_who_sends(self, files, monkeypatch, count):
+        file_used(files)
+        inner = []
+        self.meanwhile(monkeypatch, lambda: inner.extend(received(files, b"i" * SIZE) for _ in range(count)))
+        held = []
+        files.write([b"o" * 150_000, b"u" * 50_000], SIZE, held)
+        try:
+            outer = open_sealed(held[0], SIZE, 1 << 30)
+            assert bytes(outer) == b"o" * 150_000 + b"u" * 50_000
+            assert {bytes(memory) for memory, _ in inner} == {b"i" * SIZE}
+            assert os.fstat(held[0]).st_ino not in {file for _, file in inner}
+        finally:
+            close_all(held)
+
+    def test_by_who_closes(self, files, monkeypatch):
+        file_used(files)
+        self.meanwhile(monkeypatch, files.close)
+        held = []
+        with pytest.raises(ChannelBroken, match="closed"):
+            files.write([b"o" * 150_000, b"u" * 50_000], SIZE, held)
+        assert not held
+
+
 class TestHowManyAreKept:
     def open_files(self):
         names = []
