@@ -153,12 +153,15 @@ def test_ctrl_c_ends_it_and_all_that_it_started(here):
     (here / "telling.py").write_text("import os\ndef pid():\n    print(os.getsid(0), file=open('pipe', 'w'))\n")
     os.mkfifo("pipe")
     words = [COMMAND, "bench", "--rounds", "50", "--transport", "unix:", "--object", "telling:pid"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    session = os.getsid(0)
-    while session == os.getsid(0):  # the command makes the object itself before anything is measured
-        session = int(Path("pipe").read_text())
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=TIMEOUT)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            session = os.getsid(0)
+            while session == os.getsid(0):  # the command makes the object itself before anything is measured
+                session = int(Path("pipe").read_text().split()[-1])  # several processes may have told at once
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert not members("session", session)
 
