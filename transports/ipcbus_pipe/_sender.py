@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PipeSender"]
 
-_head, _ATOMIC = _stream.record, _stream.ATOMIC
+_heads, _ATOMIC, _write = _stream.records, _stream.ATOMIC, os.write
 
 _IOV_MAX = 1024
 _NEVER = select.EPOLLERR  # reported whether asked for or not: a mask that wants nothing else
@@ -87,9 +87,9 @@ class PipeSender(SendLink):
             if body is None or len(body) > _ATOMIC:
                 self._send_larger(pipe, frame, _stream.size(frame), timeout)
             else:
-                data = _head(len(body)) + body
+                data = _heads[len(body)] + body
                 try:
-                    os.write(pipe.fd, data)
+                    _write(pipe.fd, data)
                 except OSError as error:
                     self._write_slowly(pipe, data, timeout, error)
             pipe.sent += 1

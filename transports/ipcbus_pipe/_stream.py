@@ -38,6 +38,7 @@ __all__ = [
     "lone",
     "parse",
     "record",
+    "records",
     "size",
     "streamed",
     "together",
@@ -63,6 +64,16 @@ Item: TypeAlias = "tuple[bytes, ...] | int"
 
 record = _pack
 """Makes the head of a message of so many bytes that is written whole."""
+
+
+class _Records(dict[int, bytes]):
+    def __missing__(self, size: int) -> bytes:
+        made = self[size] = record(size)
+        return made
+
+
+records = _Records()
+"""What ``record`` makes, by size, once: for those up to ``ATOMIC``, of which there are few enough to keep."""
 
 
 def size(frame: Frame) -> int:
@@ -137,19 +148,22 @@ def parse(state: State, block: bytes, number: int, max_message: int) -> State:
     """
     items, rest, part, _ = state
     items = items.copy()
+    add = items.append
     data = rest + block if rest else block
     at, end = 0, len(data)
     while end - at >= HEAD:
         (head,) = _unpack(data, at)
-        stop = at + HEAD + (head & _LENGTH)
+        begin = at + HEAD
+        if head < _SPECIAL and part is None and (stop := begin + head) <= end:  # a whole message, as nearly all are
+            add((data[begin:stop],))
+            at = stop
+            continue
+        stop = begin + (head & _LENGTH)
         if stop > end:
             if head & _LENGTH > max_message:
                 raise ChannelBroken(f"the pipe announces {head & _LENGTH} bytes; max_message is {max_message}")
             break
-        if head < _SPECIAL and part is None:
-            items.append((data[at + HEAD : stop],))
-        else:
-            part = _special(head, data[at + HEAD : stop], part, items)
+        part = _special(head, data[begin:stop], part, items)
         at = stop
     return State(items, data[at:], part, number)
 
