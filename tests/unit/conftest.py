@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import ipcbus
+from ipcbus.plumbing.fds import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 _SERVE = """
 import traceback
@@ -76,6 +78,28 @@ def few() -> Iterator[Callable[[int], None]]:
 
 _CLOSABLE = 8
 """How many of the descriptors that ``scarce`` takes there are at least, wherever the numbers in use have gaps."""
+
+
+@pytest.fixture
+def no_descriptors() -> Callable[[], AbstractContextManager[None]]:
+    """Return what uses up this process's descriptors, for as long as it is entered."""
+
+    @contextlib.contextmanager
+    def use_up() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        held: list[int] = []
+        highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
+        try:
+            with contextlib.suppress(OSError):  # EMFILE, and that is meant
+                while True:
+                    held.append(os.dup(0))
+            yield
+        finally:
+            close_all(held)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    return use_up
 
 
 @pytest.fixture

@@ -82,23 +82,6 @@ def child(work):
         os.close(reading)
 
 
-@contextmanager
-def no_descriptors():
-    """Use up this process's descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(entry.name) for entry in Path("/proc/self/fd").iterdir()) + 2, hard))
-    try:
-        try:
-            while True:
-                held.append(os.dup(0))
-        except OSError:
-            yield
-    finally:
-        close_all(held)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 class TestWhatIsSent:
     @pytest.mark.parametrize("files", [MemoryFiles(), MemoryFiles(0)], ids=["kept", "not kept"])
     def test_nobody_can_change_it(self, files):
@@ -316,7 +299,7 @@ class TestHowManyAreKept:
         assert bytes(received(files)[0]) == b"x" * SIZE
         assert self.open_files() == before
 
-    def test_those_that_are_kept_make_room_for_a_message(self, files):
+    def test_those_that_are_kept_make_room_for_a_message(self, files, no_descriptors):
         kept = [received(files)[0] for _ in range(3)]
         before = self.open_files()
         with no_descriptors():
@@ -325,7 +308,7 @@ class TestHowManyAreKept:
         assert self.open_files() < before
         assert len(kept) == 3
 
-    def test_without_a_descriptor_to_lend_a_file_is_given_away(self, files):
+    def test_without_a_descriptor_to_lend_a_file_is_given_away(self, files, no_descriptors):
         first = file_used(files)
         before = self.open_files()
         with no_descriptors():
@@ -333,7 +316,7 @@ class TestHowManyAreKept:
         assert self.open_files() == before - 1
         assert file_used(files) != first
 
-    def test_no_descriptor_at_all(self, files):
+    def test_no_descriptor_at_all(self, files, no_descriptors):
         with no_descriptors(), pytest.raises(ChannelBroken, match="nothing was sent"):
             file_used(files)
         file_used(files)

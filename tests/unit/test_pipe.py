@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections import deque
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -58,24 +58,6 @@ def another_process(monkeypatch):
 
 def descriptors():
     return [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
-
-
-@contextmanager
-def no_descriptors():
-    """Use up this process's descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()) + 2, hard))
-    try:
-        try:
-            while True:
-                held.append(os.dup(0))
-        except OSError:
-            yield
-    finally:
-        for fd in held:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def drain(link):
@@ -192,7 +174,7 @@ class TestHandingOver:
 
 
 class TestDoor:
-    def test_receiver_without_descriptors_loses_no_lane(self, make):
+    def test_receiver_without_descriptors_loses_no_lane(self, make, no_descriptors):
         ends = make()
         sender, receiver = ends.sender(), ends.receiver()
         sender.send([b"1"], 0)
@@ -200,7 +182,7 @@ class TestDoor:
             receiver.recv(0)
         assert receiver.recv(0) == (b"1",)
 
-    def test_failed_opening_claims_nothing(self, make):
+    def test_failed_opening_claims_nothing(self, make, no_descriptors):
         ends = make()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         highest = max(descriptors())

@@ -3,7 +3,6 @@
 import errno
 import importlib.util
 import os
-import resource
 import select
 import socket
 import threading
@@ -68,24 +67,6 @@ def some_file():
 
 def descriptors():
     return {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
-
-
-@contextmanager
-def no_descriptors():
-    """Use up this process's descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()) + 2, hard))
-    try:
-        try:
-            while True:
-                held.append(os.dup(0))
-        except OSError:
-            yield
-    finally:
-        for fd in held:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def drain(link):
@@ -212,7 +193,7 @@ class TestLarge:
 
 class TestDescriptors:
     @pytest.mark.parametrize("receivers", ["one", "many"])
-    def test_receiver_without_any_loses_nothing(self, make, receivers):
+    def test_receiver_without_any_loses_nothing(self, make, receivers, no_descriptors):
         ends = make(receivers=receivers)
         sender, receiver = ends.sender(), ends.receiver()
         for message in (b"1", BIG, b"2"):
@@ -222,7 +203,7 @@ class TestDescriptors:
             receiver.recv(0)
         assert got + drain(receiver) == [b"1", BIG, b"2"]
 
-    def test_sender_without_any_sends_nothing(self, make):
+    def test_sender_without_any_sends_nothing(self, make, no_descriptors):
         ends = make(capacity=1)
         sender, receiver = ends.sender(), ends.receiver()
         for _ in range(3):
@@ -247,7 +228,7 @@ class TestDescriptors:
         sender.send([BIG], 0)
         assert drain(receiver) == [BIG]
 
-    def test_one_that_was_lost_on_its_way(self, make, monkeypatch):
+    def test_one_that_was_lost_on_its_way(self, make, monkeypatch, no_descriptors):
         ends = make(receivers="many", capacity=2)
         sender, receiver = ends.sender(), ends.receiver()
         sender.send([BIG], 0)
@@ -260,7 +241,7 @@ class TestDescriptors:
         sender.send([b"2"], 0)
         assert drain(receiver) == [b"1", b"2"]
 
-    def test_failed_opening_claims_nothing(self, make):
+    def test_failed_opening_claims_nothing(self, make, no_descriptors):
         ends = make(capacity=1)
         sender = ends.sender()
         sender.send([b"1"], 0)
