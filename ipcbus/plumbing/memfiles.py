@@ -15,15 +15,14 @@ import stat
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken
+from ipcbus.plumbing.buffers import behind
 from ipcbus.plumbing.fds import close_all
 from ipcbus.plumbing.mapping import map_private, map_shared
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ipcbus.transport import Buffer, Frame
 
-__all__ = ["KEPT", "MemoryFiles", "behind", "open_sealed"]
+__all__ = ["KEPT", "MemoryFiles", "open_sealed"]
 
 KEPT = 256 << 20
 """Bytes of files that a sending end keeps, unless it is told otherwise."""
@@ -241,19 +240,6 @@ def open_sealed(fd: int, size: int, limit: int) -> memoryview:
         if isinstance(error, ChannelBroken):
             raise
         raise ChannelBroken(f"a large message of {size} bytes cannot be mapped: {error}; it was dropped") from error
-
-
-def behind(buffers: Sequence[Buffer], done: int) -> list[Buffer]:
-    """Return what is left of buffers behind their first ``done`` bytes."""
-    left: list[Buffer] = []
-    for buffer in buffers:
-        view = memoryview(buffer).cast("B")
-        if done >= view.nbytes:
-            done -= view.nbytes
-        else:
-            left.append(view[done:])
-            done = 0
-    return left
 
 
 def _whole_pages(size: int) -> int:

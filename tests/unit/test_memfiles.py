@@ -12,8 +12,9 @@ import pytest
 
 from ipcbus.errors import ChannelBroken
 from ipcbus.plumbing import memfiles
+from ipcbus.plumbing.buffers import behind, size
 from ipcbus.plumbing.fds import close_all
-from ipcbus.plumbing.memfiles import MemoryFiles, behind, open_sealed
+from ipcbus.plumbing.memfiles import MemoryFiles, open_sealed
 
 FUTURE_WRITE = 0x10
 SHAPE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -354,3 +355,7 @@ class TestOtherSystems:
 def test_behind():
     parts = [b"ab", memoryview(b"cd"), b"", bytearray(b"e")]
     assert [b"".join(behind(parts, done)) for done in range(6)] == [b"abcde", b"bcde", b"cde", b"de", b"e", b""]
+
+
+def test_size():
+    assert size([b"ab", memoryview(bytearray(16)).cast("d"), bytearray(1)]) == 19

@@ -9,10 +9,11 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull, PeerDied
+from ipcbus.plumbing import buffers as _buffers
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import close_all
 from ipcbus.plumbing.locks import release
-from ipcbus.plumbing.memfiles import MemoryFiles, behind
+from ipcbus.plumbing.memfiles import MemoryFiles
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import SendLink
 from ipcbus_pipe import _stream
@@ -83,9 +84,9 @@ class PipeSender(SendLink):
                 raise self._why_closed()
             if pipe is None or pipe.sent >= pipe.limit or pipe.debt:
                 pipe = self._make_room(timeout)
-            body = frame[0] if len(frame) == 1 else b"".join(frame) if _stream.size(frame) <= _ATOMIC else None
+            body = frame[0] if len(frame) == 1 else b"".join(frame) if _buffers.size(frame) <= _ATOMIC else None
             if body is None or len(body) > _ATOMIC:
-                self._send_larger(pipe, frame, _stream.size(frame), timeout)
+                self._send_larger(pipe, frame, _buffers.size(frame), timeout)
             else:
                 data = _heads[len(body)] + body
                 try:
@@ -161,7 +162,7 @@ class PipeSender(SendLink):
         written: list[int] = []
         try:
             while (done := sum(written)) < total:
-                left = buffers if not done else behind(buffers, done)
+                left = buffers if not done else _buffers.behind(buffers, done)
                 try:
                     written.extend(map(os.writev, (pipe.fd,), (left[:_IOV_MAX],)))
                 except BlockingIOError:

@@ -21,6 +21,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ipcbus.errors import ChannelBroken
+from ipcbus.plumbing.buffers import size
 
 if TYPE_CHECKING:
     from collections import deque
@@ -39,7 +40,6 @@ __all__ = [
     "parse",
     "record",
     "records",
-    "size",
     "streamed",
     "together",
     "unparse",
@@ -74,11 +74,6 @@ class _Records(dict[int, bytes]):
 
 records = _Records()
 """What ``record`` makes, by size, once: for those up to ``ATOMIC``, of which there are few enough to keep."""
-
-
-def size(frame: Frame) -> int:
-    """Return the bytes of a message."""
-    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in frame)
 
 
 def together(frames: Sequence[Frame]) -> list[bytes]:

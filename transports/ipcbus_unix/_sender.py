@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull
+from ipcbus.plumbing.buffers import size
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import close_all
 from ipcbus.plumbing.locks import release
@@ -82,9 +83,9 @@ class UnixSender(SendLink):
                 timeout = deadline.remaining()
             # Counted before it is sent: an interruption in between leaves a number unused, and none used twice.
             self._tag = tag
-            body = frame[0] if len(frame) == 1 else b"".join(frame) if _size(frame) <= self._inline else None
+            body = frame[0] if len(frame) == 1 else b"".join(frame) if size(frame) <= self._inline else None
             if body is None or len(body) > self._inline:
-                self._send_large(tag, frame, _size(frame), timeout)
+                self._send_large(tag, frame, size(frame), timeout)
                 return
             data = tag.to_bytes(HEAD, _ORDER) + body
             try:
@@ -377,7 +378,3 @@ def _polls(fd: int, event: int) -> bool:
     poller = select.poll()
     poller.register(fd, event)
     return any(found & event for _, found in poller.poll(0))
-
-
-def _size(frame: Frame) -> int:
-    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in frame)
