@@ -565,6 +565,21 @@ def test_a_later_receiver_knows_of_the_shutdown(make_private):
         late.send([b"2"], 0)
 
 
+def test_what_was_sent_before_a_shutdown_waits_for_the_first_receiver(make):
+    # The longer there is no receiver, the more seldom a sender looks for one, so that it comes late to one that opens.
+    channels = [make() for _ in range(4)]
+    senders = [ends.sender() for ends in channels]
+    for ends, tx, age in zip(channels, senders, (0.15, 0.3, 0.6, 0.9), strict=True):
+        tx.send([b"1"], 0)
+        tx.send([b"2"], 0)
+        tx.shutdown()
+        time.sleep(age - 0.15)  # what is tested is what becomes of a sender after a time
+        rx = ends.receiver()
+        assert [whole(rx.recv(PATIENCE)) for _ in range(2)] == [b"1", b"2"]
+        with pytest.raises(EndOfChannel):
+            rx.recv(PATIENCE)
+
+
 def test_an_idle_sender_learns_of_a_shutdown_over_tcp(make_tcp, stack):
     ends = make_tcp()
     elsewhere = ZmqTcp.create(spec(ends.address), NoOptions())  # shares nothing with the first

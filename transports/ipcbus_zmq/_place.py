@@ -46,6 +46,8 @@ class Place(Protocol):
     """Item 0 is 1 once the channel was shut down, as far as is known here."""
     eager: bool
     """Whether only messages tell of a shutdown by another process, so that one has to look for them."""
+    settling: float
+    """Seconds after which all senders that look for a receiver here have found it, and what they have sent has arrived."""
     connect_options: Mapping[int, int]
     """Socket options of a sender."""
     bind_options: Mapping[int, int]
@@ -123,6 +125,7 @@ class PrivatePlace:
 
     eager = False
     parks = True
+    settling = 0.25
     connect_options: Mapping[int, int] = {zmq.RECONNECT_IVL: 20}
     bind_options: Mapping[int, int] = {}
 
@@ -279,6 +282,7 @@ class TcpPlace:
 
     eager = True
     parks = False
+    settling = 0.6
 
     def __init__(self, host: str, port: int, shut: bytearray) -> None:
         self.shut: Shut = shut
@@ -297,7 +301,7 @@ class TcpPlace:
         v6 = family == socket.AF_INET6
         self.endpoint = f"tcp://[{number}]:{port}" if v6 else f"tcp://{number}:{port}"
         self.bind_options: Mapping[int, int] = {**_HEARTBEAT, zmq.IPV6: int(v6)}
-        self.connect_options: Mapping[int, int] = {**self.bind_options, zmq.RECONNECT_IVL: 50, zmq.RECONNECT_IVL_MAX: 500}
+        self.connect_options: Mapping[int, int] = {**self.bind_options, zmq.RECONNECT_IVL: 50, zmq.RECONNECT_IVL_MAX: 250}
 
     def listen(self) -> int:
         """Bind; only one process can."""

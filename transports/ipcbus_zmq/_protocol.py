@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from math import ceil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,10 +29,8 @@ __all__ = ["MARK", "Account", "Control", "Ending", "Kind", "Ledger", "Window", "
 MARK = 0xBC
 """First byte of a control part; an ipcbus frame starts with another."""
 VERSION = 1
-QUIET = 0.1
-"""Seconds without a message after which a receiver takes silent senders of a channel that was shut down for done."""
-SETTLED = 1.0
-"""Seconds after which every sender that was there before the receiver has connected to it."""
+_LOOKS = 10
+"""Times that a receiver looks and finds nothing before it believes that nothing comes."""
 _EXACT = 64
 """Below this capacity every message consumed is told to its sender at once."""
 _NEVER = 1 << 64
@@ -217,18 +216,25 @@ class Ledger:
 class Ending:
     """Decides when a channel that was shut down is drained.
 
-    It is as soon as nothing is queued here and every connected sender has said which message was its last; a sender that
-    stays silent, because its program is busy elsewhere, has no message on its way after ``QUIET`` seconds without one.
+    It is as soon as nothing is queued here and every connected sender has said which message was its last. Two things a
+    receiver cannot know, and waits for: whether a sender that was there before it is still about to connect, and whether
+    one that stays silent, because its program is busy elsewhere, has a message on its way. The time is counted in looks
+    that found nothing: on a machine that stands still, or in a process that was stopped, the clock alone goes on, and what
+    is on its way has not come closer.
 
     Args:
         now: when the receiver opened, in seconds.
+        settling: seconds after which who is there has connected, and what was sent has arrived.
     """
 
-    __slots__ = ("_opened", "_quiet_at", "begun", "over")
+    __slots__ = ("_look_at", "_newcomers", "_opened", "_settling", "_silence", "begun", "over")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, settling: float) -> None:
         self._opened = now
-        self._quiet_at = 0.0
+        self._settling = settling
+        self._look_at = 0.0
+        self._newcomers = self._silence = 0
+        """Looks until nobody connects any more, and until nothing comes from who is silent."""
         self.begun = False
         self.over = False
 
@@ -236,18 +242,23 @@ class Ending:
         """Note that the channel was shut down."""
         if not self.begun:
             self.begun = True
-            self._quiet_at = now + QUIET
+            self._look_at = now + self._settling / _LOOKS
+            self._silence = _LOOKS
+            self._newcomers = ceil((1 - (now - self._opened) / self._settling) * _LOOKS)
 
-    def heard(self, now: float) -> None:
-        """Note that a data message came."""
-        self._quiet_at = now + QUIET
+    def heard(self) -> None:
+        """Note that a data message or a sender came."""
+        self._silence = _LOOKS
 
     def empty(self, now: float, *, silent_senders: bool) -> bool:
         """Note that nothing is queued, and tell whether the channel is drained; once it is, it stays so."""
-        if self.begun and (now >= self._quiet_at or (not silent_senders and now >= self._opened + SETTLED)):
-            self.over = True
+        if self.begun and now >= self._look_at:
+            self._look_at = now + self._settling / _LOOKS
+            self._newcomers -= 1
+            self._silence -= 1
+        self.over |= self.begun and self._newcomers <= 0 and (self._silence <= 0 or not silent_senders)
         return self.over
 
     def remaining(self, now: float) -> float:
         """Return the seconds after which to ask ``empty`` again."""
-        return max(0.0, self._quiet_at - now)
+        return max(0.0, self._look_at - now)

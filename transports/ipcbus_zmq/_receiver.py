@@ -54,7 +54,7 @@ class Receiver(RecvLink):
         self._ledger = Ledger(capacity)
         self._accounts = self._ledger.accounts
         self._max_message = max_message
-        self._ending = Ending(monotonic())
+        self._ending = Ending(monotonic(), place.settling)
         self._ready: deque[Frame] = deque()
         """Messages that wait to be received: taken off the socket, or parked when this end opened."""
         self._taken: list[Account] = []
@@ -281,7 +281,7 @@ class Receiver(RecvLink):
         if frame is not None:
             self._ready.append(frame)
             if self._ending.begun:
-                self._ending.heard(monotonic())
+                self._ending.heard()
         self._taken.append(account)
 
     def _collect(self, number: int) -> Frame | None:
@@ -314,6 +314,7 @@ class Receiver(RecvLink):
             self._ledger.hello(account, control.count - self._taken.count(account))
             self._tell(account, Kind.GRANT, account.granted)
             if self._ending.begun:
+                self._ending.heard()
                 self._tell(account, Kind.CLOSED)
         elif kind in (Kind.FIN, Kind.SHUTDOWN):
             self._ledger.close(account.identity)
