@@ -1,5 +1,6 @@
 """What is special to zmq: its directory, its addresses, strangers, parked messages, and what an interruption leaves."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ from ipcbus.errors import (
 from ipcbus.plumbing.ports import free_port
 from ipcbus.transport import ChannelSpec, NoOptions
 from ipcbus_zmq import Zmq, ZmqTcp
+from ipcbus_zmq import _parking as parking
 from ipcbus_zmq._protocol import MARK, Kind, encode
 
 PATIENCE = 10
@@ -108,6 +110,14 @@ def stranger(stack):
 
 def whole(frame):
     return b"".join(frame)
+
+
+def until(condition):
+    """Return when something is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it is not so"
+        time.sleep(0.001)
 
 
 def fill(link, message=b"m"):
@@ -578,6 +588,140 @@ def test_what_was_sent_before_a_shutdown_waits_for_the_first_receiver(make):
         assert [whole(rx.recv(PATIENCE)) for _ in range(2)] == [b"1", b"2"]
         with pytest.raises(EndOfChannel):
             rx.recv(PATIENCE)
+
+
+def test_a_sender_that_has_just_come_is_waited_for_at_the_end(make):
+    ends = make()
+    rx = ends.receiver()
+    with pytest.raises(ChannelEmpty):
+        rx.recv(rx._place.settling + 0.1)  # it is not young any more
+    tx = ends.sender()
+    tx.send([b"1"], 0)
+    tx.shutdown()
+    assert whole(rx.recv(PATIENCE)) == b"1"
+    with pytest.raises(EndOfChannel):
+        rx.recv(PATIENCE)
+
+
+def test_a_shutdown_wakes_the_receiver_though_its_sender_closes_at_once(make):
+    for _ in range(5):
+        ends = make()
+        rx = ends.receiver()
+        ended = threading.Event()
+
+        def receive(rx=rx, ended=ended):
+            with pytest.raises(EndOfChannel):
+                rx.recv(PATIENCE)
+            ended.set()
+
+        waiting = threading.Thread(target=receive)
+        waiting.start()
+        tx = ends.sender()
+        tx.shutdown()
+        tx.close()
+        waiting.join(PATIENCE + 1)
+        assert ended.is_set()
+
+
+def test_what_was_sent_after_a_receiver_died_is_handed_to_its_successor(make):
+    ends = make()
+    tx = ends.sender()
+    with receiving_process(ends) as process:
+        tx.send([b"1"], PATIENCE)
+        assert process.stdout.readline() == "1\n"
+        process.kill()
+        process.wait()
+        until(lambda: tx.ready() and tx._lost)
+    rx = ends.receiver()
+    tx.send([b"2"], 0)
+    tx.close()
+    assert whole(rx.recv(PATIENCE)) == b"2"
+
+
+def test_the_death_of_a_successor_is_told_though_its_predecessor_said_goodbye(make):
+    ends = make(capacity=2)
+    rx, tx = ends.receiver(), ends.sender()
+    tx.send([b"1"], PATIENCE)
+    rx.recv(PATIENCE)
+    rx.close()
+    with receiving_process(ends) as process:
+        time.sleep(1)  # what is tested is a program that does something else while the one goes and the other comes
+        tx.send([b"2"], PATIENCE)
+        assert process.stdout.readline() == "2\n"
+        process.kill()
+    with pytest.raises(PeerDied):  # noqa: PT012  until there is no room
+        while True:
+            tx.send([b"3"], 1)
+
+
+def test_a_receiver_that_closes_says_so_to_senders_that_it_has_not_looked_at(make):
+    ends = make(capacity=2)
+    rx, tx = ends.receiver(), ends.sender()
+    until(lambda: tx.ready() and tx._connected)
+    tx.send([b"1"], 0)
+    rx.close()
+    with pytest.raises(ChannelFull):  # noqa: PT012  until there is no room
+        while True:
+            tx.send([b"2"], 0.5)
+
+
+def test_a_shutdown_by_a_receiver_wakes_senders_that_it_has_not_looked_at(make):
+    ends = make(capacity=1)
+    elsewhere = ends.handle if ends.address == "" else ZmqTcp.create(spec(ends.address, capacity=1), NoOptions())
+    tx = elsewhere.open_sender()
+    ends.stack.callback(tx.close)
+    rx = ends.receiver()
+    until(lambda: tx.ready() and tx._connected)
+    tx.send([b"1"], 0)
+    raised = []
+
+    def send():
+        with pytest.raises(ChannelClosed):
+            tx.send([b"2"], PATIENCE)
+        raised.append(time.monotonic())
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    until(lambda: tx._post._waiters)
+    began = time.monotonic()
+    rx.shutdown()
+    sending.join(PATIENCE + 1)
+    assert raised[0] - began < SOON
+
+
+def test_an_end_that_lingers_is_closed_for_everybody_at_once(make_tcp):
+    ends = make_tcp()
+    tx = ends.sender()
+    tx.send([b"1"], 0)
+    closing = threading.Thread(target=tx.close)  # nobody comes for it
+    closing.start()
+    until(lambda: tx._post.closing)
+    began = time.monotonic()
+    with pytest.raises(ChannelClosed):
+        tx.send([b"2"], 0)
+    with pytest.raises(ChannelClosed):
+        tx.ready()
+    assert tx.depth() is None
+    assert time.monotonic() - began < SOON
+    rx = ends.receiver()
+    assert whole(rx.recv(PATIENCE)) == b"1"
+    closing.join(PATIENCE)
+
+
+def test_who_parks_keeps_nobody_out_while_it_writes(make_private, monkeypatch):
+    ends = make_private()
+    tx = ends.sender()
+    tx.send([b"1"], 0)
+    write = parking.write
+
+    def write_and_look(directory, frames):
+        with (directory / "state").open("rb") as state:
+            fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return write(directory, frames)
+
+    monkeypatch.setattr(parking, "write", write_and_look)
+    tx.close()
+    assert len(parked(ends)) == 1
 
 
 def test_an_idle_sender_learns_of_a_shutdown_over_tcp(make_tcp, stack):

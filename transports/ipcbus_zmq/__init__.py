@@ -27,7 +27,7 @@ class Zmq(Transport):
     capabilities = Capabilities(capacity_scope="sender")
     guarantees = Guarantees(
         delivery="at-most-once",
-        order="first in, first out, per sending process",
+        order="first in, first out, per open sending end",
         accepted="in the sender's memory, on their way to the receiver's",
         sender_dies="messages still in its memory; none that the receiver's process has",
         receiver_dies="messages in its memory or on their way to it, up to capacity from each sender",
@@ -102,7 +102,7 @@ class ZmqTcp(Transport):
     capabilities = Capabilities(crosses_hosts=True, addressable=True, capacity_scope="sender")
     guarantees = Guarantees(
         delivery="at-most-once",
-        order="first in, first out, per sending process",
+        order="first in, first out, per open sending end",
         accepted="in the sender's memory, on their way to the receiver's",
         sender_dies="messages still in its memory; none that the receiver's process has",
         receiver_dies="messages in its memory or on their way to it, up to capacity from each sender",

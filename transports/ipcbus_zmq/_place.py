@@ -198,18 +198,22 @@ class PrivatePlace:
             fd = self._open_state()
         except OSError:
             return False
+        file: Path | None = None
         try:
+            if holder(fd, _RECEIVER) is not None:
+                return False
+            # Written before the door is closed: a process that is stopped meanwhile keeps no receiver out.
+            file = parking.write(self._directory, frames)
             with parking.Door(fd, exclusive=False):
-                if holder(fd, _RECEIVER) is not None:
-                    return False
-                file = parking.write(self._directory, frames)
-                if not end():
-                    file.unlink()
+                if holder(fd, _RECEIVER) is not None or not end():
                     return False
                 parking.publish(file)
+                file = None
         except OSError:
             return False
         finally:
+            if file is not None:
+                file.unlink(missing_ok=True)
             os.close(fd)
         return True
 

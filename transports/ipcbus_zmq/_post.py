@@ -195,7 +195,7 @@ class Post:
         return True
 
     def close(self, linger: float) -> None:
-        """End the socket: hand over what is queued for up to ``linger`` seconds, then free everything. The lock is held."""
+        """End the socket, which nobody uses any more: hand over what is queued for up to ``linger`` seconds, then free all."""
         socket, monitor = self.socket, self._monitor
         assert socket is not None
         assert monitor is not None

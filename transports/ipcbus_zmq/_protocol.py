@@ -16,7 +16,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from math import ceil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -216,21 +215,19 @@ class Ledger:
 class Ending:
     """Decides when a channel that was shut down is drained.
 
-    It is as soon as nothing is queued here and every connected sender has said which message was its last. Two things a
-    receiver cannot know, and waits for: whether a sender that was there before it is still about to connect, and whether
-    one that stays silent, because its program is busy elsewhere, has a message on its way. The time is counted in looks
-    that found nothing: on a machine that stands still, or in a process that was stopped, the clock alone goes on, and what
-    is on its way has not come closer.
+    It is when nothing is queued here and every sender has said which message was its last. Two things a receiver cannot
+    know, and waits for: whether a sender that has sent already is still about to connect, and whether one that stays silent,
+    because its program is busy elsewhere, has a message on its way. The time is counted in looks that found nothing: on a
+    machine that stands still, or in a process that was stopped, the clock alone goes on, and what is on its way has not come
+    closer.
 
     Args:
-        now: when the receiver opened, in seconds.
         settling: seconds after which who is there has connected, and what was sent has arrived.
     """
 
-    __slots__ = ("_look_at", "_newcomers", "_opened", "_settling", "_silence", "begun", "over")
+    __slots__ = ("_look_at", "_newcomers", "_settling", "_silence", "begun", "over")
 
-    def __init__(self, now: float, settling: float) -> None:
-        self._opened = now
+    def __init__(self, settling: float) -> None:
         self._settling = settling
         self._look_at = 0.0
         self._newcomers = self._silence = 0
@@ -243,8 +240,7 @@ class Ending:
         if not self.begun:
             self.begun = True
             self._look_at = now + self._settling / _LOOKS
-            self._silence = _LOOKS
-            self._newcomers = ceil((1 - (now - self._opened) / self._settling) * _LOOKS)
+            self._newcomers = self._silence = _LOOKS
 
     def heard(self) -> None:
         """Note that a data message or a sender came."""

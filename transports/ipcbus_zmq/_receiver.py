@@ -32,6 +32,8 @@ _PATIENCE = 0.002
 """Seconds a receiver sleeps before it returns the credit of messages that just came: more may follow, and one grant does."""
 _FAREWELL = 0.2
 """Seconds for telling the senders that this receiver goes."""
+_AT_CLOSE = 10_000
+"""Messages at most that a receiver that closes takes off the socket to see who is there."""
 _AT_ONCE = 16
 """Messages taken off the socket in one go when they stand in a queue."""
 _STREAK = 8
@@ -54,7 +56,7 @@ class Receiver(RecvLink):
         self._ledger = Ledger(capacity)
         self._accounts = self._ledger.accounts
         self._max_message = max_message
-        self._ending = Ending(monotonic(), place.settling)
+        self._ending = Ending(place.settling)
         self._ready: deque[Frame] = deque()
         """Messages that wait to be received: taken off the socket, or parked when this end opened."""
         self._taken: list[Account] = []
@@ -358,6 +360,13 @@ class Receiver(RecvLink):
             raise
         return True
 
+    def _greet(self) -> None:
+        """Take in the greetings of senders that have connected since the last look, as far as no message lies before them."""
+        while not self._ready:
+            self._fill()
+            if self._drained:
+                return
+
     def _end(self) -> None:
         """Note that the channel was shut down, and tell every sender."""
         if self._ending.begun:
@@ -392,6 +401,7 @@ class Receiver(RecvLink):
         with self._lock:
             if self._post.closing:
                 raise ChannelClosed("this end is closed")
+            self._greet()
             self._end()
             self._post.ring(on=True)
 
@@ -401,8 +411,14 @@ class Receiver(RecvLink):
             return
         with self._lock:
             self._special = True
-            self._ready.clear()
             try:
+                self._drained = False
+                for _ in range(_AT_CLOSE):
+                    self._ready.clear()
+                    self._taken.clear()
+                    if self._drained:
+                        break
+                    self._greet()
                 self._grant_all()
                 for account in self._ledger:
                     self._tell(account, Kind.GONE)

@@ -74,6 +74,8 @@ class Sender(SendLink):
         """Whether an interruption may have lost news: pyzmq lets signal handlers run behind a receive, and then drops it."""
         self._receiver_pid: int | None = None
         self._parted = False
+        self._said = (0, False)
+        """What had been said when the receiver was lost: how many messages, and whether the last word."""
         self._ask_at: float | None = None
         self._ask_again = 0.0
         try:
@@ -180,6 +182,8 @@ class Sender(SendLink):
         for event in self._post.events():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 greet = self._met  # a successor; the first receiver gets the greeting that waits since the start
+                if greet:
+                    self._hear_all()  # the last words of its predecessor: a successor says nothing before it was greeted
                 self._met = self._connected = True
                 disconnected = self._lost = self._left = False
                 self._copies = None  # zmq hands over what they are copies of
@@ -190,18 +194,11 @@ class Sender(SendLink):
             if greet:
                 self._control(Kind.HELLO)
             self._ask_if_stuck()
-        # Nothing may be sent after this loop: only after a recv that found nothing do the descriptors tell of what comes.
-        while True:
-            try:
-                part = self._socket.recv(NOBLOCK)
-            except zmq.Again:
-                break
-            except zmq.ZMQError as error:
-                raise broken("news of the receiver cannot be read", error) from error
-            self._hear(bytes(part))
+        # Nothing may be sent after this: only after a recv that found nothing do the descriptors tell of what comes.
+        self._hear_all()
         if disconnected and not self._left:
-            self._lost = True
-        if self._connected:
+            self._lose()
+        if self._connected and self._copies is None:
             self._look_at = monotonic() + _LOOK_EVERY
         elif self._copies is None and self._place.parks:
             self._copies = []
@@ -223,7 +220,8 @@ class Sender(SendLink):
             self._ask_at = None
             return
         if self._unsure and self._connected and self._place.deserted():
-            self._connected, self._lost = False, True
+            self._connected = False
+            self._lose()
             return
         now = monotonic()
         if self._ask_at is None:
@@ -231,6 +229,21 @@ class Sender(SendLink):
         elif now >= self._ask_at:
             self._ask_at, self._ask_again = now + self._ask_again, 2 * self._ask_again
             self._control(Kind.HELLO)
+
+    def _lose(self) -> None:
+        """Note that the receiver died."""
+        self._lost = True
+        self._said = self._window.sent, self._parted
+
+    def _hear_all(self) -> None:
+        while True:
+            try:
+                part = self._socket.recv(NOBLOCK)
+            except zmq.Again:
+                return
+            except zmq.ZMQError as error:
+                raise broken("news of the receiver cannot be read", error) from error
+            self._hear(bytes(part))
 
     def _hear(self, part: bytes) -> None:
         control = parse(part)
@@ -247,6 +260,9 @@ class Sender(SendLink):
             self._part(Kind.FIN)
         elif control.kind is Kind.GONE:
             self._left = True
+            if self._copies is None and self._place.parks:
+                self._copies = []  # it takes nothing any more, though its connection may end a moment later
+                self._look_at = 0.0
 
     def _part(self, kind: Kind) -> None:
         """Say once that no more will come."""
@@ -297,18 +313,24 @@ class Sender(SendLink):
         """Hand over what is queued, for up to ``LINGER`` seconds while a receiver may come for it, and release this end."""
         if not self._post.begin_close():
             return
-        with self._lock:
-            try:
-                self._look()
-                if self._connected:
-                    self._part(Kind.FIN)
-            finally:
-                copies = self._copies
-                parked = bool(copies) and self._place.park(copies or [], lambda: self._end_alone(copies))
-                if not parked and self._post.socket is not None:
-                    self._post.close(self._linger())
-                self._window.limit = -1
-                self._place.release()
+        linger = 0.0
+        try:
+            with self._lock:
+                try:
+                    self._look()
+                    if self._connected:
+                        self._part(Kind.FIN)
+                finally:
+                    copies = self._copies
+                    if copies:
+                        self._place.park(copies, lambda: self._end_alone(copies))
+                    linger = self._linger()
+                    self._window.limit = -1  # every send looks from here on, and sees that this end is closed
+        finally:
+            # Without the lock: whoever else uses this end is to be told at once that it is closed.
+            if self._post.socket is not None:
+                self._post.close(linger)
+            self._place.release()
 
     def _end_alone(self, copies: list[Frame] | None) -> bool:
         """End the socket unless a receiver has, or may have, what is to be parked; say whether it was ended."""
@@ -319,14 +341,14 @@ class Sender(SendLink):
         return True
 
     def _linger(self) -> float:
-        if self._lost or (self._place.deserted() and not self._copies):
+        if (self._lost and self._said == (self._window.sent, self._parted)) or (self._place.deserted() and not self._copies):
             return 0.0
         if self._window.outstanding:
             return LINGER
         if self._connected:
             return _FAREWELL
-        # A shutdown that waits for a receiver: without shared state the message is all that will tell it.
-        return LINGER if self._parted and self._place.eager else 0.0
+        # A shutdown that a receiver has not heard of: the state that is shared wakes nobody.
+        return LINGER if self._parted else 0.0
 
     def abandon(self) -> None:
         """Let go of what a forked child inherited."""
