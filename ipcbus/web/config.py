@@ -74,7 +74,8 @@ class FrontConfig:
     ping_interval: float = 20.0
     """Seconds between two pings of a client."""
     ping_timeout: float = 20.0
-    """Seconds for its answer; without one its connection is cut."""
+    """Seconds for its answer, or for anything else it sends that is whole; without it the connection is closed with 1011. A
+    client is given this anew when it has not been read for a while, because its service was away or it sends too fast."""
     first_message: float = 0.0
     """Seconds for a client to say something, after which it is closed with 4408; 0 is no limit."""
     max_lifetime: float = 0.0

@@ -13,8 +13,10 @@ from ipcbus.web.peers import ABNORMAL
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Awaitable
 
     from websockets.protocol import Event
+    from websockets.typing import DataLike
 
     from ipcbus.web.peers import Peer
     from ipcbus.web.servicelink import Grant, ServiceLink
@@ -83,6 +85,7 @@ class Socket(ServerConnection):
         self.address = peer[0] if peer else ""
         if self.keeper.knock(self) is None:
             super().connection_made(transport)
+            self.recv_messages.pause = self._pause_reading
             return
         self.refused = True
         self.transport = transport  # type: ignore[assignment]  # the library casts it in the same way
@@ -127,6 +130,27 @@ class Socket(ServerConnection):
                 self.keeper.cut(peer)
                 return
         super().process_event(event)
+        if self.pending_pings:
+            self._excuse()
+
+    async def ping(self, data: DataLike | None = None) -> Awaitable[float]:
+        """Send a ping, and return what is done once the client has shown that it lives; at once if it is not read now."""
+        answered = await super().ping(data)
+        if self.recv_messages.paused:
+            self._excuse()
+        return answered
+
+    def _pause_reading(self) -> None:
+        self.transport.pause_reading()
+        self._excuse()
+
+    def _excuse(self) -> None:
+        """Take all pings for answered: it has sent something whole, or its answers wait behind what we do not read.
+
+        The library cuts off whose pong it has not read in time, whoever is to blame for that.
+        """
+        if self.pending_pings:
+            self.acknowledge_pings(next(reversed(self.pending_pings)))
 
     def ended(self) -> tuple[int, str]:
         """Return the close code and reason of whoever closed it; 1006 if nobody did and it just ended."""

@@ -17,6 +17,7 @@ from websockets.frames import Frame, Opcode
 
 from ipcbus.web import Accept, Connection, Limits, Reject, Request, Service
 from ipcbus.web.config import FrontConfig
+from ipcbus.web.gate import HELD_EVENTS
 from ipcbus.web.processes import tls_context
 
 from .rig import PATIENCE, Echo, Rig, eventually, receive, refused, until_closed
@@ -345,6 +346,36 @@ async def test_a_message_of_one_byte_a_moment_holds_up_nobody_and_times_out() ->
             if asyncio.get_running_loop().time() - begun > PATIENCE:
                 pytest.fail("a client that cannot answer a ping was kept")
         await fine(rig)
+
+
+async def test_who_is_not_read_because_the_service_is_away_is_not_taken_for_dead() -> None:
+    async with Rig(Echo(), ping_interval=0.1, ping_timeout=0.2, message_rate=0, byte_rate=0) as rig:
+        front = rig.fronts[0]
+        ws = await rig.connect("/echo", max_queue=None)
+        _, mute = await raw(rig)  # the one that never answers a ping
+        await rig.kill(rig.hosts[0])
+        front.notice(0, 1 << 62)
+        count = 2 * HELD_EVENTS
+        mute.write(masked(Opcode.TEXT, b"0") * count)
+        for number in range(count):
+            await ws.send(str(number))
+        sockets = [peer.ws for peer in front.all_routes[0].table.peers.values()]
+        await eventually(lambda: all(socket.recv_messages.paused for socket in sockets))
+        await asyncio.sleep(1.0)  # five times what an answer may take
+        assert front.counts.codes == {}
+        await rig.start_service(0, Echo())
+        async with asyncio.timeout(PATIENCE):
+            assert [await ws.recv() for _ in range(count)] == [str(number) for number in range(count)]
+        await eventually(lambda: front.counts.codes == {1011: 1})  # read again, it is found out
+
+
+async def test_who_is_read_more_slowly_is_not_taken_for_dead() -> None:
+    async with Rig(Echo(), message_rate=50, message_burst=1, rate_patience=0, ping_interval=0.1, ping_timeout=0.2) as rig:
+        ws = await rig.connect("/echo")
+        for number in range(60):
+            await ws.send(str(number))
+        async with asyncio.timeout(PATIENCE):
+            assert [await ws.recv() for _ in range(60)] == [str(number) for number in range(60)]
 
 
 class Blare(Service):
