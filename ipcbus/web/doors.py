@@ -157,7 +157,10 @@ class Doors:
             return self._away(request)
         if isinstance(answer, Refusal):
             return self._refuse(request, "authorize", answer.status, answer.reason or "You may not connect.")
-        ws.grant, ws.cid, ws.link = answer, cid, link
+        if ws.early:
+            return self._refuse(request, "early", 400, "Nothing may be sent before the handshake is answered.")
+        largest = self._config.max_size if (most := link.route.limits.message) is None else min(most, self._config.max_size)
+        ws.admit(cid, link, answer, largest)
         return None
 
     async def _find(self, path: str, cid: int, query: str) -> ServiceLink | None:

@@ -351,11 +351,9 @@ class FrontEnd:
         assert request is not None  # the handshake is over
         link = ws.link
         route = link.route
-        if route.limits.message is not None:
-            ws.protocol.max_message_size = min(route.limits.message, self._config.max_size)
         self.counts.opened += 1
         peer = Peer(ws.cid, ws, link.number, self._doors.seen(ws, request), grant.state)
-        ws.begin(peer)
+        ws.peer = peer
         route.table.peers[peer.cid] = peer
         link.gate.put((Event.OPEN, peer.cid, peer.request, peer.state))
         for other in route.others(peer):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Keeper", "Socket"]
 
 POLICY = 1008
+_END = b"\r\n\r\n"
+"""What a request ends with."""
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Type: text/plain\r\n"
     b"Content-Length: 10\r\n\r\ntoo many.\n"
@@ -62,6 +64,7 @@ class Socket(ServerConnection):
         keeper: the front end's.
         address: of whom it counts for: the client, or what a trusted proxy says of it.
         refused: whether it was turned away before it said a word.
+        early: whether it sent more than its request before that was answered.
         peer: what the front end keeps of it, once it is open.
         grant: what the service said when it was asked about it.
         cid: its number, once it may come in.
@@ -72,10 +75,12 @@ class Socket(ServerConnection):
     address = ""
     refused = False
     half_open = True
+    early = False
     peer: Peer | None = None
     grant: Grant | None = None
     cid = 0
     link: ServiceLink
+    _tail = b""
     _frames: Bucket
     _ending: asyncio.TimerHandle | None = None
 
@@ -105,10 +110,30 @@ class Socket(ServerConnection):
         """Take bytes, unless it was turned away; a client that has been told to go and stays is cut off."""
         if self.refused:
             return
-        super().data_received(data)
+        if self.protocol.state is State.CONNECTING:
+            data = self._of_request(data)
+        if data:
+            super().data_received(data)
         if self._ending is None and self.protocol.close_expected():
             # The library waits for ever for who broke the protocol and then keeps the connection open.
             self._ending = self.loop.call_later(self.close_timeout or 0, self.transport.abort)
+
+    def _of_request(self, data: bytes) -> bytes:
+        """Return what of the bytes belongs to its request; what follows is dropped.
+
+        The library would take it for frames, answer pings before the handshake, and know no limit of the service yet.
+        """
+        if self.request is not None:
+            self.early = True
+            return b""
+        seen = self._tail + data
+        end = seen.find(_END)
+        if end < 0:
+            self._tail = seen[1 - len(_END) :]
+            return data
+        size = end + len(_END) - len(self._tail)
+        self.early = size < len(data)
+        return data[:size]
 
     def eof_received(self) -> None:
         """Take the end of the bytes."""
@@ -117,8 +142,7 @@ class Socket(ServerConnection):
 
     def process_event(self, event: Event) -> None:
         """Count what is no whole message: pings and one-byte fragments cost a server far more than they cost who sends them."""
-        peer = self.peer
-        if peer is not None and self.protocol.state is State.OPEN:
+        if self.protocol.state is State.OPEN:
             assert isinstance(event, Frame)  # the handshake is over
             message = event.fin and event.opcode in (Opcode.TEXT, Opcode.BINARY)
             if not message and self._frames.take(self.loop.time()) > 0:
@@ -126,7 +150,8 @@ class Socket(ServerConnection):
                 self.protocol.fail(POLICY, "too many pings or fragments")
                 self.send_data()
                 return
-            if event.opcode is Opcode.PING and self.transport.get_write_buffer_size() > self.keeper.write_limit:
+            peer, waiting = self.peer, self.transport.get_write_buffer_size
+            if event.opcode is Opcode.PING and peer is not None and waiting() > self.keeper.write_limit:
                 self.keeper.cut(peer)
                 return
         super().process_event(event)
@@ -158,9 +183,17 @@ class Socket(ServerConnection):
         said = protocol.close_rcvd if protocol.close_rcvd_then_sent else protocol.close_sent or protocol.close_rcvd
         return (ABNORMAL, "") if said is None else (int(said.code), said.reason)
 
-    def begin(self, peer: Peer) -> None:
-        """Be a client from here on."""
-        self.peer = peer
+    def admit(self, cid: int, link: ServiceLink, grant: Grant, largest: int) -> None:
+        """Let it in: from its first frame on it has the limits of a client.
+
+        Args:
+            cid: its number.
+            link: the service process it is for.
+            grant: what the service said of it.
+            largest: bytes of the largest message it may send.
+        """
+        self.cid, self.link, self.grant = cid, link, grant
+        self.protocol.max_message_size = largest
         rate = self.keeper.frame_rate
         self._frames = Bucket(rate, 2 * rate, self.loop.time())
 

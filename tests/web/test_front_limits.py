@@ -27,6 +27,8 @@ UPGRADE = (
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 
+HEALTH = "GET /healthz HTTP/1.1\nHost: x"
+
 
 async def raw(rig: Rig, path: bytes = b"/echo", buffer: int | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Do a handshake by hand and return the streams behind it."""
@@ -217,6 +219,54 @@ async def test_who_is_to_decide_may_be_replaced_meanwhile() -> None:
         rig.fronts[0].notice(0, 1 << 62)
         await rig.start_service(0, Guarded())
         assert (await receive(await joining))[0] == {"user": "ada"}
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("frames", [masked(Opcode.BINARY, bytes(2000)), masked(Opcode.PING, b"") * 500], ids=["large", "pings"])
+async def test_nothing_may_be_said_before_the_handshake_is_answered(frames: bytes, together: bool) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    class Thinks(Echo):
+        path = "/thinks"
+        limits = Limits(message=1000)
+
+        async def authorize(self, request: Request) -> Any:
+            asked.set()
+            await answer.wait()
+
+    async with Rig(Thinks(), frame_rate=100) as rig:
+        reader, writer = await asyncio.open_connection(*rig.sockets[0].getsockname())
+        rig.raw.append(writer)
+        writer.write(UPGRADE % b"/thinks" + (frames if together else b""))
+        async with asyncio.timeout(PATIENCE):
+            await asked.wait()
+            if not together:
+                writer.write(frames)
+                await rig.http(HEALTH)  # what came before that has been read
+            answer.set()
+            answered = await reader.read()
+        assert answered.startswith(b"HTTP/1.1 400 ")  # and no pong before it
+        assert b"before the handshake is answered" in answered
+        assert rig.fronts[0].counts.reasons == {"early": 1}
+
+
+@pytest.mark.parametrize("last", range(1, 6))
+async def test_a_request_ends_where_it_ends_however_it_is_cut(last: int) -> None:
+    request = UPGRADE % b"/echo"
+    async with Rig(Echo()) as rig:
+        for more, status in ((b"", b"101"), (masked(Opcode.TEXT, b"early"), b"400")):
+            reader, writer = await asyncio.open_connection(*rig.sockets[0].getsockname())
+            rig.raw.append(writer)
+            for piece in (request[:-last], request[-last:] + more):
+                writer.write(piece)
+                await rig.http(HEALTH)  # what came before that has been read
+            async with asyncio.timeout(PATIENCE):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 " + status)
+        reader, writer = await asyncio.open_connection(*rig.sockets[0].getsockname())
+        rig.raw.append(writer)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        async with asyncio.timeout(PATIENCE):
+            assert (await reader.read()).count(b" 200 ") == 1  # that is no handshake, and only the first is answered
 
 
 # ---------------------------------------------------------------------- terms
