@@ -332,10 +332,13 @@ class FrontEnd:
             counts.received += 1
             counts.received_bytes += size
             link.gate.put((Event.MSG, peer.cid, kind, data), size)
-            if link.full:
-                await link.room()
             moment = now()
             wait = max(messages.take(moment), octets.take(moment, size))
+            if link.full:
+                await link.room()
+                unread = now() - moment
+                moment += unread
+                wait = max(messages.make_up(unread), octets.make_up(unread))
             if wait <= 0:
                 since = None
                 continue

@@ -53,10 +53,22 @@ class Bucket:
         """Take tokens, and return the seconds until there would have been enough; 0.0 if there were."""
         if not self._rate:
             return 0.0
-        level = self._level + (now - self._at) * self._rate
+        level = self._level
+        self._level = min(max(level, self._burst), level + (now - self._at) * self._rate) - tokens
         self._at = now
-        level = self._level = (min(self._burst, level)) - tokens
-        return 0.0 if level >= 0 else -level / self._rate
+        return self._wait()
+
+    def make_up(self, seconds: float) -> float:
+        """Add what so many seconds since the last ``take`` bring, beyond ``burst`` if need be, and return what that would now.
+
+        It is for a time in which nothing could be taken: what has come meanwhile is not too much for being there all at once.
+        """
+        self._level += seconds * self._rate
+        self._at += seconds
+        return self._wait()
+
+    def _wait(self) -> float:
+        return 0.0 if self._level >= 0 or not self._rate else -self._level / self._rate
 
 
 class Doorman:

@@ -17,7 +17,7 @@ from websockets.frames import Frame, Opcode
 
 from ipcbus.web import Accept, Connection, Limits, Reject, Request, Service
 from ipcbus.web.config import FrontConfig
-from ipcbus.web.gate import HELD_EVENTS
+from ipcbus.web.gate import HELD_BYTES, HELD_EVENTS
 from ipcbus.web.processes import tls_context
 
 from .rig import PATIENCE, Echo, Rig, eventually, receive, refused, until_closed
@@ -316,6 +316,31 @@ async def test_a_fast_sender_is_read_more_slowly_and_then_closed() -> None:
             await flooding
         assert rig.fronts[0].counts.reasons == {"rate": 1}
         await fine(rig)
+
+
+async def test_who_keeps_to_the_rate_while_it_is_not_read_has_not_sent_too_fast() -> None:
+    async with Rig(
+        Echo(),
+        message_rate=100,
+        message_burst=20,
+        rate_patience=0.2,
+        byte_rate=0,
+        max_size=HELD_BYTES,
+        write_limit=2 * HELD_BYTES,
+    ) as rig:
+        front = rig.fronts[0]
+        ws, other = [await rig.connect("/echo", max_size=None) for _ in range(2)]
+        await rig.kill(rig.hosts[0])
+        front.notice(0, 1 << 62)
+        await other.send("x" * HELD_BYTES)  # nobody is read from here on
+        await eventually(lambda: front.links[0].full)
+        for number in range(80):
+            await ws.send(str(number))
+            await asyncio.sleep(0.0125)  # that is 80 a second
+        await rig.start_service(0, Echo())
+        async with asyncio.timeout(PATIENCE):
+            assert [await ws.recv() for _ in range(80)] == [str(number) for number in range(80)]
+        assert front.counts.reasons == {}
 
 
 async def test_limits_of_a_service_replace_those_of_the_configuration() -> None:

@@ -21,9 +21,20 @@ def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
     assert bucket.take(100.0) > 0
 
 
+def test_a_bucket_makes_up_for_a_time_in_which_nothing_could_be_taken() -> None:
+    bucket = Bucket(10, 3, 0.0)
+    assert bucket.take(0.0, 5) == pytest.approx(0.2)
+    assert bucket.make_up(1.2) == 0.0  # ten are there, more than its burst
+    assert bucket.take(1.2, 10) == 0.0
+    assert bucket.take(1.2) == pytest.approx(0.1)
+    assert bucket.make_up(1.0) == 0.0
+    assert bucket.take(100.0, 9) == 0.0  # they are kept, and nothing is added to them
+    assert bucket.take(100.0) == pytest.approx(0.1)
+
+
 def test_a_rate_of_zero_is_no_limit() -> None:
     bucket = Bucket(0, 1, 0.0)
-    assert all(bucket.take(0.0, 1e9) == 0.0 for _ in range(10))
+    assert all(bucket.take(0.0, 1e9) == bucket.make_up(1.0) == 0.0 for _ in range(10))
 
 
 @given(st.lists(st.tuples(st.floats(0, 2), st.integers(1, 5)), min_size=1, max_size=50))
