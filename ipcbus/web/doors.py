@@ -142,7 +142,8 @@ class Doors:
         client = client_address(ws.address, request.headers.get_all("X-Forwarded-For"), self._proxies)
         if self.doorman.move(ws.address, client) is not None:
             return self._refuse(request, "address", 429, "Too many connections from your address.", ("Retry-After", "60"))
-        ws.address = client
+        if client != ws.address:
+            ws.address, ws.port = client, 0
         cid = self._number()
         try:
             # Shorter than the library's own limit, which ends a handshake without an answer.
@@ -196,13 +197,11 @@ class Doors:
     def seen(self, ws: Socket, request: Request, headers: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Return what a service gets to see of a request."""
         path, _, query = request.path.partition("?")
-        address = ws.remote_address
-        port = address[1] if address and ws.address == address[0] else 0
         return {
             "path": path,
             "query": query,
             "headers": http.picked(request, self._config.headers if headers is None else headers),
-            "peer": f"{ws.address}:{port}" if ws.address else "",
+            "peer": f"{ws.address}:{ws.port}" if ws.address else "",
             "at": time(),  # the wall clock: it is told to other processes
         }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Bucket", "Doorman", "Limits", "client_address", "networks"]
+__all__ = ["Bucket", "Doorman", "Limits", "client_address", "networks", "plain_address"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,16 @@ def networks(texts: Iterable[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
+def plain_address(address: str) -> str:
+    """Return an address, as IPv4 if that is what it stands for: a socket for both kinds says ``::ffff:192.0.2.1``."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    mapped = parsed.ipv4_mapped if parsed.version == 6 else None
+    return address if mapped is None else str(mapped)
+
+
 def client_address(peer: str, forwarded: Sequence[str], trusted: tuple[Network, ...]) -> str:
     """Return the address of the client behind proxies.
 
@@ -162,7 +172,7 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: tuple[Network, 
     """
     if not trusted or not _within(peer, trusted):
         return peer
-    hops = [hop.strip() for value in forwarded for hop in value.split(",")]
+    hops = [plain_address(hop.strip()) for value in forwarded for hop in value.split(",")]
     for hop in reversed(hops):
         if not _is_address(hop):
             break

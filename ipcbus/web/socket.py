@@ -8,7 +8,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
-from ipcbus.web.limits import Bucket
+from ipcbus.web.limits import Bucket, plain_address
 from ipcbus.web.peers import ABNORMAL
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Socket(ServerConnection):
     Attributes:
         keeper: the front end's.
         address: of whom it counts for: the client, or what a trusted proxy says of it.
+        port: the client's; 0 behind a proxy.
         refused: whether it was turned away before it said a word.
         early: whether it sent more than its request before that was answered.
         peer: what the front end keeps of it, once it is open.
@@ -73,6 +74,7 @@ class Socket(ServerConnection):
 
     keeper: Keeper
     address = ""
+    port = 0
     refused = False
     half_open = True
     early = False
@@ -87,7 +89,8 @@ class Socket(ServerConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let it in, or turn it away before anything is spent on it."""
         peer = transport.get_extra_info("peername")
-        self.address = peer[0] if peer else ""
+        if peer:
+            self.address, self.port = plain_address(peer[0]), peer[1]
         if self.keeper.knock(self) is None:
             super().connection_made(transport)
             self.recv_messages.pause = self._pause_reading

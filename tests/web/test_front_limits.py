@@ -136,6 +136,25 @@ async def test_a_trusted_proxy_names_the_client() -> None:
         assert (await receive(ws)).startswith("127.0.0.1:")
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no sockets for both kinds of addresses")
+async def test_addresses_are_the_same_behind_a_socket_for_both_kinds() -> None:
+    def both(rig: Rig) -> Rig:
+        where = ("::ffff:127.0.0.1", 0)
+        listening = socket.create_server(where, family=socket.AF_INET6, dualstack_ipv6=True)
+        rig.sockets = [rig.stack.enter_context(listening)]
+        return rig
+
+    async with both(Rig(Echo(), per_address=1)) as rig:  # 127.0.0.0/8 is exempt
+        ws, _ = [await rig.connect("/echo") for _ in range(2)]
+        await ws.send("who")
+        assert (await receive(ws))[2] == f"127.0.0.1:{ws.local_address[1]}"
+    async with both(Rig(Echo(), trusted_proxies=("127.0.0.1",), per_address=1, exempt=())) as rig:
+        ws = await rig.connect("/echo", additional_headers={"X-Forwarded-For": "::ffff:192.0.2.7"})
+        await ws.send("who")
+        assert (await receive(ws))[2] == "192.0.2.7:0"
+        assert await refused(rig, "/echo", additional_headers={"X-Forwarded-For": "192.0.2.7"}) == 429
+
+
 async def test_accepting_has_a_rate() -> None:
     async with Rig(Echo(), accept_rate=0.001, accept_burst=3) as rig:
         for _ in range(3):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipcbus.web.limits import Bucket, Doorman, Limits, client_address, networks
+from ipcbus.web.limits import Bucket, Doorman, Limits, client_address, networks, plain_address
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
@@ -102,11 +102,18 @@ def test_accepting_has_a_rate_that_the_refused_do_not_use_up() -> None:
         ("10.0.0.1", ["nonsense"], "10.0.0.1"),
         ("10.0.0.1", [], "10.0.0.1"),
         ("10.0.0.1", ["2001:db8::1"], "2001:db8::1"),
+        ("10.0.0.1", ["198.51.100.7, ::ffff:10.0.0.2"], "198.51.100.7"),
     ],
 )
 def test_the_address_behind_proxies(peer: str, forwarded: list[str], client: str) -> None:
     assert client_address(peer, forwarded, networks(["10.0.0.0/8"])) == client
     assert client_address(peer, forwarded, ()) == peer
+
+
+def test_an_address_of_the_older_kind_is_one_whichever_socket_it_came_to() -> None:
+    assert plain_address("::ffff:192.0.2.1") == plain_address("::FFFF:C000:201") == plain_address("192.0.2.1") == "192.0.2.1"
+    for other in ("2001:db8::1", "fe80::1%eth0", "", "nonsense"):
+        assert plain_address(other) == other
 
 
 def test_limits_say_only_what_was_given() -> None:
