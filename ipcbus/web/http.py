@@ -39,7 +39,14 @@ def answer(
             *more,
         ]
     )
-    return Response(status, HTTPStatus(status).phrase, headers, b"" if request.method == "HEAD" else body)
+    return Response(status, _phrase(status), headers, b"" if request.method == "HEAD" else body)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return HTTPStatus(status // 100 * 100).phrase  # RFC 9110, section 15: that is how a client takes one it does not know
 
 
 def plain(request: Request, status: int, text: str, *more: tuple[str, str]) -> Response:

@@ -24,6 +24,11 @@ _OWN_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
 _REASON_BYTES = 123
 
 
+def _check_reason(reason: str) -> None:
+    if (size := len(reason.encode())) > _REASON_BYTES:
+        raise ValueError(f"a close reason has at most {_REASON_BYTES} bytes of UTF-8, this one has {size}; make it shorter")
+
+
 class Request:
     """A client that wants to connect, for ``authorize``.
 
@@ -65,13 +70,18 @@ class Reject(Exception):
     Args:
         status: of the HTTP response, such as 401 or 403. Pages cannot read it, all they see is 1006; from 1000 on it is a
             close code instead, such as 4401: the client is let in and closed with it at once.
-        reason: for the client's program.
+        reason: for the client's program; with a close code at most 123 bytes of UTF-8.
+
+    Raises:
+        ValueError: the status or the reason cannot be sent.
     """
 
     def __init__(self, status: int = 403, reason: str = "") -> None:
         super().__init__(status, reason)
         if not (400 <= status <= 599 or status in _OWN_CODES or 3000 <= status <= 4999):
             raise ValueError(f"{status} is neither an HTTP status that refuses nor a close code that may be sent")
+        if status >= 1000:
+            _check_reason(reason)
         self.status = status
         self.reason = reason
 
@@ -164,8 +174,7 @@ class Connection:
         """
         if code not in _OWN_CODES and not 3000 <= code <= 4999:
             raise ValueError(f"close code {code} cannot be sent; use 1000, 1008, 1011 or one of yours in 3000 to 4999")
-        if len(reason.encode()) > _REASON_BYTES:
-            raise ValueError(f"a close reason has at most {_REASON_BYTES} bytes, this one has {len(reason.encode())}")
+        _check_reason(reason)
         return self._hub.close(self, code, reason)
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from ipcbus.web import Accept, Connection, Limits, Reject, Request, Service
@@ -228,6 +228,19 @@ async def test_a_service_decides_who_comes_in() -> None:
         assert await refused(rig, "/guarded", additional_headers={"Cookie": "user=slow"}) == 503
         assert rig.fronts[0].counts.reasons == {"authorize": 2, "away": 1}
         assert len(rig.hosts[0].hub.connections) == 1
+
+
+@pytest.mark.parametrize("status", [420, 499, 590, 418])
+async def test_a_service_refuses_with_any_status(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    class Picky(Echo):
+        async def authorize(self, request: Request) -> Any:
+            raise Reject(status, "not like this")
+
+    async with Rig(Picky()) as rig:
+        with pytest.raises(InvalidStatus) as error:
+            await rig.connect("/echo")
+        assert (error.value.response.status_code, error.value.response.body) == (status, b"not like this\n")
+    assert caplog.records == []
 
 
 async def test_who_is_to_decide_may_be_replaced_meanwhile() -> None:

@@ -282,6 +282,14 @@ def test_a_refusal_is_an_http_error_or_a_close_code(status: int) -> None:
         Reject(status)
 
 
+def test_the_reason_of_a_close_code_has_to_fit_and_that_of_an_http_error_has_not() -> None:
+    assert Reject(4403, "x" * 123).reason == "x" * 123
+    for reason in ("x" * 124, "é" * 62):
+        with pytest.raises(ValueError, match="at most 123 bytes of UTF-8, this one has 124; make it shorter"):
+            Reject(4403, reason)
+        assert Reject(403, reason).reason == reason
+
+
 # ---------------------------------------------------------------------- what outlives a process
 
 
