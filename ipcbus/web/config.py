@@ -56,7 +56,8 @@ class FrontConfig:
     processes: int = 2
     """How many of them, all on the same port."""
     page: str | None = None
-    """A file served at ``/``; relative to the configuration file. Read once, at the start."""
+    """A file served at ``/``; relative to the configuration file. Read once, at the start. It is meant to be small: who has not
+    read it within some ``open_timeout`` seconds is cut off, as in any opening handshake."""
     origins: tuple[str, ...] = ()
     """Origins whose pages may connect, besides this host itself; ``"*"`` is all of them."""
     channel: str | None = None
