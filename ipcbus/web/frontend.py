@@ -20,6 +20,7 @@ from ipcbus.web.limits import Bucket, Limits
 from ipcbus.web.link import BINARY, COMMANDS, TEXT, Batch, Command, Event, LinkError, decode, start
 from ipcbus.web.moments import pause
 from ipcbus.web.orders import Orders
+from ipcbus.web.paths import both_want
 from ipcbus.web.peers import Peer
 from ipcbus.web.servicelink import Grant, Route, ServiceLink
 from ipcbus.web.socket import Socket
@@ -120,6 +121,8 @@ class FrontEnd:
         self._tls = tls
         self._inbox = inbox.receiver
         self._epoch = start()
+        self._starting = incarnation == 0
+        """Whether the server has never served, so that what is wrong may end its start."""
         for service in services:
             route = Route(service.name, service.key, service.grace, service.farewell)
             self.all_routes.append(route)
@@ -156,7 +159,7 @@ class FrontEnd:
             ready: called once clients are served, which is when every service has answered.
 
         Raises:
-            ConfigError: two services want the same path.
+            ConfigError: two services want the same path, and the server has not served yet.
             ChannelBusy: another process is still the receiver of this front end's inbox.
             ChannelBroken: the inbox cannot be used any more.
         """
@@ -173,6 +176,7 @@ class FrontEnd:
             try:
                 await asyncio.wait((work, stopping, attached), return_when=asyncio.FIRST_COMPLETED)
                 if attached.done():
+                    self._starting = False
                     ready()
                 await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -244,7 +248,7 @@ class FrontEnd:
             logger.warning("front end %d: not every service has answered the goodbye", self._index)
 
     async def _attached(self) -> None:
-        while not all(link.up for link in self.links):
+        while not all(link.up or link.refused for link in self.links):
             await self.news.wait()
 
     def _announce(self) -> None:
@@ -467,8 +471,9 @@ class FrontEnd:
         if token == link.token or front_epoch not in (0, self._epoch):
             return  # heard already, or said to the process that was here before
         route = link.route
-        if self.routes.get(path, route) is not route:
-            raise ConfigError(f"{name} and {self.routes[path].name} both want the path {path!r}; a path has one service")
+        if (owner := self.routes.get(path, route)) is not route:
+            self._refuse(link, both_want(name, owner.name, path))
+            return
         if route.path is not None and route.path != path:
             del self.routes[route.path]
         self.routes[path] = route
@@ -477,6 +482,15 @@ class FrontEnd:
         known = Limits.__dataclass_fields__
         route.limits = Limits(**{key: value for key, value in wants["limits"].items() if key in known})
         link.attach(token)
+
+    def _refuse(self, link: ServiceLink, why: str) -> None:
+        """Tell a service process nothing, so that what is wrong with it stays its own affair once clients are served."""
+        if self._starting:
+            raise ConfigError(why)
+        if not link.refused:
+            link.refused = True
+            logger.error("front end %d: %s gets no clients: %s; correct it and reload (SIGHUP)", self._index, link.name, why)
+            self._announce()
 
     def _obey(self, link: ServiceLink, command: list[Any]) -> None:
         op = command[0]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Many
 
     from ipcbus.channel import Channel
+    from ipcbus.web.paths import Paths
 
 __all__ = ["Host"]
 
@@ -87,6 +88,7 @@ class Host:
         link_timeout: seconds after which a silent front end counts as gone.
         max_groups: rooms that a connection may be in, unless the service says so.
         finish_timeout: seconds that handlers have for finishing when the process is asked to stop.
+        paths: where it is noted which path it serves.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Host:
         link_timeout: float = 10.0,
         max_groups: int = 128,
         finish_timeout: float = 10.0,
+        paths: Paths | None = None,
     ) -> None:
         if not service.path.startswith("/") or "?" in service.path:
             raise ConfigError(f"{name}: path = {service.path!r} is no path; it starts with '/' and has no '?'")
@@ -118,6 +121,7 @@ class Host:
         self._fronts: list[_Front] = []
         self._link_timeout = link_timeout
         self._finish_timeout = finish_timeout
+        self._paths = paths
         self._refs = itertools.count(1)
         self._queries: dict[int, tuple[int, asyncio.Future[Any]]] = {}
         self.hub = Hub(service, self, range(len(fronts)) if shard[1] > 1 else (), max_groups)
@@ -183,6 +187,8 @@ class Host:
         ]
         # Opened before anybody is told: from here on what is sent to this inbox has a living receiver.
         self._inbox.fileno()
+        if self._paths is not None:
+            self._paths.take(self._index, self.name, self._service.path)
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(front.pump.run()) for front in self._fronts]
         for front in self._fronts:
             self._greet(front)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ipcbus.web.database import Database
     from ipcbus.web.frontend import ServiceInbox
     from ipcbus.web.host import Host
+    from ipcbus.web.paths import Paths
     from ipcbus.web.snapshots import Slot
 
 __all__ = ["ServiceArgs", "load_service", "notice", "run_front_end", "run_service", "tls_context"]
@@ -67,6 +68,8 @@ class ServiceArgs:
     link_timeout: float
     max_groups: int
     finish_timeout: float
+    paths: Paths
+    """Which paths services serve."""
     database: Database | None = None
 
 
@@ -76,6 +79,8 @@ def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs, s
 
     _log(log_level)
     service = load_service(args.factory)
+    if life.replaces:  # front ends cannot be asked, and would find out when the old process has ended
+        args.paths.refuse_taken(args.name, service.path)
     if args.database is not None:
         service.database = args.database
 
@@ -92,6 +97,7 @@ def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs, s
             link_timeout=args.link_timeout,
             max_groups=args.max_groups,
             finish_timeout=args.finish_timeout,
+            paths=args.paths,
         )
 
     _run(make, life, slot, lambda host: host.hub.counts)

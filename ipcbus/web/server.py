@@ -26,6 +26,7 @@ from ipcbus.web.frontend import ServiceInbox
 from ipcbus.web.link import start
 from ipcbus.web.metrics import Metrics, Source
 from ipcbus.web.outside import bus_config
+from ipcbus.web.paths import Paths
 from ipcbus.web.processes import ServiceArgs, notice, run_front_end, run_service, tls_context
 from ipcbus.web.snapshots import Snapshots
 
@@ -200,6 +201,8 @@ class Server:
         self._fronts = [f"front-{index}" for index in range(front.processes)]
         fronts = [self._open(front.channel, name) for name in self._fronts]
         slots = self._measure()
+        paths = Paths(sum(counts.values()))
+        self._resources.callback(paths.close)
         databases: Iterator[Database | None] = itertools.repeat(None)
         if config.database is not None:
             databases = iter(Database.shares(config.database, sum(counts.values())))
@@ -220,6 +223,7 @@ class Server:
                     link_timeout=front.link_timeout,
                     max_groups=front.max_groups,
                     finish_timeout=service.finish_timeout,
+                    paths=paths,
                     database=next(databases),
                 )
                 arguments = (config.log_level, inbox.receiver, args, slots.get(called))

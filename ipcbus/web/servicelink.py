@@ -69,6 +69,8 @@ class ServiceLink:
         """Whether it has said that it is being replaced, and was not reported to have ended."""
         self.parted = False
         """Whether it has answered the BYE of a front end that stops."""
+        self.refused = False
+        """Whether it was told nothing because it wants the path of another service."""
         self.since = self.heard = monotonic()
         """When it came up or went away; when it was heard last."""
         self.asking: dict[int, tuple[asyncio.Future[Grant | Refusal], dict[str, Any]]] = {}
@@ -133,6 +135,7 @@ class ServiceLink:
         """Note that another process is there than before."""
         self.ended()
         self.away()
+        self.refused = False
         self.token, self.epoch, self.sequence = 0, epoch, Sequence()
 
     # ------------------------------------------------------------------ flow

@@ -96,18 +96,19 @@ def _arrive(fd: TravellingFd, index: int) -> Slot:
 
 
 class Snapshots:
-    """A page with a slot for each of some processes.
+    """A page with a slot for each of some processes; pickles into a child that is being started.
 
     Args:
         names: the processes'.
+        fd: the descriptor of a page that there is already, owned from here on; None makes a new one.
 
     Raises:
         OSError: the system refused.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], fd: TravellingFd | None = None) -> None:
         names = list(names)
-        self._fd = TravellingFd(os.memfd_create("ipcbus-snapshots", os.MFD_CLOEXEC))
+        self._fd = TravellingFd(os.memfd_create("ipcbus-snapshots", os.MFD_CLOEXEC)) if fd is None else fd
         try:
             size = max(1, len(names)) * _SLOT
             os.ftruncate(self._fd.fileno(), size)
@@ -128,3 +129,6 @@ class Snapshots:
     def close(self) -> None:
         """Free the descriptor: no slot can be passed on any more, and all can still be read. Idempotent."""
         self._fd.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Snapshots, (list(self._slots), self._fd)

@@ -492,6 +492,36 @@ async def test_two_services_for_one_path_are_refused() -> None:
     await rig.__aexit__()
 
 
+async def test_a_later_process_that_wants_the_path_of_another_service_gets_no_clients(caplog: pytest.LogCaptureFixture) -> None:
+    class Other(Echo):
+        path = "/other"
+
+    first = Echo()
+    async with Rig(first, Other()) as rig:
+        (front,) = rig.fronts
+        ws, waiting = await rig.connect("/echo"), await rig.connect("/other")
+        await rig.kill(rig.hosts[1])
+        front.notice(1, start())
+        rival = await rig.start_service(1, Echo())
+        await eventually(lambda: "service1 and service0 both want the path '/echo'" in caplog.text)
+        for client in (ws, await rig.connect("/echo")):
+            await client.send("still here")
+            assert await asyncio.wait_for(client.recv(), PATIENCE) == "still here"
+        await rig.kill(rival)
+        front.notice(1, start())
+        mended = await rig.start_service(1, Other())
+        await waiting.send("again")
+        assert await asyncio.wait_for(waiting.recv(), PATIENCE) == "again"
+        # A front end that is started later serves whoever came first, and so the other services.
+        await rig.kill(mended)
+        await rig.kill(front)
+        await rig.start_service(1, Echo())
+        await rig.start_front(0, incarnation=1)
+        ws = await rig.connect("/echo")
+        await ws.send("and here")
+        assert await asyncio.wait_for(ws.recv(), PATIENCE) == "and here"
+
+
 async def test_stopping_tells_clients_and_services() -> None:
     echo = Echo()
     async with Rig(echo) as rig:

@@ -194,6 +194,33 @@ def test_code_that_does_not_start_leaves_the_old_process_running(
         assert server.failure is None
 
 
+def test_a_path_of_another_service_leaves_the_old_process_running(module: Path) -> None:
+    other = module.with_name("other.py")
+    other.write_text(module.read_text().replace('"/", "json"', '"/other", "json"'))
+    front = FrontConfig(bind="127.0.0.1:0", processes=2)
+    services = {"counting": ServiceConfig("counting:Counting", processes=2), "other": ServiceConfig("other:Counting")}
+    with Server(ServerConfig(services, front, transport="unix:")) as server, clients(server, 1) as (ws,):
+        with connect(f"ws://{server.address}/other", proxy=None) as one:
+            assert "here" in json.loads(one.recv(PATIENCE))
+            pids = server.pids
+            write(other, 2)
+            with pytest.raises(StartFailed, match=r"other was not replaced, and .*other and counting both want the path '/'"):
+                server.reload()
+            assert {name: pid for name, pid in server.pids.items() if "counting" not in name} == {
+                name: pid for name, pid in pids.items() if "counting" not in name
+            }
+            for path in (ws, one):
+                path.send(json.dumps({"say": 1}))
+                assert heard(path, 1) == [{"said": 1, "version": 1}]
+            other.write_text(other.read_text().replace('"/", "json"', '"/new", "json"'))
+            server.reload()
+            one.send(json.dumps({"say": 2}))
+            assert heard(one, 1) == [{"said": 2, "version": 2}]
+            with connect(f"ws://{server.address}/new", proxy=None) as new:
+                assert "here" in json.loads(new.recv(PATIENCE))
+        assert server.failure is None
+
+
 def test_requests_that_were_taken_are_answered_by_the_old_process(module: Path) -> None:
     with Server(config(processes=2)) as server, clients(server, 4) as all_of_them:
         asked = [0] * 4
