@@ -6,7 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipcbus.web.terms import SILENT, TOO_MANY
+
 __all__ = ["Counts"]
+
+_NAMED = frozenset({*range(1000, 1016), 3000, 3003, 3008, SILENT, TOO_MANY})
+"""Close codes of RFC 6455 and of IANA's registry, and this server's own."""
 
 
 @dataclass(slots=True)
@@ -37,8 +42,9 @@ class Counts:
     """Batches of a service that was replaced since."""
     reasons: Counter[str] = field(default_factory=Counter)
     """``refused`` by reason."""
-    codes: Counter[int] = field(default_factory=Counter)
-    """Closed connections by close code; 1006 where there was none."""
+    codes: Counter[int | str] = field(default_factory=Counter)
+    """Closed connections by close code; 1006 where there was none. Those that have a meaning of their own are told apart, the
+    others are ``"3xxx"`` and ``"4xxx"``: clients choose them, and must not choose how many entries there are."""
 
     @property
     def connections(self) -> int:
@@ -49,6 +55,11 @@ class Counts:
         """Count a refusal."""
         self.refused += 1
         self.reasons[reason] += 1
+
+    def close(self, code: int) -> None:
+        """Count a closed connection."""
+        self.closed += 1
+        self.codes[code if code in _NAMED else f"{code // 1000}xxx"] += 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""

@@ -24,7 +24,7 @@ from ipcbus.web.paths import both_want
 from ipcbus.web.peers import Peer
 from ipcbus.web.servicelink import Grant, Route, ServiceLink
 from ipcbus.web.socket import Socket
-from ipcbus.web.terms import GOING_AWAY, Terms
+from ipcbus.web.terms import GOING_AWAY, TOO_MANY, Terms
 
 if TYPE_CHECKING:
     import socket
@@ -40,7 +40,6 @@ __all__ = ["Counts", "FrontEnd", "ServiceInbox"]
 logger = logging.getLogger("ipcbus.web")
 
 TRY_LATER = 1013
-TOO_MANY = 4429
 GRACE = 2.0
 """Seconds that clients, and then the links, get when the process is asked to stop."""
 GONE_WINDOW = 5.0
@@ -370,8 +369,7 @@ class FrontEnd:
     def _gone(self, peer: Peer) -> None:
         link = self.links[peer.owner]
         code, reason = peer.ws.ended()
-        self.counts.closed += 1
-        self.counts.codes[code] += 1
+        self.counts.close(code)
         peer.busy = peer.closing = True
         departed = link.route.table.remove(peer, code, reason)
         link.gate.put(departed.event())

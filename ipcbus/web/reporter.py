@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ipcbus.web.snapshots import Slot
 
 __all__ = ["Reporter", "added", "counted", "reporting"]
+
+logger = logging.getLogger("ipcbus.web")
 
 INTERVAL = 0.5
 """Seconds between two snapshots: what a killed process may have counted that nobody hears of."""
@@ -63,17 +66,36 @@ class Reporter:
         self._starts = before.get("starts", 0) + 1
         self._counters = counters
         self._gauges = gauges
+        self._failing = False
 
     def write(self) -> None:
-        """Report now."""
+        """Report now.
+
+        Raises:
+            ValueError: it takes more than a slot has.
+        """
         counters = added(self._before, self._counters())
         self._slot.write({"pid": os.getpid(), "starts": self._starts, "counters": counters, "gauges": dict(self._gauges())})
+
+    def attempt(self) -> None:
+        """Report now, or log why that cannot be, once until it can be again: nobody's work is to end over it."""
+        try:
+            self.write()
+        except Exception:
+            if not self._failing:
+                logger.exception(
+                    "what this process (pid %d) has counted cannot be reported; until it can, its metrics stand still",
+                    os.getpid(),
+                )
+            self._failing = True
+        else:
+            self._failing = False
 
     async def run(self, interval: float = INTERVAL) -> None:
         """Report every so many seconds until cancelled."""
         never = asyncio.get_running_loop().create_future()
         while True:
-            self.write()
+            self.attempt()
             await asyncio.wait((never,), timeout=interval)
 
 
@@ -92,4 +114,4 @@ async def reporting(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        reporter.write()
+        reporter.attempt()

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 
     from ipcbus.web.config import FrontConfig
 
-__all__ = ["GOING_AWAY", "Terms"]
+__all__ = ["GOING_AWAY", "SILENT", "TOO_MANY", "Terms"]
 
 GOING_AWAY = 1001
 """The close code of a connection that is to be made anew."""
-_SILENT = 4408
+SILENT = 4408
+"""The close code of a client that has said nothing in time."""
+TOO_MANY = 4429
+"""The close code of a client that goes on sending too fast."""
 _EARLIEST = 0.9
 """The part of its lifetime that a connection has at least: clients that came together do not all come back at once."""
 
@@ -36,7 +39,7 @@ class Terms:
     def __init__(self, config: FrontConfig, close: Callable[[int, str], object]) -> None:
         loop = asyncio.get_running_loop()
         self.waits = config.first_message > 0
-        self._silence = loop.call_later(config.first_message, close, _SILENT, "nothing was said") if self.waits else None
+        self._silence = loop.call_later(config.first_message, close, SILENT, "nothing was said") if self.waits else None
         age = config.max_lifetime * random.uniform(_EARLIEST, 1)  # noqa: S311  a spread, not a secret
         self._aging = loop.call_later(age, close, GOING_AWAY, "connect again") if age else None
 

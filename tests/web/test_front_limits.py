@@ -440,6 +440,15 @@ async def test_who_breaks_the_protocol_and_stays_is_cut_off() -> None:
         assert rig.fronts[0]._doors.doorman.inside == 0
 
 
+async def test_codes_that_clients_choose_are_not_told_apart() -> None:
+    async with Rig(Echo(), accept_rate=0) as rig:
+        for code in (1000, 3000, *range(3100, 3110), 4000, 4999, 4429):
+            await (await rig.connect("/echo")).close(code)
+        counts = rig.fronts[0].counts
+        await eventually(lambda: not counts.connections)
+        assert counts.codes == {1000: 1, 3000: 1, "3xxx": 10, "4xxx": 2, 4429: 1}
+
+
 async def test_a_message_of_one_byte_a_moment_holds_up_nobody_and_times_out() -> None:
     async with Rig(Echo(), ping_interval=0.2, ping_timeout=0.3) as rig:
         reader, writer = await raw(rig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import multiprocessing
 import os
@@ -137,6 +138,33 @@ async def test_the_last_report_is_made_at_the_end() -> None:
         assert page.read()["a"]["counters"]["opened"] == 7
         async with reporting(None, lambda: counted(counts)):
             pass
+
+
+async def test_a_report_that_fails_is_logged_once_and_the_next_ones_are_made(caplog: pytest.LogCaptureFixture) -> None:
+    too_much: dict[str, Any] = {"codes": {"x" * HALF: 1}}
+    reports = iter([too_much, too_much, {"opened": 1}, too_much, {"opened": 2}])
+    done = asyncio.Event()
+
+    def counters() -> dict[str, Any]:
+        following = next(reports, None)
+        if following is None:
+            done.set()
+        return following or {"opened": 3}
+
+    with snapshots("a") as page:
+        task = asyncio.create_task(Reporter(page.slot("a"), counters).run(interval=0.001))
+        await asyncio.wait_for(done.wait(), PATIENCE)
+        task.cancel()
+        assert page.read()["a"]["counters"] == {"opened": 3}
+    assert caplog.text.count("cannot be reported") == 2  # as often as it began
+
+
+async def test_a_last_report_that_fails_ends_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    with snapshots("a") as page:
+        async with reporting(page.slot("a"), lambda: {"codes": {"x" * HALF: 1}}):
+            pass
+        assert page.read()["a"] == {}
+    assert "cannot be reported" in caplog.text
 
 
 TABLES = st.dictionaries(st.sampled_from("abc"), st.integers(0, 100))
