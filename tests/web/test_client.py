@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -17,9 +19,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import Server, ServerConnection, serve
 
 import ipcbus
-from ipcbus.errors import ConfigError, EncodeError
+from ipcbus.errors import ChannelEmpty, ConfigError, EncodeError
 from ipcbus.web import Incoming, connect
-from ipcbus.web.client import Mailbox
+from ipcbus.web.client import ClientOptions, Counts, Mailbox
+from ipcbus.web.client.connection import Connection
 from ipcbus.web.client.retry import Backoff, is_final
 
 PATIENCE = 20.0
@@ -69,6 +72,15 @@ def run(request: pytest.FixtureRequest) -> Any:
 def news(feed: ipcbus.Channel) -> Incoming:
     item: Incoming = feed.recv(PATIENCE)
     return item
+
+
+def rest(channel: ipcbus.Channel) -> list[Any]:
+    """Receive what there is."""
+    items = []
+    with suppress(ChannelEmpty):
+        while True:
+            items.append(channel.recv(0))
+    return items
 
 
 # ---------------------------------------------------------------------- whole clients
@@ -135,6 +147,52 @@ def test_what_is_sent_while_there_is_no_connection_waits(run: Any) -> None:
             out.send(str(number))
         gate.set()
         assert [news(feed).data for _ in range(6)] == ["", "0", "1", "2", "3", "4"]
+
+
+def test_nothing_is_taken_after_a_connection_has_ended(run: Any) -> None:
+    once = threading.Lock()  # taken by the first connection
+
+    def first_only(ws: ServerConnection, request: Any) -> Any:
+        return None if once.acquire(blocking=False) else ws.respond(503, "later\n")
+
+    with served(obey, process_request=first_only) as place, ipcbus.open("unix:") as feed, ipcbus.open("unix:") as out:
+        with connect(place.url, feed, out, run=run, **QUICK) as client:
+            assert news(feed).kind == "connected"
+            out.send("close 1011")
+            assert news(feed).kind == "disconnected"
+            for number in range(3):
+                out.send(str(number))
+            while client.stats().refused < 3:
+                assert not client.wait(0.02)
+        assert [out.recv(PATIENCE) for _ in range(3)] == ["0", "1", "2"]
+        stats = client.stats()
+        assert (stats.sent, stats.unsent) == (1, 0)
+
+
+def test_every_message_that_was_taken_is_counted(run: Any) -> None:
+    """A server that reads nothing, so that a message is on its way when the client is closed."""
+    done = threading.Event()
+
+    def stall(ws: ServerConnection) -> None:
+        done.wait(PATIENCE)
+
+    with (
+        served(stall, max_size=None, max_queue=1, close_timeout=0.1) as place,
+        ipcbus.open("unix:") as feed,
+        ipcbus.open("unix:") as out,
+    ):
+        for _ in range(4):
+            out.send(bytes(16 << 20))
+        with connect(place.url, feed, out, run=run, close_timeout=0.1) as client:
+            while not client.stats().sent:
+                assert not client.wait(0.02)
+            began = time.monotonic()
+            client.close()
+            assert time.monotonic() - began < 5  # nothing is written any more, and it does not wait for that
+        done.set()
+        stats = client.stats()
+        assert stats.unsent == 1
+        assert len(rest(out)) == 4 - stats.sent - 1
 
 
 def test_a_refusal_for_good_ends_it(run: Any) -> None:
@@ -331,6 +389,40 @@ def test_close_with_a_full_channel_is_quick(run: Any) -> None:
         assert news(feed).kind == "connected"
         client.close()
         client.close()
+
+
+def test_close_counts_what_found_no_room(run: Any) -> None:
+    def count(ws: ServerConnection) -> None:
+        for number in range(50):
+            ws.send(str(number))
+        ws.recv()
+
+    with served(count) as place, ipcbus.open("unix:", capacity=4) as feed:
+        with connect(place.url, feed, run=run, buffer=20) as client:
+            while client.stats().received < 24:  # three in the channel, twenty in the buffer, and one before it
+                assert not client.wait(0.02)
+        connected, *messages = rest(feed)
+        assert connected.kind == "connected"
+        assert [item.data for item in messages] == ["0", "1", "2"]
+        stats = client.stats()
+        assert stats.missed == stats.received - 3 >= 21
+
+
+async def test_ended_is_said_once() -> None:
+    def bye(ws: ServerConnection) -> None:
+        ws.send("bye")
+        ws.close(4400, "done")
+
+    with served(bye) as place, ipcbus.open("inproc:", capacity=2) as feed:
+        connection = Connection(0, place.url, ClientOptions(), feed, None, Counts(), asyncio.Semaphore(1))
+        running = asyncio.create_task(connection.run(again=False))
+        async with asyncio.timeout(PATIENCE):
+            while not connection._pumping:  # noqa: ASYNC110  nothing tells that there is something that found no room
+                await asyncio.sleep(0.005)
+        assert [item.kind for item in rest(feed)] == ["connected", "text"]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert [(item.kind, item.code) for item in rest(feed)] == [("ended", 4400)]
 
 
 def test_the_end_of_the_channel_ends_the_connections(run: Any) -> None:

@@ -107,7 +107,8 @@ class Client:
     def close(self) -> None:
         """Close every connection, and wait until its process or thread has ended. Idempotent.
 
-        What waits in the outgoing channel stays there, and what was received and found no room is dropped and counted.
+        What waits in the outgoing channel stays there. What was received and finds no room in the other one is dropped and
+        counted in ``stats().missed``; nor does ``ended`` come then.
         """
         if self._supervisor is not None:
             self._supervisor.stop()

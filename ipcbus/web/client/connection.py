@@ -45,7 +45,8 @@ class Counts:
     received: int = 0
     """Messages that came."""
     missed: int = 0
-    """Of these, messages that were dropped: by the overflow policy, or because the channel could not take them."""
+    """Of these, messages that were dropped: by the overflow policy, because the channel could not take them, or because it had
+    no room when the client was closed."""
     sent: int = 0
     unsent: int = 0
     """Messages taken from the outgoing channel that could not be sent, or were on their way when a connection ended."""
@@ -98,7 +99,10 @@ class Connection:
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._online = asyncio.Event()
+        self._over = False  # whether "ended" was said
         self._ws: ClientConnection | None = None
+        self._sending: asyncio.Task[bool] | None = None
+        self._in_hand: Any = None  # taken from the outgoing channel, and not begun to send
         self._backoff = Backoff(options.first_delay, options.longest_delay)
 
     async def run(self, *, again: bool) -> None:
@@ -119,13 +123,17 @@ class Connection:
         except ChannelClosed as closed:
             logger.info("%s: nobody wants what it brings any more: %s", self._url, closed)
         finally:
-            if not keeping.done():
-                self._mailbox.put(Incoming("ended", "the client was closed", self._number, time(), NORMAL))  # wall clock
+            over = keeping.done() or self._over
             for task in (keeping, *tasks):
                 task.cancel()
             await asyncio.gather(keeping, *tasks, return_exceptions=True)
+            if not over:
+                self._mailbox.add(Incoming("ended", "the client was closed", self._number, time(), NORMAL))  # wall clock
             self._flush()
+            self._mailbox.abandon()
             self._count()
+            if self._in_hand is not None:
+                self._unsent("its connection has ended, and so has the client")
 
     # ------------------------------------------------------------------ the connection
 
@@ -139,6 +147,7 @@ class Connection:
             if end.seconds is not None:
                 self._backoff.lasted(end.seconds)
             if not self._options.reconnect or is_final(end.code, refused=refused, give_up_on=self._options.give_up_on):
+                self._over = True
                 await self._put("ended", end.reason, end.code)
                 await self._drained()
                 return
@@ -177,10 +186,21 @@ class Connection:
         finally:
             self._ws = None
             self._online.clear()
+            if self._sending is not None:
+                self._sending.cancel()  # in this instant, so that it takes nothing more from the channel
             self._counts.disconnected += 1
-            # What still comes is thrown away: the answer to the closing is behind it.
-            await asyncio.gather(ws.close(), _discard(ws))
+            await self._hang_up(ws)
         return End(ws.close_code or ABNORMAL, ws.close_reason or "", monotonic() - began)
+
+    async def _hang_up(self, ws: ClientConnection) -> None:
+        try:
+            # The library's own limit begins when all is written, which never comes about if the server reads nothing.
+            async with asyncio.timeout(self._options.close_timeout):
+                # What still comes is thrown away: the answer to the closing is behind it.
+                await asyncio.gather(ws.close(), _discard(ws))
+        except TimeoutError:
+            ws.transport.abort()
+            await ws.wait_closed()
 
     async def _connect(self) -> ClientConnection:
         options = self._options
@@ -207,7 +227,11 @@ class Connection:
         item = Incoming(kind, data, self._number, time(), code)  # wall clock
         while not self._mailbox.put(item):
             self._room.clear()
-            await self._room.wait()
+            try:
+                await self._room.wait()
+            except asyncio.CancelledError:
+                self._mailbox.add(item)
+                raise
         if not self._pumping:
             self._flush()
         self._count()
@@ -265,29 +289,49 @@ class Connection:
 
     async def _send_out(self, channel: Channel) -> None:
         """Send what the channel has, and take nothing from it while there is no connection."""
+        more = True
+        while more:
+            await self._online.wait()
+            if (ws := self._ws) is None or ws.state is not State.OPEN:
+                self._online.clear()  # it is about to end, and is set when there is another
+                continue
+            self._sending = asyncio.create_task(self._send_over(ws, channel))
+            try:
+                await asyncio.wait((self._sending,))
+            finally:
+                self._sending.cancel()
+                await asyncio.gather(self._sending, return_exceptions=True)
+            more = self._sending.cancelled() or self._sending.result()
+
+    async def _send_over(self, ws: ClientConnection, channel: Channel) -> bool:
+        """Send over one connection until it ends, which cancels this; return whether the channel may have more then."""
         aio = channel.aio
         while True:
-            await self._online.wait()
-            try:
-                message = await aio.recv()
-            except (EOFError, ChannelClosed):
-                return  # nothing more will be sent; what comes is still received
-            except SerializationError as error:
-                self._unsent(error)
-                continue
-            except ChannelBroken as broken:
-                logger.error("%s: nothing more can be sent: %s", self._url, broken)  # noqa: TRY400  the trace says no more
-                return
-            if not isinstance(message, (str, bytes, bytearray, memoryview)):
-                self._unsent(f"only str and bytes can be sent, not {type(message).__qualname__}")
-                continue
-            while (ws := self._ws) is None or ws.state is not State.OPEN:
-                self._online.clear()  # it is about to end, and is set when there is another
-                await self._online.wait()
+            if self._in_hand is None:
+                try:
+                    message = await aio.recv()
+                except (EOFError, ChannelClosed):
+                    return False  # nothing more will be sent; what comes is still received
+                except SerializationError as error:
+                    self._unsent(error)
+                    continue
+                except ChannelBroken as broken:
+                    logger.error("%s: nothing more can be sent: %s", self._url, broken)  # noqa: TRY400  the trace says no more
+                    return False
+                if not isinstance(message, (str, bytes, bytearray, memoryview)):
+                    self._unsent(f"only str and bytes can be sent, not {type(message).__qualname__}")
+                    continue
+                self._in_hand = message
+            if ws.state is not State.OPEN:
+                return True  # the next connection sends it
+            message, self._in_hand = self._in_hand, None
             try:
                 await ws.send(message)
             except ConnectionClosed as closed:
                 self._unsent(closed)
+            except asyncio.CancelledError:
+                self._unsent("its connection ended")
+                raise
             else:
                 self._counts.sent += 1
 

@@ -79,11 +79,15 @@ class Mailbox:
                 self.missed += 1
                 return True
             self._drop()
+        self.add(item)
+        return True
+
+    def add(self, item: Incoming) -> None:
+        """Hold an item though there may be no room."""
         if self._behind:
             item = item._replace(missed=item.missed + self._behind)
             self._behind = 0
         self._items.append(item)
-        return True
 
     def take(self) -> Incoming | None:
         """Return the next item, which is not held any more; None if there is none."""
@@ -103,6 +107,11 @@ class Mailbox:
         """Note that an item that was taken could not be delivered."""
         self._ahead += item.missed + item.is_message
         self.missed += item.is_message
+
+    def abandon(self) -> None:
+        """Note that nothing of what is held will be delivered."""
+        while (item := self.take()) is not None:
+            self.lost(item)
 
     def _drop(self) -> None:
         """Drop the oldest message, or the oldest of all if there is none."""
