@@ -14,6 +14,7 @@ def health(path: str, away: Sequence[str], *, draining: bool = False) -> tuple[i
     """Return status and text of the answer, or None if the path is neither of the two.
 
     ``/healthz`` is for who starts processes again: a front end that can answer needs no help, whatever its services do.
+    (While a limit is reached the doors turn away whoever asks with 503: they do not know yet what it is about.)
     ``/readyz`` is for who distributes clients: only a front end whose services are all there should get more of them.
 
     Args:
