@@ -30,20 +30,27 @@ class Paths:
         self._page = Snapshots(map(str, range(processes)))
 
     def take(self, process: int, service: str, path: str) -> None:
-        """Note which path a service process serves from here on. Those of one that has ended stay noted: it is started again.
+        """Note which path a service process serves from here on. That of one that has ended stays noted: it is started again.
+
+        Nothing is noted of a path that another service has, since front ends leave it with that one.
 
         Args:
             process: its index among all service processes.
             service: the name of its service.
             path: the path.
         """
-        self._page.slot(str(process)).write({"service": service, "path": path})
+        taken = self._owner(service, path) is not None
+        self._page.slot(str(process)).write({} if taken else {"service": service, "path": path})
 
     def refuse_taken(self, service: str, path: str) -> None:
         """Raise ``ConfigError`` if another service serves the path."""
-        for said in self._page.read().values():
-            if said and said["path"] == path and said["service"] != service:
-                raise ConfigError(both_want(service, said["service"], path))
+        owner = self._owner(service, path)
+        if owner is not None:
+            raise ConfigError(both_want(service, owner, path))
+
+    def _owner(self, service: str, path: str) -> str | None:
+        noted = ((said["service"], said["path"]) for said in self._page.read().values() if said)
+        return next((other for other, its_path in noted if its_path == path and other != service), None)
 
     def close(self) -> None:
         """Free the descriptor: it cannot be passed on any more. Idempotent."""

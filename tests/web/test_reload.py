@@ -15,8 +15,9 @@ from websockets.sync.client import ClientConnection, connect
 
 import ipcbus
 from ipcbus.demo.selfcheck import channel_url
-from ipcbus.errors import StartFailed
+from ipcbus.errors import ConfigError, StartFailed
 from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig
+from ipcbus.web.paths import Paths
 from ipcbus.web.server import Server
 
 PATIENCE = 20.0
@@ -219,6 +220,22 @@ def test_a_path_of_another_service_leaves_the_old_process_running(module: Path) 
             with connect(f"ws://{server.address}/new", proxy=None) as new:
                 assert "here" in json.loads(new.recv(PATIENCE))
         assert server.failure is None
+
+
+def test_a_path_belongs_to_who_had_it_first() -> None:
+    paths = Paths(3)
+    try:
+        paths.take(0, "chat", "/chat")
+        paths.take(1, "chat", "/chat")
+        paths.take(2, "rival", "/chat")
+        paths.refuse_taken("chat", "/chat")
+        with pytest.raises(ConfigError, match="rival and chat both want the path '/chat'"):
+            paths.refuse_taken("rival", "/chat")
+        paths.take(0, "chat", "/talk")
+        paths.take(1, "chat", "/talk")
+        paths.refuse_taken("rival", "/chat")
+    finally:
+        paths.close()
 
 
 def test_requests_that_were_taken_are_answered_by_the_old_process(module: Path) -> None:
