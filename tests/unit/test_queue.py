@@ -5,10 +5,12 @@ import fcntl
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 
@@ -247,6 +249,88 @@ class TestPieces:
         self.write(ends, b"\0\0\0\5spoon")
         with pytest.raises(ChannelBroken, match="makes no sense"):
             receiver.recv(PATIENCE)
+
+
+class TestPauseAfterShutdown:
+    """A receiver that does something else for longer than ``LINGER`` while a sender still writes what it had accepted."""
+
+    BODY = pickle.dumps(bytes(100_000))
+    WIRE = len(BODY).to_bytes(4, "big") + BODY
+    BEGIN, MIDDLE, REST = WIRE[:10], WIRE[10:40_000], WIRE[40_000:]
+
+    @pytest.fixture(params=["one", "many"])
+    def begun(self, make, monkeypatch, request):
+        """Ends of a channel that is shut down, with the beginning of a message in its pipe, and a receiver that saw it."""
+        monkeypatch.setattr(receiving, "LINGER", 0.1)
+        ends = make(receivers=request.param)
+        receiver = ends.receiver()
+        os.eventfd_read(ends.shared.room.fileno())
+        self.write(ends, self.BEGIN)
+        receiver.shutdown()
+        with pytest.raises(ChannelEmpty):
+            receiver.recv(0)
+        return ends, receiver
+
+    def write(self, ends, data):
+        assert os.write(ends.shared.writer.fileno(), data) == len(data)
+
+    def pause(self, receiver):
+        """Do something else until the receiver's time is up."""
+        with select.epoll() as epoll:
+            epoll.register(receiver._alarm.fileno(), select.EPOLLIN)
+            assert epoll.poll(PATIENCE)
+
+    def finish(self, ends, receiver):
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(self.write, ends, self.REST)
+            assert receiver.recv(PATIENCE) == (bytes(100_000),)
+            writing.result(PATIENCE)
+        with pytest.raises(EndOfChannel):
+            receiver.recv(PATIENCE)
+
+    def test_more_of_a_message_came(self, begun):
+        ends, receiver = begun
+        for piece in (self.MIDDLE[:100], self.MIDDLE[100:]):
+            self.write(ends, piece)
+            self.pause(receiver)
+            with pytest.raises(ChannelEmpty):
+                receiver.recv(0)
+        self.finish(ends, receiver)
+
+    def test_nothing_came(self, begun):
+        ends, receiver = begun
+        self.pause(receiver)
+        with pytest.raises(ChannelEmpty):
+            receiver.recv(0)
+        self.write(ends, self.MIDDLE)
+        self.finish(ends, receiver)
+
+    def test_it_only_looked(self, begun):
+        ends, receiver = begun
+        self.write(ends, self.MIDDLE)
+        for _ in range(3):
+            self.pause(receiver)
+            receiver.ready()
+        self.finish(ends, receiver)
+
+    def test_another_receiver_took_what_came(self, make, monkeypatch):
+        monkeypatch.setattr(receiving, "LINGER", 0.1)
+        monkeypatch.setattr(receiving, "_PARTS", 1)
+        ends = make(receivers="many")
+        first, second = ends.receiver(), ends.receiver()
+        os.eventfd_read(ends.shared.room.fileno())
+        self.write(ends, self.BEGIN)
+        first.shutdown()
+        for receiver in (first, second):
+            with pytest.raises(ChannelEmpty):
+                receiver.recv(0)
+        self.write(ends, self.MIDDLE)
+        with pytest.raises(ChannelEmpty):
+            second.recv(0)
+        self.pause(first)
+        with pytest.raises(ChannelEmpty):
+            first.recv(0)
+        self.finish(ends, first)
 
 
 class TestKilled:

@@ -75,6 +75,11 @@ class Reader:
         """Tell whether some of a message is there."""
         return bool(self._poller.poll(0))
 
+    def held(self) -> int:
+        """Return how many bytes were read of a message whose rest has not come, by any process."""
+        page = self._shared.page
+        return int(_HAVE.unpack_from(page, _HAVE_AT)[0]) if page[HELD] else 0
+
     def take(self, patience: float) -> bytes | None:
         """Take the next message and give its room back; None when no whole one is there.
 
@@ -163,7 +168,7 @@ class Reader:
                 raise self._shared.tear()
             if self._parts:
                 self._settle()
-        self._base = _HAVE.unpack_from(page, _HAVE_AT)[0] if page[HELD] else 0
+        self._base = self.held()
         self._reading = True
         page[READING] = 1
 

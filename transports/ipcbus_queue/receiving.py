@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["QueueRecvLink"]
 
+_PARTS = 5
+"""Parts that ``LINGER`` is waited for in, after a shutdown. However long nobody looked, and however long all processes were
+stopped, that is no more than one of them."""
+
 
 class QueueRecvLink(RecvLink):
     """Takes messages out.
@@ -28,13 +32,15 @@ class QueueRecvLink(RecvLink):
         claim: on being its one receiver, None where there are many; owned from here on.
     """
 
-    __slots__ = ("_alarm", "_claim", "_ended", "_gate", "_patience", "_reader", "_shared")
+    __slots__ = ("_alarm", "_claim", "_ended", "_gate", "_patience", "_reader", "_seen", "_shared", "_still")
 
     def __init__(self, shared: Shared, claim: Claim | None) -> None:
         self._shared = shared
         self._claim = claim
         self._ended = False
         self._alarm: Alarm | None = None
+        self._seen = (0, 0)  # after a shutdown: messages that are to come, and bytes that came of the next one
+        self._still = 0  # parts of LINGER in which neither changed
         # While the rest of a message arrives, other receivers wait for the lock, so that must be short.
         self._patience = 0.1 if claim is not None else 0.005
         try:
@@ -66,8 +72,6 @@ class QueueRecvLink(RecvLink):
                 try:
                     frame = self._reader.take(patience)
                     if frame is not None:
-                        if self._alarm is not None:
-                            self._alarm.set(LINGER)
                         return (frame,)
                     if self._over():
                         raise EndOfChannel("the queue: channel was shut down and is drained")
@@ -92,18 +96,30 @@ class QueueRecvLink(RecvLink):
             gate.epoll.unregister(shared.latch.fileno())
             gate.epoll.register(shared.room.fileno(), select.EPOLLIN | select.EPOLLET)
             gate.epoll.register(self._alarm.fileno(), select.EPOLLIN)
-            self._alarm.set(LINGER)
+            self._alarm.set(LINGER / _PARTS)
         # The edges are taken off before the room is counted: one that comes later wakes the next wait.
         news = [fd for fd, _ in gate.epoll.poll(0)]
-        if shared.outstanding() > 0 and self._alarm.fileno() not in news:
-            # Other processes may still be writing what they accepted. If nothing moves for LINGER seconds, they cannot:
-            # killed processes never give room back.
-            if shared.room.fileno() in news:
-                self._alarm.set(LINGER)
+        seen = (shared.outstanding(), self._reader.held())
+        if seen[0] > 0 and not self._still_for_linger(seen, news):
             return False
         self._ended = True
         gate.bell.set()
         return True
+
+    def _still_for_linger(self, seen: tuple[int, int], news: list[int]) -> bool:
+        """Tell whether what is to come does not: killed processes never write it, and never give room back.
+
+        Other processes may still be writing what they accepted, so it comes only if nothing has moved in any of the
+        ``_PARTS`` that this end has looked at, one after the other.
+        """
+        assert self._alarm is not None
+        if seen != self._seen or self._reader.fileno() in news:
+            self._alarm.set(LINGER / _PARTS)
+            self._seen, self._still = seen, 0
+        elif self._alarm.fileno() in news:
+            self._alarm.set(LINGER / _PARTS)
+            self._still += 1
+        return self._still >= _PARTS
 
     def ready(self) -> bool:
         """Tell whether a whole message is there, or the channel is over. With many receivers, another may be faster."""
