@@ -7,6 +7,7 @@ touching the parent's.
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 import weakref
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ class Endpoint:
             watcher.closed()
         if done:
             self.handle.release()
-            forget(self)
+            _let_go(self)
             self._leave()
 
     def state(self) -> tuple[Any, ...]:
@@ -240,8 +241,8 @@ class Endpoint:
         self._leave()
 
     def _leave(self) -> None:
-        if not self.shared:
-            return
+        if not self.shared or sys.is_finalizing():
+            return  # an interpreter that ends imports nothing any more, and what is kept here is kept no longer
         from ipcbus.directory import client as directory
 
         shared, self.shared = self.shared, {}
@@ -250,6 +251,9 @@ class Endpoint:
 
 
 _ends: weakref.WeakValueDictionary[str, Endpoint] = weakref.WeakValueDictionary()
+"""By channel, the endpoint that an object for it gets when it comes into this process."""
+_open: weakref.WeakSet[Endpoint] = weakref.WeakSet()
+"""All that are not closed, those too that are no longer in the table because one of their two ends is."""
 _homes: dict[str, Handle] = {}
 """Handles of the channels that this process made and that have a name somewhere, until they are destroyed."""
 _lock = threading.Lock()
@@ -263,7 +267,8 @@ def find(channel_id: str, role: str = "both") -> Endpoint | None:
     """
     end = _ends.get(channel_id)
     if end is not None and end.closed_for(role):
-        forget(end)
+        with _lock:
+            _forget(end)
         return None
     return end
 
@@ -282,6 +287,7 @@ def adopt(end: Endpoint, *, home: bool) -> Endpoint:
     _hook()
     with _lock:
         known = _ends.setdefault(end.spec.id, end)
+        _open.add(known)
         if home and type(end.handle).destroy is not Handle.destroy:
             _homes[end.spec.id] = end.handle
     return known
@@ -297,17 +303,25 @@ def destroy(end: Endpoint) -> None:
 
 def destroy_closed() -> None:
     """Remove what has a name of the channels that this process made and has closed, as its exit would."""
-    for channel_id in [known for known in _homes if known not in _ends]:
+    with _lock:
+        in_use = {end.spec.id for end in _open}
+    for channel_id in [known for known in _homes if known not in in_use]:
         handle = _homes.pop(channel_id, None)
         if handle is not None:
             handle.destroy()
 
 
-def forget(end: Endpoint) -> None:
-    """Take a closed endpoint out of the table, so that a new object for the channel opens it anew."""
+def _forget(end: Endpoint) -> None:
+    """Take an endpoint out of the table, so that a new object for the channel opens it anew; ``_lock`` is held."""
+    if _ends.get(end.spec.id) is end:
+        del _ends[end.spec.id]
+
+
+def _let_go(end: Endpoint) -> None:
+    """Forget an endpoint that is closed: there is nothing of it left to close at an exit, or to let go of after a fork."""
     with _lock:
-        if _ends.get(end.spec.id) is end:
-            del _ends[end.spec.id]
+        _forget(end)
+        _open.discard(end)
 
 
 def _hook() -> None:
@@ -324,7 +338,9 @@ def _hook() -> None:
 
 
 def _close_all() -> None:
-    for end in list(_ends.values()):
+    with _lock:
+        ends = list(_open)
+    for end in ends:
         end.close(sender=True, receiver=True)
 
 
@@ -332,5 +348,5 @@ def _after_fork() -> None:
     global _lock  # noqa: PLW0603  the parent's lock may be held by a thread that the child does not have
     _lock = threading.Lock()
     _homes.clear()
-    for end in list(_ends.values()):
+    for end in list(_open):
         end.after_fork()

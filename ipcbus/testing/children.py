@@ -283,6 +283,12 @@ def use_inherited(line: Line) -> None:
     back.send([there.recv(timeout=PATIENCE), there.recv(timeout=PATIENCE)], timeout=PATIENCE)
 
 
+def recv_inherited(line: Line) -> str:
+    """Try to receive through a channel that was merely inherited, and report."""
+    (channel,) = inherited
+    return outcome(lambda: channel.recv(timeout=0))
+
+
 def send_and_close(line: Line, channel: ipcbus.Channel, values: list[Any]) -> str:
     """Send, close, and report what a further send does."""
     for value in values:

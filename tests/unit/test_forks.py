@@ -33,10 +33,28 @@ forks.count()
 sys.settrace(None)
 assert calls > 4, calls
 """
+HALF_CLOSED = """
+import ipcbus
+from multiprocessing.util import Finalize
+channel, carrier = ipcbus.open("queue:"), ipcbus.open("inproc:")
+sender = channel.sender
+sender.send(b"x")
+carrier.send(channel.receiver)
+channel.receiver.close()
+again = carrier.recv()
+def late():
+    try:
+        sender.send(b"y", 0)
+    except ipcbus.ChannelClosed:
+        print("closed")
+Finalize(None, late, exitpriority=0)
+"""
 
 
 def run(code):
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=10)
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=10, capture_output=True, text=True)
+    assert not done.stderr
+    return done.stdout
 
 
 def test_a_fork_changes_the_number_on_both_sides():
@@ -45,3 +63,7 @@ def test_a_fork_changes_the_number_on_both_sides():
 
 def test_a_finalizer_may_call_it_at_any_moment():
     run(ANY_MOMENT)
+
+
+def test_an_end_whose_other_side_was_closed_and_had_again_is_closed_at_exit():
+    assert run(HALF_CLOSED) == "closed\n"

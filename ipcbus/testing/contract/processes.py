@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import time
 from typing import Any
 
@@ -73,6 +74,25 @@ def check_inherited(subject: Subject) -> None:
         to_child.send("third", timeout=PATIENCE)
     finally:
         children.inherited.clear()
+
+
+@check(16, 17, scope="process")
+def check_inherited_half_closed(subject: Subject) -> None:
+    """A receiving end stays its parent's after a fork also where the parent closed the sending end and had it again."""
+    channel = subject.open(capacity=4)
+    sender = pickle.dumps(channel.sender)
+    channel.receiver.ready()
+    channel.sender.close()
+    again: ipcbus.Channel = pickle.loads(sender)
+    with contextlib.closing(again):
+        children.inherited[:] = [channel.receiver]
+        try:
+            child = subject.start(children.recv_inherited, start_method="fork")
+            assert child.result() == "ChannelBusy", "the child received through its parent's end"
+        finally:
+            children.inherited.clear()
+        again.send("kept", timeout=PATIENCE)
+        assert channel.recv(timeout=PATIENCE) == "kept", "the parent's end does not work after the child has ended"
 
 
 @check(16, scope="start method")
