@@ -11,6 +11,7 @@ import fcntl
 import os
 import struct
 
+from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import keep
 
 __all__ = ["Claim", "claimant", "holder"]
@@ -29,12 +30,15 @@ class Claim:
         byte: which byte, 0 to 1000.
     """
 
-    __slots__ = ("_byte", "_fd")
+    __slots__ = ("__weakref__", "_byte", "_fd")
     _fd: int
 
     def __init__(self, fd: int, byte: int = 0) -> None:
         # A description of our own: one that came by inheritance is shared with the parent, and so would be its locks.
-        keep(self, "_fd", os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        # In a child that kept it, it would go on owning the byte when this process has let go or died.
+        with forks.opening:
+            keep(self, "_fd", os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+            forks.close_in_child(self)
         self._byte = byte
 
     def take(self) -> int | None:
@@ -56,9 +60,10 @@ class Claim:
 
     def close(self) -> None:
         """Give it up. Idempotent. In a forked child this frees the inherited descriptor and leaves the parent's claim."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with forks.opening:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
 
     def __del__(self) -> None:
         # An end that was interrupted while it opened is dropped half made; its claim must not outlive it.

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import threading
+import weakref
+from typing import TYPE_CHECKING, Protocol
+
+from ipcbus.plumbing.locks import release
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["at_exit", "count", "in_child"]
+__all__ = ["at_exit", "close_in_child", "count", "in_child", "opening"]
 
 _forks = 0
 _hooked = False
+
+opening = threading.RLock()
+"""Held while descriptors that no child may keep are opened and noted, or closed: what other threads fork comes before or
+after, and not while a descriptor is open that nobody knows of. Never held while waiting for anything else."""
+_PATIENCE = 1.0
+"""Seconds that a fork waits for it at most: a child that keeps something is better than a process that hangs."""
+
+
+class _Closing(Protocol):
+    def close(self) -> None:
+        """Free the descriptors. Idempotent."""
+
+
+_closing: weakref.WeakSet[_Closing] = weakref.WeakSet()
 
 
 class _Last(list["tuple[Callable[[], None], int]"]):
@@ -42,6 +60,33 @@ def _forked() -> None:
 def in_child(function: Callable[[], None]) -> None:
     """Have a function called first in every child that this process forks: it must not lock, wait or flush."""
     os.register_at_fork(after_in_child=function)
+
+
+def close_in_child(owner: _Closing) -> None:
+    """Have an object closed in every child that is forked while the object is there; ``opening`` is held.
+
+    For what the kernel tells others by whether it is open. Whatever closes it holds ``opening`` as well.
+    """
+    _closing.add(owner)
+
+
+def _before() -> None:
+    opening.acquire(timeout=_PATIENCE)
+
+
+def _in_parent() -> None:
+    release(opening)
+
+
+def _in_child() -> None:
+    for owner in list(_closing):
+        owner.close()
+    _closing.clear()
+    release(opening)
+
+
+# At import: a fork that has begun without them waits for nothing.
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
 
 
 def at_exit(function: Callable[[], None], priority: int) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 NUMBERS = """
 import os
 from ipcbus.plumbing import forks
@@ -49,10 +51,54 @@ def late():
         print("closed")
 Finalize(None, late, exitpriority=0)
 """
+FORK_WHILE_OPENING = """
+import importlib, os, pickle, sys, threading, ipcbus
+url, module, name, start = sys.argv[1:]
+channel = ipcbus.open(url)
+receiver, sender = pickle.dumps(channel.receiver), pickle.dumps(channel.sender)
+begin, begun = threading.Event(), threading.Event()
+alive, lives = os.pipe()
+ended, ends = os.pipe()
+
+def fork():
+    begin.wait(10)
+    if not os.fork():
+        os.close(ends)
+        os.write(lives, b"!")
+        os.read(ended, 1)
+        os._exit(0)
+
+def open_and_fork(*arguments, **options):
+    opened = opener(*arguments, **options)
+    if str(arguments[:1]).startswith(start) and not begin.is_set():
+        begin.set()
+        assert begun.wait(10)
+    return opened
+
+forking = threading.Thread(target=fork)
+forking.start()
+os.register_at_fork(before=begun.set)  # called before those of ipcbus: the last comes first
+where = importlib.import_module(module)
+opener = getattr(where, name)
+setattr(where, name, open_and_fork)
+channel.receiver.ready()
+channel.send(b"first")
+assert begin.is_set(), "nothing was opened that way"
+forking.join()
+os.read(alive, 1)
+assert channel.recv(5) == b"first"
+channel.sender.close()
+sender = pickle.loads(sender)
+sender.send(b"second")
+assert channel.recv(5) == b"second", "the child kept a sending end"
+channel.receiver.close()
+receiver = pickle.loads(receiver)
+assert not receiver.ready(), "the child kept the receiver's part"
+"""
 
 
-def run(code):
-    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=10, capture_output=True, text=True)
+def run(code, *words):
+    done = subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=10, capture_output=True, text=True)
     assert not done.stderr
     return done.stdout
 
@@ -67,3 +113,12 @@ def test_a_finalizer_may_call_it_at_any_moment():
 
 def test_an_end_whose_other_side_was_closed_and_had_again_is_closed_at_exit():
     assert run(HALF_CLOSED) == "closed\n"
+
+
+@pytest.mark.parametrize("url", ["unix:", "pipe:", "queue:"])
+def test_a_fork_while_a_receiver_opens_leaves_the_child_nothing(url):
+    run(FORK_WHILE_OPENING, url, "os", "open", "('/proc/self/fd/")
+
+
+def test_a_fork_while_a_lane_opens_leaves_the_child_nothing():
+    run(FORK_WHILE_OPENING, "pipe:", "multiprocessing.connection", "Pipe", "()")

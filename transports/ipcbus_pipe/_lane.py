@@ -6,6 +6,7 @@ import os
 from itertools import count
 from typing import TYPE_CHECKING
 
+from ipcbus.plumbing import forks
 from ipcbus.plumbing.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ class SenderLane:
     def __init__(self, capacity: int, pipe_bytes: int, large: int) -> None:
         from multiprocessing.connection import Pipe
 
-        reading, writing = Pipe(duplex=False)
-        self.reading: Connection = reading
-        self.writing: Connection = writing
-        self.fd = writing.fileno()
         self._credit = Wakeup()
+        with forks.opening:  # in a child that kept the writing end, the lane would have no end
+            reading, writing = Pipe(duplex=False)
+            self.reading: Connection = reading
+            self.writing: Connection = writing
+            forks.close_in_child(self)
+        self.fd = writing.fileno()
         self.credit_fd = self._credit.fileno()
         self.name = os.urandom(8)
         self.capacity = capacity
@@ -66,9 +69,10 @@ class SenderLane:
         return self.sent < self.limit
 
     def close(self) -> None:
-        self.reading.close()
-        self.writing.close()
-        self._credit.close()
+        with forks.opening:
+            self.reading.close()
+            self.writing.close()
+            self._credit.close()
 
 
 def _grow(fd: int, size: int) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull, PeerDied
 from ipcbus.plumbing import buffers as _buffers
+from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import close_all
 from ipcbus.plumbing.locks import release
@@ -231,7 +232,8 @@ class PipeSender(SendLink):
         note = Lane(pipe.name, _process_name(), next(_ordinals), (pipe.reading.fileno(), pipe.credit_fd))
         try:
             self._leave(note, deadline)
-            pipe.reading.close()  # from here on the receiver's copy, or the door's, is the only one: its death shows as EPIPE
+            with forks.opening:  # from here on the receiver's copy, or the door's, is the only one: its death shows as EPIPE
+                pipe.reading.close()
             self._epoll.register(pipe.credit_fd, select.EPOLLIN)
             self._epoll.register(pipe.fd, _NEVER)
             self._room_fd = _UNKNOWN
