@@ -27,9 +27,14 @@ def send_many(channel: Channel, end: Endpoint, objects: Iterable[Any], timeout: 
     """Send objects; see ``Channel.send_many``."""
     deadline, sent = Deadline(timeout), 0
     # What has yet to be thought of must not hold up what was: only of what is there already do several go together.
-    ways = _together(end, objects, deadline) if isinstance(objects, (list, tuple)) and end.patient else None
+    if not end.patient:
+        ways = _or_drop(end, objects, deadline)
+    elif isinstance(objects, (list, tuple)):
+        ways = _together(end, objects, deadline)
+    else:
+        ways = _one_by_one(channel, objects, deadline)
     try:
-        for done in ways or _one_by_one(channel, objects, deadline):
+        for done in ways:
             sent += done
     except ChannelFull:
         if not sent:
@@ -41,6 +46,16 @@ def _one_by_one(channel: Channel, objects: Iterable[Any], deadline: Deadline) ->
     for obj in objects:
         channel.send(obj, deadline.remaining())
         yield 1
+
+
+def _or_drop(end: Endpoint, objects: Iterable[Any], deadline: Deadline) -> Iterator[int]:
+    """Send objects under an overflow policy other than ``block``; yield 1 for each, 0 for one that was dropped."""
+    for obj in objects:
+        done = _send_bytes(end, (obj,), 0)
+        if not done:
+            done = int(end.send_or_drop(end.codec.encode(obj), deadline.remaining()))
+            end.sent += done
+        yield done
 
 
 def _together(end: Endpoint, objects: Sequence[Any], deadline: Deadline) -> Iterator[int]:

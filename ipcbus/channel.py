@@ -12,12 +12,10 @@ from ipcbus import batch, endpoint
 from ipcbus.codec import COPIED
 from ipcbus.errors import (
     ChannelBroken,
-    ChannelFull,
     Unsupported,
 )
 from ipcbus.options import URL, build
 from ipcbus.plan import make_codec, resolve
-from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import unpacking
 from ipcbus.plumbing.spin import awake
 from ipcbus.transport import ChannelSpec
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
     from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink, Transport
 
 __all__ = ["Channel", "open_channel", "rebuild"]
-
-_HELD_UP = 1.0
-"""Seconds after which a sender that drops, and was promised not to block, gives up on another one that holds it up."""
 
 
 @final
@@ -90,12 +85,14 @@ class Channel:
         link = end.tx or end.open_sender()
         if end.patient:
             link.send(frame, timeout)
-        elif not self._send_or_drop(frame, timeout):
+        elif not end.send_or_drop(frame, timeout):
             return
         end.sent += 1
 
     def send_many(self, objects: Iterable[Any], timeout: float | None = None) -> int:
         """Send objects in order under one timeout and return how many were sent.
+
+        Those that were dropped because the channel was full (overflow ``drop_new``) do not count.
 
         Raises:
             ChannelFull: not even the first found room within the timeout. (If some did, their number is returned.)
@@ -354,29 +351,6 @@ class Channel:
             else "send through the channel or its .sender"
         )
         return Unsupported(f"{self!r} was handed out for the other side; {use}")
-
-    def _send_or_drop(self, frame: Any, timeout: float | None) -> bool:
-        end = self._end
-        deadline: Deadline | None = None
-        link = end.tx or end.open_sender()
-        overflow = end.options.overflow
-        while True:
-            try:
-                link.send(frame, 0)
-            except ChannelFull:
-                if overflow == "fail":
-                    raise
-                end.dropped += 1
-                if overflow == "drop_new":
-                    return False
-                if not link.discard_oldest():
-                    end.dropped -= 1  # a receiver was faster, so there is room now
-                    if deadline is None:
-                        deadline = Deadline(_HELD_UP if timeout is None else timeout)
-                    elif deadline.expired:
-                        raise  # no room is what is missing: another sender was stopped in the middle, and holds up the others
-                continue
-            return True
 
     def _limited(self, role: str) -> Channel:
         if self._role not in ("both", role):

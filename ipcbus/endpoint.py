@@ -13,8 +13,9 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipcbus.errors import ChannelClosed
+from ipcbus.errors import ChannelClosed, ChannelFull
 from ipcbus.plumbing import forks
+from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import packing
 from ipcbus.transport import Handle
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from ipcbus.transport import ChannelSpec, Frame, RecvLink, SendLink, Transport
 
 __all__ = ["Endpoint", "Meter", "Stats", "Watcher", "adopt", "destroy", "destroy_closed", "find", "receiver"]
+
+
+_HELD_UP = 1.0
+"""Seconds after which a sender that drops, and was promised not to block, gives up on another one that holds it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,29 @@ class Endpoint:
         rx, head = self.open_receiver(), self.codec.accepted_head
         take = self.take = (rx.bytes_receiver(head) if head else None) or rx.recv
         return take
+
+    def send_or_drop(self, frame: Frame, timeout: float | None) -> bool:
+        """Send a message under an overflow policy other than ``block``; say whether it was sent, and count what was dropped."""
+        deadline: Deadline | None = None
+        link = self.tx or self.open_sender()
+        overflow = self.options.overflow
+        while True:
+            try:
+                link.send(frame, 0)
+            except ChannelFull:
+                if overflow == "fail":
+                    raise
+                self.dropped += 1
+                if overflow == "drop_new":
+                    return False
+                if not link.discard_oldest():
+                    self.dropped -= 1  # a receiver was faster, so there is room now
+                    if deadline is None:
+                        deadline = Deadline(_HELD_UP if timeout is None else timeout)
+                    elif deadline.expired:
+                        raise  # no room is what is missing: another sender was stopped in the middle, and holds up the others
+                continue
+            return True
 
     def shutdown(self, *, may_send: bool, may_receive: bool) -> None:
         """End the stream, through an end that is open or else one opened for it; raises ``ChannelClosed`` after ``close``."""

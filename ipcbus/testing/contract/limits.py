@@ -62,6 +62,13 @@ def check_overflow_drop_new(subject: Subject) -> None:
     stats = channel.stats()
     assert (stats.sent, stats.dropped) == (3, 7), f"3 of 10 were sent and 7 dropped; stats() says {stats}"
 
+    channel = subject.open(capacity=3, overflow="drop_new")
+    sent = channel.send_many([b"bytes", *range(9)])
+    assert sent == 3, f"send_many over a channel of 3 sent 3 and dropped the rest, and returned {sent}"
+    assert [channel.recv(timeout=PATIENCE) for _ in range(3)] == [b"bytes", 0, 1], "not the oldest three of send_many arrived"
+    stats = channel.stats()
+    assert (stats.sent, stats.dropped) == (3, 7), f"3 of 10 were sent at once and 7 dropped; stats() says {stats}"
+
 
 @check(9, applies=lambda can: can.drops_old)
 def check_overflow_drop_old(subject: Subject) -> None:
