@@ -225,6 +225,18 @@ class TestPieces:
         assert second.depth() == 0
         assert os.fstat(ends.shared.file.fileno()).st_size == SPILL_AT
 
+    def test_the_timeout_covers_the_wait_for_the_rest(self, ends, monkeypatch):
+        receiver, waits = ends.receiver(), []
+        monkeypatch.setattr(Gate, "wait", lambda gate, timeout: bool(waits.append(timeout)))
+        self.write(ends, self.WIRE[:100])
+        with pytest.raises(ChannelEmpty):
+            receiver.recv(0.01)
+        assert not waits
+        with pytest.raises(ChannelEmpty):
+            receiver.recv(receiver._patience + 5)
+        (left,) = waits
+        assert left <= 5
+
     def test_looking_takes_nothing(self, ends):
         first = ends.receiver()
         self.write(ends, self.WIRE)

@@ -75,11 +75,14 @@ class QueueRecvLink(RecvLink):
                         return (frame,)
                     if self._over():
                         raise EndOfChannel("the queue: channel was shut down and is drained")
+                    if deadline is None:
+                        # What has begun to arrive was waited for already. No clock is asked before something is missing.
+                        spent = patience if self._reader.held() else 0.0
+                        deadline = Deadline(None if timeout is None else timeout - spent)
                 except ChannelError:
                     raise
                 except OSError as error:
                     raise ChannelBroken(f"the queue: channel cannot be read: {error}") from error
-            deadline = deadline or Deadline(timeout)
             if deadline.expired or not gate.wait(left := deadline.remaining()):
                 raise ChannelEmpty("no message in the queue: channel")
             patience = self._patience if left is None else min(left, self._patience)
