@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelError, ChannelFull
+from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel
 from ipcbus.plumbing.clock import Deadline
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def recv_many(channel: Channel, end: Endpoint, limit: int, timeout: float | None
     try:
         for _ in range(limit - 1):
             got.append(channel.recv(0))  # noqa: PERF401  what came before an error is kept
-    except (ChannelError, EOFError):
+    except (ChannelEmpty, EndOfChannel, ChannelClosed):
         pass  # nothing more, or what the next call will say again
     except Exception as error:  # noqa: BLE001  whatever it is, what was received before must not be lost with it
         end.postponed.append(error)

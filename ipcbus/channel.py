@@ -163,7 +163,8 @@ class Channel:
     def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
         """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises.
 
-        A message that cannot be decoded and comes behind others ends the list; the next call raises the error.
+        A message that cannot be decoded and comes behind others ends the list, and so does what was lost or broke there;
+        the next call raises the error.
         """
         return batch.recv_many(self, self._end, limit, timeout)
 

@@ -534,3 +534,14 @@ def test_auto_picks_it_where_shm_is_not_installed(monkeypatch):
         assert channel.url == "unix:"
     with ipcbus.open("auto:", receivers="many") as channel:
         assert channel.url == "unix:"
+
+
+def test_recv_many_says_later_what_was_wrong_behind_what_it_returned():
+    with ipcbus.open("unix:", capacity=100) as channel:
+        channel.send_many([b"first", b"second"])
+        channel._end.handle.inlet.send(bytes(3))  # as any process that has the channel can
+        channel.send(b"third")
+        assert channel.recv_many(10, PATIENCE) == [b"first", b"second"]
+        with pytest.raises(ChannelBroken):
+            channel.recv_many(10, PATIENCE)
+        assert channel.recv_many(10, PATIENCE) == [b"third"]
