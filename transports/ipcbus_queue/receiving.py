@@ -158,10 +158,9 @@ class QueueRecvLink(RecvLink):
         self._free()
 
     def depth(self) -> int | None:
-        """Return how many messages are accepted and not received."""
+        """Return how many messages are accepted and not received; None once this end is closed."""
         with self._gate.lock:
-            self._gate.check()
-            return self._shared.depth()
+            return None if self._gate.closed else self._shared.depth()
 
     def _free(self) -> None:
         if hasattr(self, "_reader"):

@@ -135,10 +135,9 @@ class QueueSendLink(SendLink):
         return holder(self._shared.file.fileno())
 
     def depth(self) -> int | None:
-        """Return how many messages are accepted and not received."""
+        """Return how many messages are accepted and not received; None once this end is closed."""
         with self._gate.lock:
-            self._gate.check()
-            return self._shared.depth()
+            return None if self._gate.closed else self._shared.depth()
 
     def _undo(self, noted: list[int | None]) -> None:
         """Bring in order what an error or an interrupt left half done. The lock is held."""

@@ -143,6 +143,7 @@ def check_close(subject: Subject) -> None:
         task = subject.thread(use)
         raises(ChannelClosed, task.result, LATE)
     assert repr(channel), "a closed channel has no repr"
+    assert channel.stats().received == 1, "a closed channel has no counters"
 
 
 @check(13, 14)
