@@ -163,7 +163,7 @@ class Endpoint:
             return True
 
     def shutdown(self, *, may_send: bool, may_receive: bool) -> None:
-        """End the stream, through an end that is open or else one opened for it; raises ``ChannelClosed`` after ``close``."""
+        """End the stream, by an open end, the handle or an end opened for it; raises ``ChannelClosed`` after ``close``."""
         may_send, may_receive = may_send and not self._closed_tx, may_receive and not self._closed_rx
         if not (may_send or may_receive):
             raise ChannelClosed(f"{self.url} was closed in this process")
@@ -171,6 +171,8 @@ class Endpoint:
             self.tx.shutdown()
         elif self.rx is not None and may_receive:
             self.rx.shutdown()
+        elif self.handle.shut():
+            pass  # who ends the stream does not have to be the one who may receive
         elif may_send:
             try:
                 link = self.open_sender()

@@ -196,6 +196,13 @@ class Handle(ABC):
             ChannelBroken: the channel cannot be reached from here.
         """
 
+    def shut(self) -> bool:
+        """End the stream for everybody, as ``shutdown`` of a link does, and say whether that can be done without one.
+
+        Where it cannot, an end is opened for it; and where that is the receiving one, this process becomes the receiver.
+        """
+        return False
+
     @abstractmethod
     def release(self) -> None:
         """Free the descriptors this process's copy of the handle holds. Idempotent. Its open links are closed already."""

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 
 import pytest
 
+SHM = pytest.param("shm:", marks=pytest.mark.skipif(not importlib.util.find_spec("ipcbus_shm"), reason="not installed"))
 NUMBERS = """
 import os
 from ipcbus.plumbing import forks
@@ -95,10 +97,34 @@ channel.receiver.close()
 receiver = pickle.loads(receiver)
 assert not receiver.ready(), "the child kept the receiver's part"
 """
+SHUTDOWN_ELSEWHERE = """
+import os, sys, ipcbus
+url, first = sys.argv[1:]
+channel = ipcbus.open(url)
+channel.send(b"x")
+if first == "receiver":
+    channel.receiver.ready()
+alive, lives = os.pipe()
+ended, ends = os.pipe()
+if not os.fork():
+    os.close(ends)
+    try:
+        channel.receiver.shutdown()
+    finally:
+        os.write(lives, b"!")
+        os.read(ended, 1)
+        os._exit(0)
+os.read(alive, 1)
+assert channel.recv(5) == b"x"
+try:
+    channel.recv(5)
+except ipcbus.EndOfChannel:
+    print("ended")
+"""
 
 
 def run(code, *words):
-    done = subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=10, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=30, capture_output=True, text=True)
     assert not done.stderr
     return done.stdout
 
@@ -122,3 +148,9 @@ def test_a_fork_while_a_receiver_opens_leaves_the_child_nothing(url):
 
 def test_a_fork_while_a_lane_opens_leaves_the_child_nothing():
     run(FORK_WHILE_OPENING, "pipe:", "multiprocessing.connection", "Pipe", "()")
+
+
+@pytest.mark.parametrize("first", ["receiver", "shutdown"])
+@pytest.mark.parametrize("url", ["unix:", "pipe:", "queue:", SHM])
+def test_a_process_that_is_not_the_receiver_shuts_down_through_the_receiving_side(url, first):
+    assert run(SHUTDOWN_ELSEWHERE, url, first) == "ended\n"

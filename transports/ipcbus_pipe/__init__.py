@@ -103,6 +103,11 @@ class PipeHandle(Handle):
                 f"no descriptors for the receiver of a pipe: channel: {error.strerror}; see 'ulimit -n'"
             ) from error
 
+    def shut(self) -> bool:
+        """Mark the channel as shut down for everybody."""
+        self.state.shut()
+        return True
+
     def release(self) -> None:
         """Free this process's descriptors."""
         self.state.close()

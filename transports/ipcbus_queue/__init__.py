@@ -10,7 +10,7 @@ from ipcbus.plumbing.claim import Claim
 from ipcbus.transport import Capabilities, ChannelSpec, Guarantees, Handle, NoOptions, Transport
 from ipcbus_queue.receiving import QueueRecvLink
 from ipcbus_queue.sending import QueueSendLink
-from ipcbus_queue.shared import Shared
+from ipcbus_queue.shared import SHUT, Shared
 
 __all__ = ["Queue", "QueueHandle", "QueueRecvLink", "QueueSendLink"]
 
@@ -78,6 +78,11 @@ class QueueHandle(Handle):
             raise
         except OSError as error:
             raise _cannot_open("receiving", error) from error
+
+    def shut(self) -> bool:
+        """End the stream."""
+        self._shared.end(SHUT)
+        return True
 
     def release(self) -> None:
         """Free the descriptors."""

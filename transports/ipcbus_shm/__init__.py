@@ -115,10 +115,11 @@ class ShmHandle(Handle):
                 f"no descriptors for a receiver of a shm: channel: {error.strerror}; see 'ulimit -n'"
             ) from error
 
-    def shut(self) -> None:
+    def shut(self) -> bool:
         """End the stream."""
         self.segment.shut()
         self.state.news.set()
+        return True
 
     def release(self) -> None:
         """Free this process's descriptors, as soon as no call uses them any more."""

@@ -134,9 +134,10 @@ class UnixHandle(Handle):
                 f"no descriptors for a receiver of a unix: channel: {error.strerror}; see 'ulimit -n'"
             ) from error
 
-    def shut(self) -> None:
+    def shut(self) -> bool:
         """End the stream. The kernel refuses every later send and shows the end behind the last message, to everybody."""
         self.inlet.shutdown(socket.SHUT_RDWR)
+        return True
 
     def release(self) -> None:
         """Free this process's descriptors."""
