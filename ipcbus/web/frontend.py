@@ -466,8 +466,12 @@ class FrontEnd:
 
     def _attach(self, link: ServiceLink, command: list[Any]) -> None:
         _, name, path, token, front_epoch, wants = command
-        if token == link.token or front_epoch not in (0, self._epoch):
-            return  # heard already, or said to the process that was here before
+        if token == link.token:
+            return  # heard already
+        if front_epoch not in (0, self._epoch):  # said to the process that was here before
+            if not link.token:
+                link.greet()  # and still said: of this one it has not heard
+            return
         route = link.route
         if (owner := self.routes.get(path, route)) is not route:
             self._refuse(link, both_want(name, owner.name, path))

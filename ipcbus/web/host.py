@@ -42,6 +42,7 @@ class _Front:
     """A front end as the service sees it."""
 
     __slots__ = (
+        "asked",
         "attached",
         "echo",
         "entries",
@@ -55,10 +56,13 @@ class _Front:
         "sequence",
         "taken",
         "token",
+        "wait",
     )
 
-    def __init__(self, pump: Pump) -> None:
+    def __init__(self, pump: Pump, wait: float) -> None:
         self.pump = pump
+        self.asked = monotonic()  # when ATTACH was said last
+        self.wait = wait  # and how long it is waited for an answer
         self.token = draw()
         self.epoch = UNKNOWN_FRONT
         self.hello = 0  # the token it has said HELLO with
@@ -120,6 +124,7 @@ class Host:
         self._front_inboxes = fronts
         self._fronts: list[_Front] = []
         self._link_timeout = link_timeout
+        self._tick = min(1.0, link_timeout / 4)
         self._finish_timeout = finish_timeout
         self._paths = paths
         self._refs = itertools.count(1)
@@ -182,7 +187,7 @@ class Host:
         """
         epoch = start()  # later than the end of any earlier process, which front ends are told in epochs, too
         self._fronts = [
-            _Front(Pump(f"front end {number}", channel, self._index, epoch))
+            _Front(Pump(f"front end {number}", channel, self._index, epoch), self._tick)
             for number, channel in enumerate(self._front_inboxes)
         ]
         # Opened before anybody is told: from here on what is sent to this inbox has a living receiver.
@@ -233,6 +238,7 @@ class Host:
 
     async def _take_over(self, fronts: list[_Front]) -> None:
         restored, fresh, numbers = [], [], {id(front): number for number, front in enumerate(self._fronts)}
+        tokens = [front.token for front in fronts]
         for front in fronts:
             old, new = self.hub.restore(numbers[id(front)], front.entries)
             front.entries = []
@@ -242,7 +248,9 @@ class Host:
             logger.info("%s: takes over %d connections", self.name, len(restored))
             await _call(lambda: self._service.on_attach(restored))
         self.hub.begin(fresh)
-        for front in fronts:
+        for front, token in zip(fronts, tokens, strict=True):
+            if front.token != token:
+                continue  # it was asked anew meanwhile: what it has told since is taken over first
             left, front.left = front.left, []
             for event in left:
                 self.hub.deliver(event)
@@ -302,18 +310,29 @@ class Host:
         return True
 
     async def _watch(self) -> None:
-        """Look after the links: a front end that is silent for too long is gone."""
+        """Look after the links: who is silent for too long is gone, who does not answer is asked again."""
         patience = self._link_timeout
         while True:
-            await pause(min(1.0, patience / 4))
+            await pause(self._tick)
             now = monotonic()
             for number, front in enumerate(self._fronts):
-                if front.attached and now - front.heard > patience:
+                if not front.attached:
+                    self._ask_again(front, now)
+                elif now - front.heard > patience:
                     logger.warning("%s: nothing was heard of front end %d for %g seconds", self.name, number, patience)
                     self._reset(front, number)
                     self._greet(front)
-                elif front.attached and now - front.heard > patience / 4:
+                elif now - front.heard > patience / 4:
                     front.pump.put((Command.PING, now))
+
+    def _ask_again(self, front: _Front, now: float) -> None:
+        """Say ATTACH once more if nothing comes of the last one: it may be lost, as may what the front end said to it."""
+        if front.parted or self._finishing:  # nobody is meant to answer
+            return
+        if front.pump.idle and now - max(front.asked, front.heard) > front.wait:
+            front.wait = min(2 * front.wait, self._link_timeout)  # a slow answer is not overtaken by the next question for ever
+            self._detach(front)
+            self._greet(front)
 
     def notice(self, number: int, at: int) -> None:
         """Take the news that a front end has ended.
@@ -361,7 +380,7 @@ class Host:
             front.epoch = batch.epoch
             front.sequence = Sequence()
             front.left = []
-        if not front.sequence.follows(batch) and front.attached:
+        if not front.sequence.follows(batch) and (front.attached or front.hello):
             # What was in the missing batch nobody knows, but the front end knows what there is now.
             logger.warning("%s: a batch of front end %d is missing; it is asked what there is", self.name, batch.sender)
             self._detach(front)
@@ -389,7 +408,7 @@ class Host:
             if front.token == front.hello:
                 front.entries += event[1]
                 if event[2]:
-                    front.attached = True
+                    front.attached, front.wait = True, self._tick
                     self._told.set()
         elif op == Event.BYE:
             front.parted = True
@@ -444,6 +463,7 @@ class Host:
             "pressure": kind.on_pressure is not Service.on_pressure or kind.on_drained is not Service.on_drained,
             "limits": service.limits.given(),
         }
+        front.asked = monotonic()
         front.pump.put((Command.ATTACH, self.name, service.path, front.token, front.epoch, wants))
 
     def query(self, what: str) -> list[asyncio.Future[Any]]:

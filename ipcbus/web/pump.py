@@ -57,6 +57,11 @@ class Pump:
         """Whether more waits than should."""
         return not self._room.is_set()
 
+    @property
+    def idle(self) -> bool:
+        """Whether all is handed to the channel."""
+        return self._idle.is_set()
+
     def put(self, event: tuple[Any, ...], size: int = 0) -> None:
         """Queue an event whose payload has ``size`` bytes."""
         batcher = self._batcher

@@ -12,10 +12,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from ipcbus.errors import ConfigError
-from ipcbus.web import Connection, Service
+from ipcbus.web import Connection, Service, peers
 from ipcbus.web.gate import HELD_EVENTS
 from ipcbus.web.hub import BACKLOG
-from ipcbus.web.link import CREDIT, CUT, Cid, Command, start
+from ipcbus.web.link import CREDIT, CUT, Cid, Command, Event, start
+from ipcbus.web.pump import Pump
 
 from .rig import PATIENCE, Echo, Rig, chat, eventually, receive, refused, until_closed
 
@@ -449,6 +450,92 @@ async def test_after_a_missing_batch_both_sides_know_the_same_again(caplog: pyte
         assert (await receive(bob))[:2] == ["Ada", 1]
         assert (await receive(bob))[:2] == ["Ada", 2]
         assert sum("is missing" in record.getMessage() for record in caplog.records) == 2
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, op: int) -> list[Any]:
+    """Have the next batch with such an event or command lost on its way; return where it is to be found then."""
+    lost: list[Any] = []
+    send = Pump._send
+
+    async def lossy(pump: Pump, aio: Any, batch: tuple[Any, ...]) -> None:
+        if not lost and any(event[0] == op for event in batch[4]):
+            lost.append(batch)
+        else:
+            await send(pump, aio, batch)
+
+    monkeypatch.setattr(Pump, "_send", lossy)
+    return lost
+
+
+@pytest.mark.parametrize("op", [Event.HELLO, Command.ATTACH, Event.SNAP, Command.READY])
+async def test_attaching_anew_gets_over_the_loss_of_any_batch_of_it(op: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "SNAP_ENTRIES", 1)  # the first of two is lost: the other one alone is not all that there is
+    async with Rig(Memory(), link_timeout=1.0) as rig:
+        ada, bob = await rig.connect("/memory?name=Ada"), await rig.connect("/memory?name=Bob")
+        for ws in (ada, bob):
+            assert await receive(ws) == "hello"
+        lost, pump = lose(monkeypatch, op), rig.fronts[0].links[0].pump
+        pump._batcher._seq += 1  # what makes them attach anew
+        pump.put((Event.PING, 0.0))
+        await eventually(lambda: lost)
+        await ada.send("1")
+        for ws in (ada, bob):
+            assert await receive(ws) == ["Ada", 1, ["Ada", "Bob"]]
+        assert rig.hosts[0].hub.counts.closed == 0
+
+
+@pytest.mark.parametrize("op", [Event.HELLO, Command.ATTACH, Event.SNAP, Command.READY])
+async def test_the_next_process_is_attached_though_a_batch_of_that_is_lost(op: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Rig(Memory(), link_timeout=1.0) as rig:
+        ada = await rig.connect("/memory?name=Ada")
+        assert await receive(ada) == "hello"
+        await rig.kill(rig.hosts[0])
+        rig.fronts[0].notice(0, start())
+        lost = lose(monkeypatch, op)
+        await rig.start_service(0, Memory())
+        await ada.send("1")
+        assert await receive(ada) == ["Ada", 1, ["Ada"]]
+        assert lost
+
+
+async def test_a_restarted_front_end_is_attached_though_its_first_word_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Rig(Memory(), link_timeout=1.0) as rig:
+        await rig.kill(rig.fronts[0])
+        rig.hosts[0].notice(0, start())
+        lost = lose(monkeypatch, Event.HELLO)
+        await rig.start_front(0, incarnation=1)
+        assert lost
+        assert await receive(await rig.connect("/memory?name=Ada")) == "hello"
+
+
+async def test_what_is_told_anew_while_connections_are_taken_over_is_taken_over_too() -> None:
+    class Slow(Memory):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = asyncio.Event()
+
+        async def on_attach(self, conns: list[Connection]) -> None:
+            self.seen.append("attach")
+            await self.gate.wait()
+
+    async with Rig(Memory()) as rig:
+        ada = await rig.connect("/memory?name=Ada")
+        assert await receive(ada) == "hello"
+        await rig.kill(rig.hosts[0])
+        rig.fronts[0].notice(0, start())
+        slow = Slow()
+        host, link = await rig.start_service(0, slow), rig.fronts[0].links[0]
+        await eventually(lambda: slow.seen)
+        token, table = link.token, link.route.table
+        for peer in table.peers.values():
+            table.rooms.join(peer, "unheard of")  # as if the service had missed that
+        link.pump._batcher._seq += 1
+        link.pump.put((Event.PING, 0.0))
+        await eventually(lambda: link.token != token and host._fronts[0].attached)
+        slow.gate.set()
+        await eventually(lambda: link.up and not table.rooms.members("unheard of"))
+        await ada.send("1")
+        assert await receive(ada) == ["Ada", 1, ["Ada"]]
 
 
 async def test_nonsense_in_an_inbox_is_dropped(rooms: Rig, caplog: pytest.LogCaptureFixture) -> None:
