@@ -28,9 +28,12 @@ async def authorize(service: Service, cid: int, question: dict[str, Any]) -> tup
             answer = Accept(answer or {})
         if answer.subprotocol is not None and answer.subprotocol not in question["protocols"]:
             raise ValueError(f"subprotocol {answer.subprotocol!r} was not offered by the client")  # noqa: TRY301  the service's mistake
-        return Command.ACCEPT, cid, encode_state(answer.state), answer.subprotocol, dict(answer.headers)
+        headers = dict(answer.headers)
+        if not all(isinstance(text, str) for header in headers.items() for text in header):
+            raise TypeError(f"Accept: headers are texts by name, not {headers!r}")  # noqa: TRY301  as above
+        return Command.ACCEPT, cid, encode_state(answer.state), answer.subprotocol, headers
     except Reject as no:
-        return Command.REJECT, cid, no.status, no.reason
+        return Command.REJECT, cid, int(no.status), str(no.reason)
     except Exception:
         logger.exception("%s: authorize failed, so a client is refused", type(service).__qualname__)
         return Command.REJECT, cid, 500, "internal error"

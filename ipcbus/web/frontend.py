@@ -442,6 +442,10 @@ class FrontEnd:
             except (SerializationError, LinkError) as error:
                 logger.warning("front end %d: a message in the inbox is dropped: %s", self._index, error)
                 continue
+            for fault in batch.wrong:
+                logger.warning(
+                    "front end %d: a command of %s is dropped: %s", self._index, self.links[batch.sender].name, fault
+                )
             self._take(self.links[batch.sender], batch)
             await asyncio.sleep(0)  # recv does not yield while there is more, and sockets want their turn
 

@@ -115,7 +115,7 @@ class Host:
             raise ConfigError(f"{name}: path = {service.path!r} is no path; it starts with '/' and has no '?'")
         self.name = name
         self.refused = 0
-        """Batches that made no sense."""
+        """Batches and events that made no sense."""
         self.stale = 0
         """Batches meant for an earlier start of this process, or sent by an earlier start of a front end."""
         self._service = service
@@ -364,6 +364,9 @@ class Host:
                 self.refused += 1
                 logger.warning("%s: a message in the inbox is dropped: %s", self.name, error)
                 continue
+            for fault in batch.wrong:
+                self.refused += 1
+                logger.warning("%s: an event of front end %d is dropped: %s", self.name, batch.sender, fault)
             self._take(batch)
             await asyncio.sleep(0)  # recv does not yield while there is more, and handlers want their turn
 

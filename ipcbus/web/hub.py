@@ -350,10 +350,10 @@ class Hub:
         kind, data = self._encode(message)
         target: str | list[str]
         if isinstance(rooms, str):
-            target = rooms
-            fronts = self._everywhere or tuple(self._fronts.get(rooms, ()))
+            target = _room(rooms)
+            fronts = self._everywhere or tuple(self._fronts.get(target, ()))
         else:
-            target = list(rooms)
+            target = [_room(room) for room in rooms]
             fronts = self._everywhere or tuple({front for room in target for front in self._fronts.get(room, ())})
         command = (Command.PUB, target, kind, data, 0 if exclude is None else exclude.id, _policy(slow))
         for front in fronts:
@@ -363,6 +363,7 @@ class Hub:
 
     def join(self, conn: Connection, room: str) -> Awaitable[None]:
         """Put a connection into a room."""
+        room = _room(room)
         if not 0 < len(room) <= MAX_ROOM:
             raise ValueError(f"a room's name has 1 to {MAX_ROOM} characters, not {len(room)}")
         client = self._clients.get(conn.id)
@@ -376,6 +377,7 @@ class Hub:
 
     def leave(self, conn: Connection, room: str) -> Awaitable[None]:
         """Take a connection out of a room."""
+        room = _room(room)
         front = Cid.unpack(conn.id).front
         if not self._forget(conn, front, room) or not conn.open:
             return _Room(self._sink, ())
@@ -434,7 +436,20 @@ class Hub:
         return True
 
 
+def _room(room: object) -> str:
+    """Check the name of a room here, where the mistake is made: it may well come from a client."""
+    if not isinstance(room, str):
+        raise TypeError(
+            f"a room's name is a str, not {type(room).__qualname__}; check what clients send before it is used as one"
+        )
+    if not room.isascii():
+        room.encode()  # half of a surrogate pair is no text that could travel
+    return str.__str__(room)  # and a plain one, whatever class of its own it has
+
+
 def _policy(slow: str) -> str:
+    if not isinstance(slow, str):
+        raise TypeError(f"slow is a str, not {type(slow).__qualname__}")
     if slow in (CUT, DROP) or (slow.startswith(LATEST) and len(slow) > len(LATEST)):
         return slow
     raise ValueError(f"slow={slow!r} must be 'close', 'drop' or 'latest:KEY'")

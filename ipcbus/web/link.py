@@ -171,7 +171,7 @@ CREDIT: Final = 1024
 
 
 class LinkError(IpcbusError):
-    """A batch makes no sense: another version, an unknown op, a missing field or one of the wrong type."""
+    """A batch makes no sense: no list of five, another version, a sender or a number that is none."""
 
 
 class Cid(NamedTuple):
@@ -208,6 +208,8 @@ class Batch(NamedTuple):
     seq: int
     events: list[Any]
     """Lists ``[op, field, ...]``, each of a known op with fields of the right types."""
+    wrong: list[str] | tuple[()] = ()
+    """What was wrong with those that were left out."""
 
 
 def start() -> int:
@@ -346,6 +348,8 @@ COMMANDS: Final[Shapes] = {
 def decode(obj: object, shapes: Mapping[int, tuple[Callable[[object], bool], ...]]) -> Batch:
     """Check what came out of a channel and return it as a batch.
 
+    An event that makes no sense is left out, and no other: those around it concern other clients.
+
     Args:
         obj: the object received.
         shapes: ``EVENTS`` or ``COMMANDS``.
@@ -360,18 +364,25 @@ def decode(obj: object, shapes: Mapping[int, tuple[Callable[[object], bool], ...
         raise LinkError(f"link protocol version {version!r} came, version {VERSION} is spoken here; restart the whole server")
     if not (type(sender) is type(epoch) is type(seq) is int and isinstance(events, list)):
         raise LinkError("a batch whose sender, epoch or seq is no integer, or whose events are no list")
-    for event in events:
-        if not isinstance(event, (list, tuple)) or not event:
-            raise LinkError(f"an event that is no list but {type(event).__name__}")
-        shape = shapes.get(event[0]) if type(event[0]) is int else None
-        if shape is None:
-            raise LinkError(f"op {event[0]!r} is not known on this side of the link")
-        if len(event) != len(shape) + 1:
-            raise LinkError(f"op {event[0]} has {len(shape)} fields, {len(event) - 1} came")
-        for position, check in enumerate(shape, 1):
-            if not check(event[position]):
-                raise LinkError(f"op {event[0]}: field {position} cannot be a {type(event[position]).__name__} like that")
-    return Batch(sender, epoch, seq, events)
+    wrong = [fault for event in events if (fault := _fault(event, shapes)) is not None]
+    if wrong:
+        events = [event for event in events if _fault(event, shapes) is None]
+    return Batch(sender, epoch, seq, events, wrong)
+
+
+def _fault(event: Any, shapes: Mapping[int, tuple[Callable[[object], bool], ...]]) -> str | None:
+    """Return what is wrong with an event, or None."""
+    if not isinstance(event, (list, tuple)) or not event:
+        return f"an event that is no list but {type(event).__name__}"
+    shape = shapes.get(event[0]) if type(event[0]) is int else None
+    if shape is None:
+        return f"op {event[0]!r} is not known on this side of the link"
+    if len(event) != len(shape) + 1:
+        return f"op {event[0]} has {len(shape)} fields, {len(event) - 1} came"
+    for position, check in enumerate(shape, 1):
+        if not check(event[position]):
+            return f"op {event[0]}: field {position} cannot be a {type(event[position]).__name__} like that"
+    return None
 
 
 class Batcher:

@@ -154,12 +154,17 @@ class Connection:
         In more rooms than ``limits.groups`` it is not: it is closed with 1008.
 
         Raises:
-            ValueError: the name is empty or longer than 128 characters.
+            TypeError: the name is no str.
+            ValueError: it is empty or longer than 128 characters.
         """
         return self._hub.join(self, room)
 
     def leave(self, room: str) -> Awaitable[None]:
-        """Take this client out of a room. Idempotent."""
+        """Take this client out of a room. Idempotent.
+
+        Raises:
+            TypeError: the name is no str.
+        """
         return self._hub.leave(self, room)
 
     def close(self, code: int = 1000, reason: str = "") -> Awaitable[None]:
@@ -170,12 +175,17 @@ class Connection:
             reason: at most 123 bytes of UTF-8, for the client's program.
 
         Raises:
-            ValueError: the code or the reason cannot be sent.
+            TypeError: the code is no int, or the reason no str.
+            ValueError: they cannot be sent.
         """
+        if not isinstance(code, int):
+            raise TypeError(f"a close code is an int, not {code!r}")
+        if not isinstance(reason, str):
+            raise TypeError(f"a close reason is a str, not {type(reason).__qualname__}")
         if code not in _OWN_CODES and not 3000 <= code <= 4999:
             raise ValueError(f"close code {code} cannot be sent; use 1000, 1008, 1011 or one of yours in 3000 to 4999")
         _check_reason(reason)
-        return self._hub.close(self, code, reason)
+        return self._hub.close(self, int(code), reason)
 
     def __repr__(self) -> str:
         return f"<ipcbus.web.Connection {self.id:x} {self.path} {self.peer}{'' if self.open else ' closed'}>"
@@ -275,7 +285,8 @@ class Service:
                 gets the newest message of that key, and none of those before.
 
         Raises:
-            TypeError, ValueError: the service's codec cannot express the message, or ``slow`` is none of the three.
+            TypeError, ValueError: the service's codec cannot express the message, a room's name is no str, or ``slow`` is none
+                of the three.
             MessageTooLarge: it is over 16 MiB.
         """
         return self._running().publish(room, message, exclude, slow)

@@ -549,6 +549,20 @@ async def test_nonsense_in_an_inbox_is_dropped(rooms: Rig, caplog: pytest.LogCap
     assert len(caplog.records) == 6
 
 
+async def test_a_wrong_command_takes_no_other_with_it(rooms: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    ada = await enter(rooms, "Ada", 0)
+    cid = int((await receive(ada))["id"], 16)
+    for command in (
+        (Command.SEND, cid, "T", b"1", CUT),
+        (Command.JOIN, cid, [b"abc"]),
+        (Command.SEND, cid, "T", b"2", CUT),
+    ):
+        rooms.hosts[0].put(0, command)
+    assert [await receive(ada), await receive(ada)] == [1, 2]
+    (record,) = caplog.records  # and so there was no gap
+    assert "a command of service0 is dropped: op 36: field 2" in record.getMessage()
+
+
 async def test_late_commands_hit_nobody(rooms: Rig) -> None:
     ada = await enter(rooms, "Ada", 0)
     cid = int((await receive(ada))["id"], 16)

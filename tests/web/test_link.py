@@ -100,7 +100,7 @@ def test_a_batch_survives_the_channel(events: list[Any], shapes: Any) -> None:
     for event in events:
         batcher.add(event)
     batch = decode(travel(batcher.take()), shapes)
-    assert batch == Batch(3, 99, 1, [list(event) for event in events])
+    assert batch == Batch(3, 99, 1, [list(event) for event in events], [])
     assert batcher.take() is None
     assert len(batcher) == batcher.bytes == 0
 
@@ -122,6 +122,16 @@ def wrap(*events: Any) -> list[Any]:
         [VERSION, 0, 1.0, 1, []],
         [VERSION, 0, 1, True, []],
         [VERSION, 0, 1, 1, {}],
+    ],
+)
+def test_what_is_no_batch_is_refused(bad: Any) -> None:
+    with pytest.raises(LinkError):
+        decode(bad, EVENTS)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
         wrap(5),
         wrap([]),
         wrap(["MSG", CID, "T", b""]),
@@ -147,12 +157,13 @@ def wrap(*events: Any) -> list[Any]:
         wrap([Event.AUTH, CID, REQUEST]),
         wrap([Event.AUTH, CID, {**QUESTION, "cookies": {"a": 1}}]),
         wrap([Command.SEND, CID, "T", b"", CUT]),  # right, but from the other side
-        wrap([Event.MSG, CID, "T", b""], [99]),  # one good event does not save the batch
     ],
 )
-def test_nonsense_is_refused_whole(bad: Any) -> None:
-    with pytest.raises(LinkError):
-        decode(bad, EVENTS)
+def test_an_event_that_is_nonsense_is_left_out_and_no_other(bad: Any) -> None:
+    before, after = [Event.MSG, CID, "T", b"before"], [Event.MSG, CID, "T", b"after"]
+    batch = decode([*bad[:4], [before, *bad[4], after]], EVENTS)
+    assert batch.events == [before, after]
+    assert len(batch.wrong) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,9 +180,10 @@ def test_nonsense_is_refused_whole(bad: Any) -> None:
         wrap([Command.ACCEPT, CID, b"", 5, {}]),
     ],
 )
-def test_wrong_commands_are_refused(bad: Any) -> None:
-    with pytest.raises(LinkError):
-        decode(bad, COMMANDS)
+def test_wrong_commands_are_left_out(bad: Any) -> None:
+    batch = decode(bad, COMMANDS)
+    assert batch.events == []
+    assert len(batch.wrong) == 1
 
 
 anything: st.SearchStrategy[Any] = st.recursive(
@@ -188,6 +200,7 @@ def test_anything_at_all_is_a_batch_or_a_link_error(obj: Any) -> None:
     except LinkError:
         return
     assert all(event[0] in EVENTS for event in batch.events)
+    assert len(batch.events) + len(batch.wrong) == len(obj[4])
 
 
 def test_a_batch_has_at_most_so_many_events_and_keeps_their_order() -> None:

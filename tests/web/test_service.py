@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from ipcbus.errors import ConfigError, IpcbusError, MessageTooLarge
 from ipcbus.web import Accept, Connection, Limits, Reject, Request, Service
 from ipcbus.web.hub import BACKLOG
-from ipcbus.web.link import MAX_PAYLOAD
+from ipcbus.web.link import MAX_PAYLOAD, Command
 from ipcbus.web.state import State
 from ipcbus.web.testing import ServiceTest
 from ipcbus.web.ticker import Ticker
@@ -508,6 +509,93 @@ async def test_rooms_have_a_number_and_names_a_length() -> None:
         await other.send("x" * 129)
         assert other.closed == (1011, "internal error")
         assert test.hub.counts.too_many_rooms == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"join": b"abc"},
+        {"join": ["a"]},
+        {"join": "\ud800"},
+        {"leave": b"abc"},
+        {"leave": {"a": 1}},
+        {"publish": 5},
+        {"publish": ["lobby", 5]},
+        {"publish": b"lobby"},
+        {"close": 4000.0},
+        {"close": "4000"},
+        {"close": True},
+        {"reason": 5},
+    ],
+)
+async def test_what_a_client_sends_for_a_room_or_a_code_closes_that_client_and_goes_no_further(wrong: dict[str, Any]) -> None:
+    class Trusting(Service):
+        codec = "raw"
+
+        def on_message(self, conn: Connection, message: Any) -> None:
+            match wrong:
+                case {"join": room}:
+                    conn.join(room)
+                case {"leave": room}:
+                    conn.leave(room)
+                case {"publish": rooms}:
+                    self.publish(rooms, "x")
+                case {"close": code}:
+                    conn.close(code)
+                case {"reason": reason}:
+                    conn.close(4000, reason)
+
+    async with ServiceTest(Trusting()) as test:
+        client = await test.connect()
+        commands: list[Any] = []
+        put = test.put
+
+        def record(front: int, command: tuple[Any, ...], size: int = 0) -> None:
+            commands.append(command)
+            put(front, command, size)
+
+        test.put = record  # type: ignore[method-assign]  # to see what would go to the front end
+        await client.send("now")
+        assert client.closed == (1011, "internal error")
+        assert [command[0] for command in commands] == [Command.CLOSE, Command.CLOSED]
+
+
+async def test_names_and_codes_of_classes_of_their_own_travel_as_plain_ones() -> None:
+    class Name(str):
+        __slots__ = ()
+
+    class Code(enum.IntEnum):
+        DONE = 4000
+
+    class Named(Service):
+        codec = "raw"
+
+        def on_open(self, conn: Connection) -> None:
+            conn.join(Name("room"))
+
+        def on_message(self, conn: Connection, message: Any) -> None:
+            assert {type(room) for room in conn.groups} == {str}
+            self.publish([Name("room")], message)
+            conn.close(Code.DONE)
+
+    async with ServiceTest(Named()) as test:
+        client = await test.connect()
+        await client.send("x")
+        assert client.take() == ["x"]
+        assert client.closed is not None
+        assert [type(part) for part in client.closed] == [int, str]
+
+
+@pytest.mark.parametrize("headers", [{"X-Number": 5}, {5: "x"}])
+async def test_headers_that_are_no_texts_refuse_the_client(headers: Any) -> None:
+    class Wrong(Service):
+        def authorize(self, request: Request) -> Accept:
+            return Accept(headers=headers)
+
+    async with ServiceTest(Wrong()) as test:
+        with pytest.raises(Reject) as refused:
+            await test.connect()
+        assert refused.value.status == 500
 
 
 async def test_sending_to_several_and_wrong_policies() -> None:
