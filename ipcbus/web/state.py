@@ -73,14 +73,20 @@ def encode_state(values: dict[str, Any]) -> bytes:
     """Return a state as it travels.
 
     Raises:
-        TypeError: something in it is no plain data (texts, numbers, booleans, None, bytes, lists, dicts).
-        ValueError: it is over ``MAX_STATE``.
+        TypeError: something in it is no plain data (texts, numbers, booleans, None, bytes, lists, dicts), or a key no text.
+        ValueError: it is over ``MAX_STATE``, a number in it has more than 64 bits, or it is nested too deeply.
     """
     import msgspec.msgpack
 
     if not values:
         return b""
-    data = msgspec.msgpack.encode(dict(values))
+    try:
+        data = msgspec.msgpack.encode(dict(values))
+        decode_state(data)  # what cannot be read would end every process that takes the connection over
+    except msgspec.DecodeError as error:
+        raise TypeError(f"conn.state cannot be read again: {error}") from error
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(f"conn.state cannot travel: {error}") from error
     if len(data) > MAX_STATE:
         raise ValueError(
             f"conn.state takes {len(data)} bytes and may take {MAX_STATE}: keep what is large in a database, or in conn.local"

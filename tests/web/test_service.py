@@ -351,14 +351,34 @@ def test_a_state_notices_every_kind_of_change() -> None:
     assert changes == before
 
 
-@pytest.mark.parametrize(("value", "why"), [(object(), "object"), ("x" * 5000, "5006 bytes")])
-async def test_a_state_that_cannot_travel_closes_its_connection(value: Any, why: str, caplog: pytest.LogCaptureFixture) -> None:
+def nested(depth: int) -> list[Any]:
+    """Return lists in one another."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("x", object(), "object"),
+        ("x", "x" * 5000, "5006 bytes"),
+        ("x", 1 << 64, "serialize ints"),
+        ("x", nested(3000), "recursion"),
+        (5, "x", "Expected `str`, got `int`"),
+        ("x", msgspec.msgpack.Ext(-1, b"x"), "timestamp"),
+    ],
+)
+async def test_a_state_that_cannot_travel_closes_its_connection(
+    key: Any, value: Any, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
     class Wrong(Service):
         codec = "json"
 
         def on_open(self, conn: Connection) -> None:
             conn.local["any"] = value
-            conn.state["x"] = value
+            conn.state[key] = value
 
     async with ServiceTest(Wrong()) as test:
         client = await test.connect()
