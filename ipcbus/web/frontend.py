@@ -338,7 +338,7 @@ class FrontEnd:
             moment = now()
             wait = max(messages.take(moment), octets.take(moment, size))
             if link.full:
-                await link.room()
+                await self._room(peer, link)
                 unread = now() - moment
                 moment += unread
                 wait = max(messages.make_up(unread), octets.make_up(unread))
@@ -351,6 +351,15 @@ class FrontEnd:
                 counts.reasons["rate"] += 1
                 self._close(peer, TOO_MANY, "too many messages")
             await pause(wait)
+
+    async def _room(self, peer: Peer, link: ServiceLink) -> None:
+        """Wait until a service takes more, or a client is being closed: what that one says is read and not wanted."""
+        peer.pausing = asyncio.create_task(link.room())
+        try:
+            await asyncio.wait((peer.pausing,))
+        finally:
+            peer.pausing.cancel()
+            peer.pausing = None
 
     def _open(self, ws: Socket, grant: Grant) -> Peer:
         request = ws.request
@@ -380,6 +389,8 @@ class FrontEnd:
         """Begin to close; what is sent after this is not sent."""
         if not peer.closing:
             peer.busy = peer.closing = True
+            if peer.pausing is not None:
+                peer.pausing.cancel()
             self._start(peer.ws.close(code, reason))
 
     # ------------------------------------------------------------------ links

@@ -8,6 +8,7 @@ from ipcbus.web.link import FRESH, OWN, SNAP_ENTRIES, Event
 from ipcbus.web.rooms import Rooms
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator
 
     from ipcbus.web.socket import Socket
@@ -32,6 +33,7 @@ class Peer:
         closing: whether nothing is sent to it any more.
         congested: whether much waits for it.
         latest: by key, the frames that are sent once it has caught up.
+        pausing: while it is not read because its service takes no more, what waits for that.
         write: its transport's, at hand for the loop that fans out.
         protocol: its protocol's state, at hand for the same.
     """
@@ -45,6 +47,7 @@ class Peer:
         "latest",
         "latest_bytes",
         "owner",
+        "pausing",
         "protocol",
         "request",
         "state",
@@ -62,6 +65,7 @@ class Peer:
         self.busy = self.closing = self.congested = False
         self.latest: dict[str, bytes] = {}
         self.latest_bytes = 0
+        self.pausing: asyncio.Task[None] | None = None
         self.protocol = ws.protocol
         self.write = ws.transport.write
 

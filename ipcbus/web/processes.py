@@ -184,7 +184,8 @@ def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[
             async with AsyncExitStack() as stack:
                 if not life.replaces:
                     await stack.enter_async_context(report)
-                await running.prepare()
+                if not await _prepared(running):
+                    return
                 if life.replaces:
                     life.prepared()
                     if not await _first(turn.wait(), running.stopped()):
@@ -198,6 +199,30 @@ def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main())
+
+
+async def _prepared(running: _Runs) -> bool:
+    """Prepare, and return False if the process is asked to stop over it: ``on_start`` is cancelled then.
+
+    It is awaited in this very task, which is also that of ``on_stop``: what ``on_start`` enters may have to be left there.
+    """
+
+    async def cut_short() -> None:
+        await running.stopped()
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            stopping = asyncio.create_task(cut_short())
+            try:
+                await running.prepare()
+            finally:
+                stopping.cancel()
+    except TimeoutError:
+        if not limit.expired():
+            raise  # its own
+        return False
+    return True
 
 
 async def _first(one: Coroutine[Any, Any, Any], other: Coroutine[Any, Any, Any]) -> bool:

@@ -229,7 +229,10 @@ class Service:
         """
 
     def on_start(self) -> Awaitable[None] | None:
-        """Prepare: called once in each process, before it is told of any client."""
+        """Prepare: called once in each process, before it is told of any client.
+
+        It is cancelled if the process is asked to stop meanwhile; ``on_stop`` is not called then.
+        """
 
     def on_attach(self, conns: list[Connection]) -> Awaitable[None] | None:
         """Take over connections of an earlier process of this service; rooms and states are there already.

@@ -391,6 +391,24 @@ async def test_a_service_that_does_not_come_back_closes_its_clients_with_1013() 
         assert await ws.recv() == "x"
 
 
+async def test_who_is_closed_for_good_is_forgotten_though_nobody_takes_what_was_said() -> None:
+    async with Rig(Echo(), link_timeout=1.0, message_rate=0, byte_rate=0) as rig:
+        front, clients = rig.fronts[0], [await rig.connect("/echo") for _ in range(2)]
+        link, table = front.links[0], front.all_routes[0].table
+        await rig.kill(rig.hosts[0])
+        front.notice(0, start())
+        for ws in clients:
+            for _ in range(HELD_EVENTS):
+                await ws.send("x")
+        await eventually(lambda: link.gate.full and all(peer.pausing for peer in table.peers.values()))
+        link.route.grace = 0.0  # and now that time is over
+        for ws in clients:
+            assert await until_closed(ws) == 1013
+        await eventually(lambda: front.counts.connections == 0)
+        assert not table.peers
+        assert front.counts.codes == {1013: 2}
+
+
 @pytest.mark.parametrize("dead", ["service", "front end"])
 async def test_silence_is_noticed(dead: str) -> None:
     """What happens where nobody tells that a process has ended, or where only the link has."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -271,3 +273,22 @@ def test_stopping_during_a_reload_leaves_nothing(module: Path) -> None:
     assert {entry.pid for entry in server.history if entry.what == "started"} == {
         entry.pid for entry in server.history if entry.what in ("stopped", "killed")
     }
+
+
+@pytest.mark.parametrize("way", ["reload", "death"])
+def test_a_start_that_takes_long_does_not_hold_up_a_stop(way: str, module: Path) -> None:
+    begun = module.with_name("begun")
+    with Server(config()) as server:
+        write(module, 2, on_start=f"open({str(begun)!r}, 'w').close(); return asyncio.sleep(600)")
+        if way == "reload":
+            server.request_reload()
+        else:
+            os.kill(server.pids["counting"], signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while not begun.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    *_, pid = [entry.pid for entry in server.history if (entry.name, entry.what) == ("counting", "started")]
+    (last,) = [entry for entry in server.history if entry.pid == pid and entry.what != "started"]
+    assert last.what == "stopped"
+    assert "exit code 0" in last.detail
