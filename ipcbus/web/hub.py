@@ -15,7 +15,7 @@ from ipcbus.web.link import CUT, DROP, FRESH, LATEST, MAX_PAYLOAD, OWN, Cid, Com
 from ipcbus.web.payload import BadPayload, codec
 from ipcbus.web.rooms import Rooms
 from ipcbus.web.service import Connection, Service
-from ipcbus.web.state import State, decode_state, encode_state
+from ipcbus.web.state import State, become, decode_state, encode_state
 from ipcbus.web.turns import BACKLOG, Line, Turns
 
 if TYPE_CHECKING:
@@ -161,13 +161,13 @@ class Hub:
             for room in event[2]:
                 self._forget(client.conn, client.front, room)
         elif op == Event.STATE:
-            dict.update(client.conn.state, decode_state(event[2]))
+            become(client.conn.state, decode_state(event[2]))
 
     def restore(self, front: int, entries: Iterable[list[Any]]) -> tuple[list[Connection], list[Connection]]:
         """Make what is known of a front end what its snapshot says; no handler runs yet.
 
-        Of a connection that is known here already its rooms and its state are what they are here, and the front end is
-        told: what this process has said lately may not have reached it.
+        Of a connection of this process that is known already its rooms and its state are what they are here, and the front
+        end is told: what this process has said lately may not have reached it. Of one of another process they are as told.
 
         Returns:
             Connections of this process that an earlier one has opened, and those that none has.
@@ -183,6 +183,8 @@ class Hub:
             if known is not None and known.own:
                 self._correct(known, frozenset(groups))
                 continue
+            if known is not None:
+                become(known.conn.state, decode_state(state))
             client = known or self._add(cid, request, state, own=bool(flags & OWN))
             for room in self._rooms.groups(client.conn) - frozenset(groups):
                 self._forget(client.conn, front, room)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-__all__ = ["MAX_STATE", "State", "decode_state", "encode_state"]
+__all__ = ["MAX_STATE", "State", "become", "decode_state", "encode_state"]
 
 MAX_STATE = 4 << 10
 """Bytes that the state of one connection may take: front ends keep it for every client."""
@@ -67,6 +67,12 @@ class State(dict[str, Any]):
         """Set several keys, as ``dict.update``."""
         super().update(*args, **values)
         self._changed()
+
+
+def become(state: dict[str, Any], values: dict[str, Any]) -> None:
+    """Make a state what another process says it is; that is no change to be told of."""
+    dict.clear(state)  # not State's own, which would tell
+    dict.update(state, values)
 
 
 def encode_state(values: dict[str, Any]) -> bytes:

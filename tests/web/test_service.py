@@ -11,8 +11,8 @@ import pytest
 from ipcbus.errors import ConfigError, IpcbusError, MessageTooLarge
 from ipcbus.web import Accept, Connection, Limits, Reject, Request, Service
 from ipcbus.web.hub import BACKLOG
-from ipcbus.web.link import MAX_PAYLOAD, Command
-from ipcbus.web.state import State
+from ipcbus.web.link import MAX_PAYLOAD, Cid, Command, Event
+from ipcbus.web.state import State, encode_state
 from ipcbus.web.testing import ServiceTest
 from ipcbus.web.ticker import Ticker
 
@@ -349,6 +349,26 @@ def test_a_state_notices_every_kind_of_change() -> None:
     before = changes
     assert state.setdefault("f", 1) is None
     assert changes == before
+
+
+async def test_the_state_of_another_processs_connection_is_what_that_process_says() -> None:
+    service = Plain()
+    async with ServiceTest(service) as test:
+        cid = Cid(0, 1, 1 << 20).pack()
+        request = {"path": "/plain", "query": "", "headers": {}, "peer": "", "at": 0.0}
+        told: list[Any] = []
+        test.put = lambda front, command, size=0: told.append(command)  # type: ignore[method-assign]  # to see what it says
+        test.hub.deliver([Event.PEER, cid, request, encode_state({"admin": True, "name": "ada"})])
+        (conn,) = service.connections
+        test.hub.deliver([Event.STATE, cid, encode_state({"name": "ada"})])
+        assert conn.state == {"name": "ada"}
+        test.hub.restore(0, [[cid, request, encode_state({"age": 36}), [], 0]])
+        assert service.connections == {conn}
+        assert conn.state == {"age": 36}
+        test.hub.deliver([Event.STATE, cid, encode_state({})])
+        assert conn.state == {}
+        test.hub.flush()
+        assert told == []  # it is not for this one to say
 
 
 def nested(depth: int) -> list[Any]:
