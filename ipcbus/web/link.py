@@ -18,7 +18,7 @@ transport delivers it after what its successor sent.
 from __future__ import annotations
 
 import secrets
-from time import time_ns
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ipcbus.errors import IpcbusError
@@ -214,7 +214,7 @@ class Batch(NamedTuple):
 
 def start() -> int:
     """Return this moment as an epoch: later than that of every process of this machine that was started before."""
-    return time_ns()  # the wall clock: it goes on over a restart of the machine, where channels may be durable
+    return monotonic_ns()  # one clock for all processes; the wall clock may be set back, and who starts then is stale for good
 
 
 def draw() -> int:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -7,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipcbus import serializers
+from ipcbus.web import link
 from ipcbus.web.link import (
     BATCH_BYTES,
     BATCH_EVENTS,
@@ -27,6 +31,7 @@ from ipcbus.web.link import (
     Sequence,
     decode,
     draw,
+    start,
 )
 
 REQUEST = {"path": "/chat", "query": "a=1", "headers": {"user-agent": "x"}, "peer": "127.0.0.1:5", "at": 1.5}
@@ -268,6 +273,19 @@ def test_connection_numbers_carry_front_end_and_incarnation() -> None:
 def test_connection_numbers_do_not_run_over(cid: Cid) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         cid.pack()
+
+
+def test_a_wall_clock_that_is_set_back_makes_nobody_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, earlier = start(), time.time_ns() - 60 * 10**9
+    monkeypatch.setattr(link, "time_ns", lambda: earlier, raising=False)
+    assert start() > before
+
+
+def test_epochs_of_processes_are_in_the_order_of_their_starts() -> None:
+    code = "from ipcbus.web.link import start; print(start())"
+    before = start()
+    there = int(subprocess.run([sys.executable, "-c", code], check=True, timeout=30, capture_output=True).stdout)
+    assert before < there < start()
 
 
 def test_tokens_are_never_zero_and_differ() -> None:
