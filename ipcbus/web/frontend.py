@@ -22,7 +22,7 @@ from ipcbus.web.moments import pause
 from ipcbus.web.orders import Orders
 from ipcbus.web.paths import both_want
 from ipcbus.web.peers import Peer
-from ipcbus.web.servicelink import Grant, Route, ServiceLink
+from ipcbus.web.servicelink import Grant, Route, ServiceInbox, ServiceLink
 from ipcbus.web.socket import Socket
 from ipcbus.web.terms import GOING_AWAY, TOO_MANY, Terms
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ipcbus.channel import Channel
     from ipcbus.web.config import FrontConfig
 
-__all__ = ["Counts", "FrontEnd", "ServiceInbox"]
+__all__ = ["Counts", "FrontEnd"]
 
 logger = logging.getLogger("ipcbus.web")
 
@@ -51,33 +51,6 @@ class _Quiet(logging.LoggerAdapter[logging.Logger]):
 
     def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
         super().log(min(level, logging.DEBUG), msg, *args, **kwargs)
-
-
-class ServiceInbox:
-    """A service as a front end is told of it.
-
-    Args:
-        name: what the configuration calls it.
-        inboxes: of its processes, each with the name of the process.
-        key: what decides which of them a connection belongs to.
-        grace: seconds that connections are kept while a process is away.
-        farewell: seconds that a process may take for ending when it is replaced; they do not count as being away.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        inboxes: Many[tuple[str, Channel]],
-        *,
-        key: str = "connection",
-        grace: float = 30.0,
-        farewell: float = 0.0,
-    ) -> None:
-        self.name = name
-        self.inboxes = inboxes
-        self.key = key
-        self.grace = grace
-        self.farewell = farewell
 
 
 class FrontEnd:
@@ -338,7 +311,7 @@ class FrontEnd:
             moment = now()
             wait = max(messages.take(moment), octets.take(moment, size))
             if link.full:
-                await self._room(peer, link)
+                await link.room(peer)
                 unread = now() - moment
                 moment += unread
                 wait = max(messages.make_up(unread), octets.make_up(unread))
@@ -351,15 +324,6 @@ class FrontEnd:
                 counts.reasons["rate"] += 1
                 self._close(peer, TOO_MANY, "too many messages")
             await pause(wait)
-
-    async def _room(self, peer: Peer, link: ServiceLink) -> None:
-        """Wait until a service takes more, or a client is being closed: what that one says is read and not wanted."""
-        peer.pausing = asyncio.create_task(link.room())
-        try:
-            await asyncio.wait((peer.pausing,))
-        finally:
-            peer.pausing.cancel()
-            peer.pausing = None
 
     def _open(self, ws: Socket, grant: Grant) -> Peer:
         request = ws.request

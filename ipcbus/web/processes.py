@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from ipcbus.supervisor import Life
     from ipcbus.web.config import FrontConfig
     from ipcbus.web.database import Database
-    from ipcbus.web.frontend import ServiceInbox
     from ipcbus.web.host import Host
     from ipcbus.web.paths import Paths
+    from ipcbus.web.servicelink import ServiceInbox
     from ipcbus.web.snapshots import Slot
 
 __all__ = ["ServiceArgs", "load_service", "notice", "run_front_end", "run_service", "tls_context"]

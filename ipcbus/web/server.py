@@ -22,12 +22,12 @@ from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.config import ServerConfig, load_server_config
 from ipcbus.web.database import Database
-from ipcbus.web.frontend import ServiceInbox
 from ipcbus.web.link import start
 from ipcbus.web.metrics import Metrics, Source
 from ipcbus.web.outside import bus_config
 from ipcbus.web.paths import Paths
 from ipcbus.web.processes import ServiceArgs, notice, run_front_end, run_service, tls_context
+from ipcbus.web.servicelink import ServiceInbox
 from ipcbus.web.snapshots import Snapshots
 
 if TYPE_CHECKING:

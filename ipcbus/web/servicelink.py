@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ipcbus.channel import Channel
     from ipcbus.web.peers import Peer
 
-__all__ = ["Grant", "Refusal", "Route", "ServiceLink", "shard"]
+__all__ = ["Grant", "Refusal", "Route", "ServiceInbox", "ServiceLink", "shard"]
 
 
 class Grant(NamedTuple):
@@ -38,6 +38,33 @@ class Refusal(NamedTuple):
 
     status: int
     reason: str
+
+
+class ServiceInbox:
+    """A service as a front end is told of it.
+
+    Args:
+        name: what the configuration calls it.
+        inboxes: of its processes, each with the name of the process.
+        key: what decides which of them a connection belongs to.
+        grace: seconds that connections are kept while a process is away.
+        farewell: seconds that a process may take for ending when it is replaced; they do not count as being away.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inboxes: Many[tuple[str, Channel]],
+        *,
+        key: str = "connection",
+        grace: float = 30.0,
+        farewell: float = 0.0,
+    ) -> None:
+        self.name = name
+        self.inboxes = inboxes
+        self.key = key
+        self.grace = grace
+        self.farewell = farewell
 
 
 class ServiceLink:
@@ -148,8 +175,16 @@ class ServiceLink:
             return True
         return self.pump.full
 
-    async def room(self) -> None:
-        """Wait until clients may be read again."""
+    async def room(self, peer: Peer) -> None:
+        """Wait until a client may be read again, or is being closed: what that one says is read and not wanted."""
+        peer.pausing = asyncio.create_task(self._roomy())
+        try:
+            await asyncio.wait((peer.pausing,))
+        finally:
+            peer.pausing.cancel()
+            peer.pausing = None
+
+    async def _roomy(self) -> None:
         await self._room.wait()
         await self.pump.room()
 

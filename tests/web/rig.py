@@ -20,9 +20,10 @@ from ipcbus.demo.chat import Chat
 from ipcbus.web import Connection, Service
 from ipcbus.web.config import FrontConfig, ServerConfig
 from ipcbus.web.database import Database, DatabaseConfig
-from ipcbus.web.frontend import FrontEnd, ServiceInbox
+from ipcbus.web.frontend import FrontEnd
 from ipcbus.web.host import Host
 from ipcbus.web.processes import tls_context
+from ipcbus.web.servicelink import ServiceInbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
