@@ -316,14 +316,20 @@ class SendLink(_Link):
         """Return the pid of the process that is the one receiver; None if there is none or it cannot be told."""
         return None
 
-    def discard_oldest(self) -> bool:
+    def discard_oldest(self, timeout: float | None = LINGER) -> bool:
         """Take the oldest waiting message out of the channel, for ``overflow="drop_old"``; say whether there was one.
+
+        Args:
+            timeout: seconds to wait for it where it may be on its way into the channel, None without limit; elsewhere nobody
+                waits.
 
         Raises:
             Unsupported: the transport does not declare ``drops_old``.
+            ChannelBroken: there is no room, and nothing came that could be taken out.
         """
         from ipcbus.errors import Unsupported
 
+        del timeout
         raise Unsupported(f"{type(self).__module__} cannot drop old messages")
 
 

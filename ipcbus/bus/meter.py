@@ -16,7 +16,7 @@ from ipcbus.channel import rebuild
 from ipcbus.directory import client
 from ipcbus.errors import ChannelFull, IpcbusError
 from ipcbus.plumbing.fds import unpacking
-from ipcbus.transport import RecvLink, SendLink
+from ipcbus.transport import LINGER, RecvLink, SendLink
 
 if TYPE_CHECKING:
     from ipcbus.bus.board import Board
@@ -203,9 +203,9 @@ class CountedSender(SendLink):
         """Return what the link says."""
         return self._link.receiver()
 
-    def discard_oldest(self) -> bool:
+    def discard_oldest(self, timeout: float | None = LINGER) -> bool:
         """Take the oldest waiting message out of the channel."""
-        found = self._link.discard_oldest()
+        found = self._link.discard_oldest(timeout)
         if found:
             self._slot.words[self._slot.start + page.DISCARDED] += 1
         return found

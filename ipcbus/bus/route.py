@@ -19,6 +19,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ChannelFul
 from ipcbus.frame import Headed
 from ipcbus.plan import make_codec, resolve
 from ipcbus.plumbing import forks
+from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import unpacking
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.settings import ChannelOptions
@@ -42,6 +43,10 @@ _RETRY = 1.0
 """Seconds after which a home that did not answer is asked again."""
 _SLOW = 0.5
 """Seconds after which a home that does not answer is taken to hang."""
+_MOMENT = 0.1
+"""Seconds that a publisher has for taking out a subscriber's oldest message, which may be on its way into the channel."""
+_QUIET = 60.0
+"""Seconds between two complaints about one subscriber."""
 _PARTING = 5.0
 """Seconds without a message after which what waits for a subscriber that has gone is given up."""
 
@@ -64,7 +69,7 @@ class _Way(NamedTuple):
 class _Target:
     """One subscriber as a publisher sees it."""
 
-    __slots__ = ("drops", "end", "home", "key", "pid", "way")
+    __slots__ = ("drops", "end", "held_up_until", "home", "key", "pid", "quiet_until", "way")
 
     def __init__(self, one: Newcomer, fds: list[int], home: bytes) -> None:
         with unpacking(fds):
@@ -75,6 +80,10 @@ class _Target:
         self.key = one.key
         self.pid = one.pid
         self.home = home
+        self.held_up_until = 0.0
+        """Until when nobody waits for its oldest message, because the last one who did waited in vain."""
+        self.quiet_until = 0.0
+        """Until when nothing is logged about it."""
         end = self.end
         self.way = _Way.of(end.options, private=end.codec.private, max_message=end.spec.max_message)
 
@@ -87,6 +96,10 @@ class _Target:
         except PermissionError:
             pass  # it runs, as somebody else by now
         return False
+
+    def open_and_send(self, frame: Frame, timeout: float | None) -> None:
+        """Send by an end that could not be opened before: what was the trouble may be over."""
+        self.end.open_sender().send(frame, timeout)
 
     def part(self) -> None:
         """Let go of a subscriber that has gone."""
@@ -119,8 +132,8 @@ class Route:
         self._ask_at = 0.0
         self._forked = False
         self._targets: dict[bytes, _Target] = {}
-        self._lost: set[bytes] = set()
-        """Subscribers whose channel broke while their process lives."""
+        self._unreached = False
+        """Whether one of the newcomers of the last answer could not be reached."""
         self._codecs: dict[_Way, Codec] = {}
         self._own: _Way | None = None
         self._fan: tuple[tuple[Codec, tuple[tuple[_Send, _Target], ...]], ...] = ()
@@ -184,6 +197,7 @@ class Route:
         try:
             if self._own is None:
                 self._own = self._resolve()
+            self._unreached = False
             more = True
             while more:
                 answer, fds = topics_home.ask(self._address, self._name, self._since, self._home)
@@ -197,6 +211,10 @@ class Route:
         if bulletin is not self._bulletin:
             # The old one is not closed here: another thread may be looking at it.
             self._bulletin, self._board = bulletin, bulletin.number
+        if self._unreached:
+            # What it was may be over soon: all are asked for anew, and whoever is known already stays as it is.
+            self._home, self._seen, self._ask_at = bytes(8), NEVER, monotonic() + _RETRY
+            return
         self._ask_at = 0.0
         self._seen = self._since  # last of all: from here on other threads do not come here
 
@@ -211,18 +229,18 @@ class Route:
         present = set(answer.present)
         for one in answer.new:
             mine, fds = fds[: one.fds], fds[one.fds :]
-            if one.key in self._targets or one.key in self._lost:
+            if one.key in self._targets:
                 _close(mine)
                 continue
             try:
                 self._targets[one.key] = _Target(one, mine, answer.home)
             except ChannelError as error:
-                self._lost.add(one.key)
-                logger.warning("the subscriber of %s in process %d cannot be reached: %s", self._name, one.pid, str(error))
+                self._unreached = True
+                level = logging.DEBUG if self._ask_at else logging.WARNING
+                logger.log(level, "the subscriber of %s in process %d cannot be reached: %s", self._name, one.pid, str(error))
         # What another home said stands: who subscribed there knows nothing of this one.
         for target in [known for known in self._targets.values() if known.home == answer.home and known.key not in present]:
             self._forget(target)
-        self._lost &= present
         self._home, self._since = answer.home, answer.number
 
     def _forget(self, target: _Target) -> None:
@@ -236,11 +254,14 @@ class Route:
             groups[self._own] = []
         for target in list(self._targets.values()):
             try:
-                groups.setdefault(target.way, []).append((target.end.open_sender().send, target))
+                send = target.end.open_sender().send
             except ChannelClosed:
                 self._forget(target)  # the subscriber has gone, and the home has not said so yet
+                continue
             except ChannelError as error:
-                self._give_up(target, error)
+                self._complain(target, error)
+                send = target.open_and_send
+            groups.setdefault(target.way, []).append((send, target))
         for way in groups:
             if way not in self._codecs:
                 self._codecs[way] = self._codec(way)
@@ -254,39 +275,48 @@ class Route:
 
     def _refused(self, target: _Target, frame: Frame, error: ChannelError) -> None:
         """Do what is to be done about a subscriber that did not take a message."""
-        if isinstance(error, ChannelFull):
-            self._overflow(target, frame)
-        elif isinstance(error, PeerDied) and not target.is_gone():
-            # Its process lives, or its parent has not noticed yet: the home will say.
-            target.drops.set()
-        elif isinstance(error, (ChannelClosed, PeerDied)):
-            self._remove(target)
+        if isinstance(error, ChannelFull) and target.end.options.overflow == "drop_old":
+            self._replace_oldest(target, frame)
         else:
-            with self._lock:
-                self._give_up(target, error)
-                self._arrange()
+            self._missed(target, error)
 
-    def _overflow(self, target: _Target, frame: Frame) -> None:
-        if target.end.options.overflow != "drop_old":
-            target.drops.set()
+    def _missed(self, target: _Target, error: ChannelError) -> None:
+        """Note that a subscriber does not get a message, and let go of it only if it has gone."""
+        if isinstance(error, ChannelClosed) or (isinstance(error, ChannelBroken) and target.is_gone()):
+            self._remove(target)
             return
+        target.drops.set()
+        # That its process has died may be known to nobody else yet: the home will say. Whatever else it is may be over with
+        # the next message, a lack of descriptors in this process for one: it stays subscribed.
+        if not isinstance(error, (ChannelFull, PeerDied)):
+            self._complain(target, error)
+
+    def _replace_oldest(self, target: _Target, frame: Frame) -> None:
+        # What is oldest may be on its way, or the channel in the hands of another publisher: if that one is stopped, it is
+        # not waited for with every message.
+        moment = Deadline(0 if monotonic() < target.held_up_until else _MOMENT)
         try:
             link = target.end.open_sender()
             while True:
-                if link.discard_oldest():
+                if link.discard_oldest(moment.remaining()):
                     target.drops.set()
                 try:
                     link.send(frame, 0)
                 except ChannelFull:
+                    if moment.expired:
+                        raise
                     continue  # other publishers were faster
                 return
         except ChannelError as error:
-            self._refused(target, frame, error)
+            if moment.expired and monotonic() >= target.held_up_until:
+                target.held_up_until = monotonic() + _RETRY
+            self._missed(target, error)
 
-    def _give_up(self, target: _Target, error: ChannelError) -> None:
-        self._lost.add(target.key)
-        logger.warning("the subscriber of %s in process %d gets nothing more: %s", self._name, target.pid, str(error))
-        self._forget(target)
+    def _complain(self, target: _Target, error: ChannelError) -> None:
+        now = monotonic()
+        if now >= target.quiet_until:
+            target.quiet_until = now + _QUIET
+            logger.warning("the subscriber of %s in process %d misses messages: %s", self._name, target.pid, str(error))
 
     def _remove(self, target: _Target) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ipcbus.bus import pattern as patterns
 from ipcbus.bus.bulletin import Bulletin
 from ipcbus.directory import client
+from ipcbus.directory.shelf import copies
 from ipcbus.directory.wire import MAX_FDS
 from ipcbus.errors import ChannelBroken, ConfigError
 from ipcbus.options import nearest
@@ -154,7 +155,7 @@ class TopicsHome:
                 fds += one.fds
                 new.append(Newcomer(key, one.content, len(one.fds), one.pid))
             answer = Answer(self._token, number if more else self._number, more, present, new)
-            return pickle.dumps(tuple(answer)), [os.dup(fd) for fd in fds]
+            return pickle.dumps(tuple(answer)), copies(fds)
 
     def _match(self, name: str) -> list[bytes]:
         found = self._matching.get(name)
@@ -313,7 +314,7 @@ def enter(address: str, key: bytes, wanted: str, content: bytes, fds: Sequence[i
         ConfigError: the pattern cannot be one.
     """
     if (here := _kept.get(address)) is not None:
-        here.enter(key, wanted, content, [os.dup(fd) for fd in fds], os.getpid())
+        here.enter(key, wanted, content, copies(fds), os.getpid())
     else:
         client.put(address, key, content, fds)
         client.call(address, "subscribe", key + wanted.encode())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import ipcbus
 from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EncodeError
 from ipcbus.testing.subject import Subject
-from ipcbus.transport import ChannelSpec, Frame, Handle, NoOptions, RecvLink, SendLink, Transport
+from ipcbus.transport import LINGER, ChannelSpec, Frame, Handle, NoOptions, RecvLink, SendLink, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,8 +51,8 @@ class _Sender(SendLink):
     def depth(self) -> int | None:
         return self.link.depth()  # type: ignore[no-any-return]  # the link wrapped is any transport's
 
-    def discard_oldest(self) -> bool:
-        return bool(self.link.discard_oldest())
+    def discard_oldest(self, timeout: float | None = LINGER) -> bool:
+        return bool(self.link.discard_oldest(timeout))
 
 
 class _Receiver(RecvLink):

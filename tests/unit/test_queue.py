@@ -19,7 +19,7 @@ import pytest
 import ipcbus_queue
 from ipcbus.errors import ChannelBroken, ChannelEmpty, ChannelFull, ConfigError, EndOfChannel
 from ipcbus.transport import ChannelSpec, NoOptions
-from ipcbus_queue import Queue, feeder, reader, receiving, sending
+from ipcbus_queue import Queue, feeder, reader, receiving
 from ipcbus_queue.gate import Gate
 from ipcbus_queue.shared import SPILL_AT
 
@@ -435,15 +435,14 @@ class TestKilled:
                 receiver.recv(PATIENCE)
         assert receiver.ready()
 
-    def test_lost_room_is_told_to_who_would_drop_old_messages(self, make, monkeypatch):
-        monkeypatch.setattr(sending, "LINGER", 0.2)
+    def test_lost_room_is_told_to_who_would_drop_old_messages(self, make):
         ends = make(capacity=1)
         sender = ends.sender()
         os.eventfd_read(ends.shared.room.fileno())
         with pytest.raises(ChannelFull):
             sender.send([b"x"], 0)
         with pytest.raises(ChannelBroken, match="killed"):
-            sender.discard_oldest()
+            sender.discard_oldest(0.2)
 
 
 class TestHandle:

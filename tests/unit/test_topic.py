@@ -1,7 +1,9 @@
 """Topics: what is not the same on every transport, and what no transport can see."""
 
 import asyncio
+import os
 import pickle
+import signal
 import threading
 import time
 from contextlib import ExitStack
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import ipcbus
+from ipcbus import endpoint
 from ipcbus.bus import route
+from ipcbus.plumbing.fds import close_all
 from ipcbus.testing.subject import raises
 
 PATIENCE = 10
@@ -221,6 +225,120 @@ def test_subscribers_outlive_the_home(bus):
     topic.publish(3)
     assert topic.subscribers() == 0
     raises(ipcbus.ChannelBroken, topic.subscribe)
+
+
+@pytest.mark.parametrize("url", ["unix:", "pipe:"])
+def test_a_publisher_short_of_descriptors_keeps_its_subscribers(url, no_descriptors):
+    with ipcbus.Bus({"topics": {"*": url}}) as bus, bus.topic("a").subscribe() as sub:
+        topic = bus.topic("a")
+        topic.publish("before")
+        with no_descriptors():
+            topic.publish(bytes(3_000_000))  # which needs a memory file
+        topic.publish("after")
+        assert [sub.recv(timeout=PATIENCE) for _ in range(2)] == ["before", "after"]
+        assert sub.dropped == 1
+    settle()
+
+
+def test_an_end_that_cannot_be_opened_is_tried_again(bus, monkeypatch):
+    def refuse(_):
+        raise ipcbus.ChannelBroken("no descriptors")
+
+    with bus.topic("a").subscribe() as sub:
+        with monkeypatch.context() as patch:
+            patch.setattr(endpoint.Endpoint, "open_sender", refuse)
+            bus.topic("a").publish("lost")
+        assert sub.dropped == 1
+        bus.topic("a").publish("after")
+        assert sub.recv(timeout=PATIENCE) == "after"
+        assert sub.dropped == 1
+
+
+def test_a_subscriber_that_cannot_be_reached_is_asked_for_again(bus, monkeypatch):
+    def refuse(_one, fds, _home):
+        close_all(fds)
+        raise ipcbus.ChannelBroken("no descriptors")
+
+    monkeypatch.setattr(route, "_RETRY", 0.0)
+    with bus.topic("a").subscribe() as sub:
+        with monkeypatch.context() as patch:
+            patch.setattr(route, "_Target", refuse)
+            bus.topic("a").publish("lost")
+            assert bus.topic("a").subscribers() == 0
+        bus.topic("a").publish("after")
+        assert sub.recv(timeout=PATIENCE) == "after"
+
+
+def test_no_descriptors_for_news(bus, monkeypatch, no_descriptors):
+    monkeypatch.setattr(route, "_RETRY", 0.0)
+    topic = bus.topic("a")
+    with topic.subscribe() as one:
+        topic.publish(1)
+        with bus.topic("*").subscribe() as other:
+            with no_descriptors():
+                topic.publish(2)
+            topic.publish(3)
+            assert one.recv_many(5, timeout=PATIENCE) == [1, 2, 3]
+            assert other.recv(timeout=PATIENCE) == 3
+
+
+def test_a_publisher_that_is_stopped_holds_up_nobody(child):
+    with ipcbus.Bus({"topics": {"*": "queue:"}}) as bus, bus.topic("a").subscribe(capacity=4, overflow="drop_old") as sub:
+        topic = bus.topic("a")
+        topic.publish("first")
+        assert sub.recv(timeout=PATIENCE) == "first"
+        child.run("for n in range(4): obj.publish(bytes(2_000_000))", topic)  # all of the room, and more than a pipe holds
+        pid = child.run("import os; result = os.getpid()")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            for _ in range(20):
+                topic.publish("new")
+            assert time.monotonic() - started < 1
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert [len(sub.recv(timeout=PATIENCE)) for _ in range(4)] == [2_000_000] * 4
+        assert sub.dropped == 20
+        topic.publish("last")
+        assert sub.recv(timeout=PATIENCE) == "last"
+    settle()
+
+
+class HeldUp:
+    """A sending link whose lock is another process's, which was stopped."""
+
+    def __init__(self):
+        self.until = time.monotonic() + PATIENCE
+
+    def send(self, _frame, timeout):
+        assert timeout == 0
+        assert time.monotonic() < self.until
+        raise ipcbus.ChannelFull("another sender has been at it all the time")
+
+    def discard_oldest(self, _timeout):
+        return False  # there is room
+
+
+def test_a_publisher_that_is_stopped_in_the_middle_is_not_waited_for_with_every_message():
+    with ipcbus.Bus({"topics": {"*": "unix:"}}) as bus, bus.topic("a").subscribe(overflow="drop_old") as sub:
+        topic = bus.topic("a")
+        topic.publish("first")
+        ours = route.find(bus.address, "a")
+        (target,) = ours._targets.values()
+        link, target.end.tx = target.end.tx, HeldUp()
+        ours._arrange()
+        try:
+            started = time.monotonic()
+            for _ in range(20):
+                topic.publish("lost")
+            assert time.monotonic() - started < 1
+        finally:
+            target.end.tx = link
+        ours._arrange()
+        topic.publish("last")
+        assert sub.recv_many(5, timeout=PATIENCE) == ["first", "last"]
+        assert sub.dropped == 20
+    settle()
 
 
 def test_no_descriptor_is_kept_of_those_who_left(bus):

@@ -13,6 +13,7 @@ from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import (
+    LINGER,
     Capabilities,
     ChannelSpec,
     Frame,
@@ -165,8 +166,9 @@ class InprocLink(SendLink, RecvLink):
                 raise ChannelEmpty("no message in the inproc: channel")
             _sleep(bell, deadline)
 
-    def discard_oldest(self) -> bool:
+    def discard_oldest(self, timeout: float | None = LINGER) -> bool:
         """Drop the oldest message."""
+        del timeout  # what was accepted is there
         with self._store.lock:
             if not self._store.frames:
                 return False

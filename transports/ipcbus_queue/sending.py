@@ -72,18 +72,24 @@ class QueueSendLink(SendLink):
                 raise
             return True
 
-    def discard_oldest(self) -> bool:
-        """Take the oldest message out of the pipe; waits for the threads that move messages there, at most ``LINGER``."""
+    def discard_oldest(self, timeout: float | None = LINGER) -> bool:
+        """Take the oldest message out of the pipe, waiting for the threads that move messages there."""
         gate = self._gate
         with gate.lock:
             gate.check()
             if self._reader is None:
-                self._reader = Reader(self._shared)
+                try:
+                    self._reader = Reader(self._shared)
+                except OSError as error:
+                    raise ChannelBroken(
+                        f"no descriptor to drop old messages of a queue: channel with: {error.strerror}; nothing was dropped: "
+                        "close some or raise 'ulimit -n', and send again"
+                    ) from error
             reader = self._reader
             if reader.take(0) is not None:
                 return True
         # Full, and nothing in the pipe: what is oldest is still on its way, unless there is room by now.
-        if gate.wait(LINGER, reader.fileno()):
+        if gate.wait(timeout, reader.fileno()):
             return False
         raise ChannelBroken(
             "the queue: channel is full, but no message comes out of it: the room belongs to processes that were killed "

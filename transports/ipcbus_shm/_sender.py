@@ -10,7 +10,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed
 from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.plumbing.watch import Watch
-from ipcbus.transport import SendLink
+from ipcbus.transport import LINGER, SendLink
 from ipcbus_shm._native import Sender
 
 if TYPE_CHECKING:
@@ -39,14 +39,12 @@ class ShmSender(SendLink):
         "_waits",
         "_watch",
         "bytes_sender",
-        "discard_oldest",
         "send",
         "send_many",
     )
 
     send: Callable[[Frame, float | None], None]  # type: ignore[assignment]  # the C object's own method
     send_many: Callable[[Sequence[Frame], float | None], int]  # type: ignore[assignment]  # as above
-    discard_oldest: Callable[[], bool]
     bytes_sender: Callable[[bytes, int], Callable[[bytes], bool]]  # type: ignore[assignment]  # as above
 
     def __init__(self, handle: ShmHandle) -> None:
@@ -55,7 +53,6 @@ class ShmSender(SendLink):
         self._core = Sender(handle.segment, self._wait, most, handle.options.spin_us * 1000)
         self.send = self._core.send
         self.send_many = self._core.send_many
-        self.discard_oldest = self._core.discard_oldest
         self.bytes_sender = self._core.bytes_sender
         self._lock = threading.RLock()
         self._waiting = threading.RLock()
@@ -113,6 +110,11 @@ class ShmSender(SendLink):
         self._core.watch()
         self._core.arm()
         return epoll.fileno()
+
+    def discard_oldest(self, timeout: float | None = LINGER) -> bool:
+        """Drop the oldest message; say whether there was one."""
+        del timeout  # what was accepted is there
+        return self._core.discard_oldest()
 
     def ready(self) -> bool:
         """Tell whether there is room, or a reason why there will not be."""

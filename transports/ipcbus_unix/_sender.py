@@ -17,7 +17,7 @@ from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.memfiles import MemoryFiles
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.plumbing.watch import Watch
-from ipcbus.transport import SendLink
+from ipcbus.transport import LINGER, SendLink
 from ipcbus_unix._board import LARGE, LARGE_ANNOUNCED, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT, STEP
 from ipcbus_unix._intake import HEAD, MARK, Intake
 
@@ -270,8 +270,9 @@ class UnixSender(SendLink):
 
     # ------------------------------------------------------------------ the rest of the contract
 
-    def discard_oldest(self) -> bool:
+    def discard_oldest(self, timeout: float | None = LINGER) -> bool:
         """Take the oldest message out of the channel, whoever sent it."""
+        del timeout  # what was accepted is in the socket
         with self._lock:
             if self._closed:
                 raise self._why_closed()
