@@ -16,7 +16,7 @@ from ipcbus.errors import ChannelBroken
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BULLETIN", "NEVER", "Bulletin"]
+__all__ = ["BULLETIN", "NEVER", "Bulletin", "stamp"]
 
 BULLETIN = "ipcbus-topics"
 """The name of the file: one that nobody has in a directory of his own, since it is written to."""
@@ -76,3 +76,12 @@ class Bulletin:
         """Free the mapping. Idempotent."""
         self.number.release()
         self._memory.close()
+
+
+def stamp(directory: Path) -> tuple[int, int]:
+    """Return what differs once there is another bulletin in a directory, or the same has become complete."""
+    try:
+        found = os.stat(directory / BULLETIN)  # noqa: PTH116  while there is no home, this runs for every message
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_size

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ipcbus.bus import pattern as patterns
 from ipcbus.bus import topics_home
-from ipcbus.bus.bulletin import NEVER, Bulletin
+from ipcbus.bus.bulletin import NEVER, Bulletin, stamp
 from ipcbus.channel import rebuild
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ChannelFull, PeerDied
 from ipcbus.frame import Headed
@@ -40,7 +40,7 @@ logger = logging.getLogger("ipcbus.topic")
 # Errors are logged as text: who keeps records would otherwise keep everything that an error's traceback refers to.
 
 _RETRY = 1.0
-"""Seconds after which a home that did not answer is asked again."""
+"""Seconds after which a home that did not answer is asked again, though nothing shows that it would."""
 _SLOW = 0.5
 """Seconds after which a home that does not answer is taken to hang."""
 _MOMENT = 0.1
@@ -130,6 +130,9 @@ class Route:
         self._since = 0
         self._home = bytes(8)
         self._ask_at = 0.0
+        """When the home is asked again that did not answer."""
+        self._asked = self._signs()
+        """What there was to be seen of it when it was asked last."""
         self._forked = False
         self._targets: dict[bytes, _Target] = {}
         self._unreached = False
@@ -175,8 +178,9 @@ class Route:
                 self._forked = False
                 self._arrange()
             known = self._bulletin is not None
-            if self._board[0] == self._seen or (known and monotonic() < self._ask_at):
+            if self._board[0] == self._seen or (known and monotonic() < self._ask_at and self._signs() == self._asked):
                 return
+            self._asked = self._signs()  # before it is asked: what changes from here on is news
             started = monotonic()
             try:
                 self._ask()
@@ -190,10 +194,19 @@ class Route:
                 # A home that hangs takes long to find out about, and must not take most of a publisher's time.
                 self._ask_at = monotonic() + (_RETRY if took < _SLOW else 10 * took)
 
+    def _signs(self) -> tuple[int, tuple[int, int]]:
+        """Return what differs once somebody may have subscribed: it is counted, or there is another home to subscribe at."""
+        return self._board[0], stamp(Path(self._address))
+
     def _ask(self) -> None:
         bulletin = self._bulletin
         if bulletin is None or bulletin.ended:
             bulletin = Bulletin(Path(self._address))
+            if self._bulletin is not None:
+                # Whether or not its home answers now, it is here that news shows. The number may be the old one by chance.
+                # The old bulletin is not closed here: another thread may be looking at it.
+                self._seen = NEVER
+                self._bulletin, self._board = bulletin, bulletin.number
         try:
             if self._own is None:
                 self._own = self._resolve()
@@ -208,9 +221,7 @@ class Route:
                 bulletin.close()
             raise
         self._arrange()
-        if bulletin is not self._bulletin:
-            # The old one is not closed here: another thread may be looking at it.
-            self._bulletin, self._board = bulletin, bulletin.number
+        self._bulletin, self._board = bulletin, bulletin.number
         if self._unreached:
             # What it was may be over soon: all are asked for anew, and whoever is known already stays as it is.
             self._home, self._seen, self._ask_at = bytes(8), NEVER, monotonic() + _RETRY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import struct
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -108,7 +109,7 @@ class TopicsHome:
 
     def _handlers(self) -> dict[str, Any]:
         return {
-            "topic": lambda _, content: self.answer(content),
+            "topic": self._tell,
             "topic settings": lambda _, content: (pickle.dumps(self.settings(content.decode())), ()),
             "subscribe": self._subscribe,
             "unsubscribe": lambda _, content: self._leave(content),
@@ -156,6 +157,13 @@ class TopicsHome:
                 new.append(Newcomer(key, one.content, len(one.fds), one.pid))
             answer = Answer(self._token, number if more else self._number, more, present, new)
             return pickle.dumps(tuple(answer)), copies(fds)
+
+    def _tell(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
+        if _hung_up(guest):
+            # It has given up waiting, this process was stopped, say; a new number has it ask again at once.
+            with self._lock:
+                self._changed()
+        return self.answer(content)
 
     def _match(self, name: str) -> list[bytes]:
         found = self._matching.get(name)
@@ -258,6 +266,12 @@ class TopicsHome:
 
     def _leave(self, key: bytes) -> tuple[bytes, Sequence[int]]:
         return (b"known" if self.leave(key) else b""), ()
+
+
+def _hung_up(guest: Guest) -> bool:
+    poller = select.poll()
+    poller.register(guest.sock, 0)  # the end of a connection shows unasked
+    return bool(poller.poll(0))
 
 
 _kept: dict[str, TopicsHome] = {}

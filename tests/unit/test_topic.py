@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ import pytest
 import ipcbus
 from ipcbus import endpoint
 from ipcbus.bus import route
+from ipcbus.bus.bulletin import Bulletin
+from ipcbus.directory import client
 from ipcbus.plumbing.fds import close_all
 from ipcbus.testing.subject import raises
 
@@ -201,8 +203,7 @@ def test_a_process_that_lost_its_connection_is_still_subscribed(bus, child):
     assert topic.subscribers() == 0
 
 
-def test_a_new_home_after_one_that_closed(tmp_path, monkeypatch):
-    monkeypatch.setattr(route, "_RETRY", 0.0)
+def test_a_new_home_after_one_that_closed(tmp_path):
     address = str(tmp_path / "bus")
     topic = None
     for turn in range(3):
@@ -213,6 +214,71 @@ def test_a_new_home_after_one_that_closed(tmp_path, monkeypatch):
                 assert sub.recv(timeout=PATIENCE) == turn
         topic.publish("to nobody")
     settle()
+
+
+def test_a_home_that_begins_is_asked_again_once_it_counts(tmp_path):
+    address = str(tmp_path / "bus")
+    with ipcbus.Bus({"topics": {"*": "pipe:"}}, address=address) as bus:
+        topic = bus.topic("a")
+        topic.publish(0)
+    topic.publish("to nobody")
+    Path(address).mkdir(mode=0o700)
+    begun = Bulletin(Path(address), home=True)
+    topic.publish("to nobody")  # its home does not answer yet
+    begun.close()
+    with ipcbus.Bus({"topics": {"*": "pipe:"}}, address=address) as bus, bus.topic("a").subscribe() as sub:
+        topic.publish(1)
+        assert sub.recv(timeout=PATIENCE) == 1
+    settle()
+
+
+@contextmanager
+def stopped(pid):
+    """Have a child of this process stand still."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)  # it may still run when kill returns
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def stopping_home(child, monkeypatch):
+    """A bus that the child keeps, which is not waited for as long as usual; and what stops the child."""
+    monkeypatch.setattr(client, "PATIENCE", 2 * route._SLOW)
+    child.run("import builtins, ipcbus; builtins.home = ipcbus.Bus({'topics': {'*': 'pipe:'}})")
+    address, pid = child.run("import os; result = home.address, os.getpid()")
+    with ipcbus.Bus.connect(address) as bus:
+        yield bus, lambda: stopped(pid)
+    child.run("home.close()")
+    settle()
+
+
+def test_a_home_that_was_stopped_is_asked_again_at_the_next_subscription(stopping_home):
+    bus, stopped_home = stopping_home
+    topic = bus.topic("a")
+    topic.publish(0)
+    with topic.subscribe():
+        with stopped_home():
+            topic.publish("meanwhile")
+        with topic.subscribe() as sub:
+            topic.publish(1)
+            assert sub.recv(timeout=PATIENCE) == 1
+
+
+def test_a_home_that_was_stopped_has_those_ask_again_who_did_not_wait(stopping_home):
+    bus, stopped_home = stopping_home
+    topic = bus.topic("a")
+    topic.publish(0)
+    with topic.subscribe() as sub:
+        with stopped_home():
+            topic.publish("meanwhile")
+        until = time.monotonic() + 3
+        while not ipcbus.wait([sub], timeout=0.01):
+            assert time.monotonic() < until
+            topic.publish(1)
+        assert sub.recv(timeout=0) == 1
 
 
 def test_subscribers_outlive_the_home(bus):
@@ -289,14 +355,11 @@ def test_a_publisher_that_is_stopped_holds_up_nobody(child):
         assert sub.recv(timeout=PATIENCE) == "first"
         child.run("for n in range(4): obj.publish(bytes(2_000_000))", topic)  # all of the room, and more than a pipe holds
         pid = child.run("import os; result = os.getpid()")
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with stopped(pid):
             started = time.monotonic()
             for _ in range(20):
                 topic.publish("new")
             assert time.monotonic() - started < 1
-        finally:
-            os.kill(pid, signal.SIGCONT)
         assert [len(sub.recv(timeout=PATIENCE)) for _ in range(4)] == [2_000_000] * 4
         assert sub.dropped == 20
         topic.publish("last")
