@@ -84,8 +84,9 @@ class Arena:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._broken("ended") from None
-        ready, _, _ = select.select([self._process.stdout], [], [], 3 * seconds + limit + _SLACK)
-        if not ready:
+        poll = select.poll()
+        poll.register(self._process.stdout, select.POLLIN)
+        if not poll.poll(1000 * (3 * seconds + limit + _SLACK)):
             raise self._broken("does not answer")
         line = self._process.stdout.readline()
         if not line:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.supervisor.life import BEAT, PREPARED, READY, TAKE_OVER, main
-from ipcbus.supervisor.line import Line
+from ipcbus.supervisor.line import Line, has_room
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -110,11 +109,10 @@ class Child:
         if len(data) > _LONGEST:
             raise ValueError(f"a process can be told {_LONGEST} bytes at a time, not {len(data)}")
         try:
-            # A Unix socket is writable while three quarters of its buffer are free: that is room for all of it.
-            if not select.select((), (heard,), (), 0)[1]:
+            if not has_room(heard):
                 return False
             heard.send_bytes(data)
-        except (OSError, ValueError):
+        except OSError:
             return False  # it has ended
         return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import BaseContext
 
-__all__ = ["Line", "Tether"]
+__all__ = ["Line", "Tether", "has_room"]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -106,6 +107,14 @@ class Line:
         fd, self._writing = self._writing, -1
         if fd >= 0:
             os.close(fd)
+
+
+def has_room(end: Connection[Any, Any]) -> bool:
+    """Tell whether one of the two can say something of some thousand bytes without waiting for the other to listen."""
+    # A Unix socket is writable while three quarters of its buffer are free: that is room for all of it.
+    poller = select.poll()
+    poller.register(end, select.POLLOUT)
+    return bool(poller.poll(0))
 
 
 _lines: weakref.WeakSet[Line] = weakref.WeakSet()

@@ -15,6 +15,7 @@ import pytest
 
 import ipcbus
 from ipcbus import GaveUp, Occurrence, Program, StartFailed, Supervisor
+from ipcbus.plumbing.fds import close_all
 from ipcbus.testing import leaks
 
 # Python 3.12 and later warn of forking with threads, and a supervisor is one.
@@ -527,6 +528,19 @@ def test_a_process_is_told_things_and_restarted_on_request(method: Any, programs
     assert not supervisor.tell("talker", b"x")
     with pytest.raises(StartFailed, match="has stopped"):
         supervisor.restart("talker")
+
+
+def test_a_process_is_told_things_by_one_with_many_descriptors(
+    programs: Any, channel: ipcbus.Channel, few: Callable[[int], None]
+) -> None:
+    few(1400)
+    held = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(1100)]  # select() knows 1024
+    try:
+        with Supervisor([Program("talker", programs.converse, (channel.sender,))], start_method="fork") as supervisor:
+            assert supervisor.tell("talker", b"hello")
+            assert channel.recv(PATIENCE)[2] == b"hello"
+    finally:
+        close_all(held)
 
 
 def test_a_storm_of_requests_to_restart_is_one_or_two_restarts(programs: Any, channel: ipcbus.Channel) -> None:

@@ -122,11 +122,13 @@ def converse(life, channel):
     import select
 
     life.ready()
+    poll = select.poll()
+    poll.register(life.fileno(), select.POLLIN)
     beating = True
     while True:
         if beating and life.heartbeat:
             life.beat()
-        if select.select([life.fileno()], [], [], 0.05)[0] and (said := life.heard()) is not None:
+        if poll.poll(50) and (said := life.heard()) is not None:
             beating = beating and said != b"be still"
             channel.send((os.getpid(), life.incarnation, said))
 
