@@ -6,6 +6,8 @@ import signal
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.supervisor.line import has_room
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
@@ -73,8 +75,10 @@ class Life:
         _say(self._line, READY)
 
     def beat(self) -> None:
-        """Tell the supervisor that this process is not stuck."""
-        _say(self._line, BEAT)
+        """Tell the supervisor that this process is not stuck. Never waits; does nothing for a program without ``heartbeat``."""
+        # A supervisor that has not read the beats before this one learns nothing from it; without a heartbeat it reads none.
+        if self.heartbeat and has_room(self._line):
+            _say(self._line, BEAT)
 
     def fileno(self) -> int:
         """Return a descriptor that polls readable when ``heard`` has something, or the supervisor has ended."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import pytest
 import ipcbus
 from ipcbus import GaveUp, Occurrence, Program, StartFailed, Supervisor
 from ipcbus.plumbing.fds import close_all
+from ipcbus.supervisor.life import Life
 from ipcbus.testing import leaks
 
 # Python 3.12 and later warn of forking with threads, and a supervisor is one.
@@ -569,6 +571,18 @@ def test_a_process_without_a_heartbeat_is_killed_and_started_again(programs: Any
         assert "no heartbeat for 0.6 seconds" in occurrence.detail
         until(supervisor, "talker", "ready")
         assert supervisor.pids["talker"] != first
+
+
+@pytest.mark.parametrize("heartbeat", [0.0, 1.0])
+def test_a_beat_waits_for_nobody(heartbeat: float) -> None:
+    heard, voice = multiprocessing.Pipe()
+    with heard, voice:
+        life = Life("a", 0, voice, heartbeat)
+        beating = threading.Thread(target=lambda: [life.beat() for _ in range(10_000)], daemon=True)
+        beating.start()
+        beating.join(PATIENCE)
+        assert not beating.is_alive()
+        assert heard.poll() == bool(heartbeat)
 
 
 @pytest.mark.parametrize("changed", [{"heartbeat": -1.0}, {"heartbeat": 1.0, "handshake": False}])
