@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken
+from ipcbus.plumbing.mapping import map_shared
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,12 +51,20 @@ class Bulletin:
             try:
                 if home:
                     os.posix_fallocate(fd, 0, _SIZE)  # a full disk shows here, and not as a SIGBUS later
-                self._memory = mmap.mmap(fd, _SIZE, access=mmap.ACCESS_WRITE if home else mmap.ACCESS_READ)
+                elif os.fstat(fd).st_size < _SIZE:
+                    raise ChannelBroken(
+                        f"{path} is not complete: the process that keeps the bus has just begun, or was killed then"
+                    )
+                self._memory = map_shared(fd, _SIZE, writable=home)
             finally:
                 os.close(fd)
-        except (OSError, ValueError) as error:  # ValueError: its home was killed before it had a size
-            raise ChannelBroken(f"{path} cannot be used: {error}; the process that keeps the bus has ended") from error
-        self.number = memoryview(self._memory).cast("Q")
+        except FileNotFoundError as error:
+            raise ChannelBroken(f"there is no {path}: the process that keeps the bus has ended") from error
+        except ChannelBroken:
+            raise
+        except OSError as error:
+            raise ChannelBroken(f"{path} cannot be used: {error.strerror}; see 'ulimit -n' and the space there") from error
+        self.number = self._memory.cast("Q")
 
     def count(self) -> int:
         """Have everybody notice that something has changed, and return the new number."""
@@ -75,7 +84,7 @@ class Bulletin:
     def close(self) -> None:
         """Free the mapping. Idempotent."""
         self.number.release()
-        self._memory.close()
+        self._memory.release()
 
 
 def stamp(directory: Path) -> tuple[int, int]:

@@ -29,21 +29,27 @@ def map_private(fd: int, size: int) -> memoryview:
     return _map(fd, size, mmap.MAP_PRIVATE)
 
 
-def map_shared(fd: int, size: int) -> memoryview:
-    """Map the first ``size`` bytes of a file: writable, and what is written is seen by all who have it mapped so.
+def map_shared(fd: int, size: int, *, writable: bool = True) -> memoryview:
+    """Map the first ``size`` bytes of a file: what is written is seen by all who have it mapped so.
+
+    Args:
+        fd: of the file, which must be at least that long: what is read beyond its end kills the process.
+        size: bytes.
+        writable: whether it is written to from here, and not only read.
 
     Raises:
         OSError: the system refused.
     """
-    return _map(fd, size, mmap.MAP_SHARED)
+    return _map(fd, size, mmap.MAP_SHARED, writable=writable)
 
 
-def _map(fd: int, size: int, kind: int) -> memoryview:
-    access = mmap.PROT_READ | mmap.PROT_WRITE
+def _map(fd: int, size: int, kind: int, *, writable: bool = True) -> memoryview:
+    access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     # Memory of its own first, which frees itself with its last user; then the file in the very same place.
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, access)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE)
     place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     if _libc.mmap(place, size, access, kind | _MAP_FIXED, fd, 0) != place:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-    return memoryview(memory)
+    view = memoryview(memory)
+    return view if writable else view.toreadonly()

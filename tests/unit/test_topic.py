@@ -14,7 +14,7 @@ import pytest
 import ipcbus
 from ipcbus import endpoint
 from ipcbus.bus import route
-from ipcbus.bus.bulletin import Bulletin
+from ipcbus.bus.bulletin import BULLETIN, Bulletin
 from ipcbus.directory import client
 from ipcbus.plumbing.fds import close_all
 from ipcbus.testing.subject import raises
@@ -420,6 +420,32 @@ def test_no_descriptor_is_kept_of_those_who_left(bus):
     for _ in range(5):
         turn()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_no_descriptor_is_kept_of_a_topic(bus):
+    bus.topic("warm").publish(0)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for n in range(20):
+        bus.topic(f"a.{n}").publish(n)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_what_keeps_a_topic_from_being_published_to(bus, no_descriptors):
+    with no_descriptors(), pytest.raises(ipcbus.ChannelBroken, match="Too many open files; see 'ulimit -n'"):
+        bus.topic("a").publish(1)
+    file = Path(bus.address) / BULLETIN
+    size = file.stat().st_size
+    os.truncate(file, 0)  # nobody looks at what is mapped meanwhile
+    with pytest.raises(ipcbus.ChannelBroken, match="not complete"):
+        bus.topic("a").publish(1)
+    os.truncate(file, size)
+    file.rename(file.with_name("away"))
+    with pytest.raises(ipcbus.ChannelBroken, match="has ended"):
+        bus.topic("a").publish(1)
+    file.with_name("away").rename(file)
+    with bus.topic("a").subscribe() as sub:
+        bus.topic("a").publish(2)
+        assert sub.recv(timeout=PATIENCE) == 2
 
 
 def test_ends_stay_open_without_an_object_for_the_topic(bus):
