@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ipcbus.bus import page
+from ipcbus.bus.deaths import Deaths
 from ipcbus.bus.facts import ChannelFacts
 from ipcbus.errors import ChannelBroken, Unsupported
 from ipcbus.plumbing.rundir import start_time
@@ -32,7 +33,7 @@ class Board:
         self._directory = directory
         self._notes: dict[bytes, _Note] = {}
         self._lock = threading.RLock()
-        directory.gone.append(self._part)
+        self._deaths = Deaths(directory, self._died)
 
     def enter(self, key: bytes) -> None:
         """Begin to count for a channel.
@@ -57,11 +58,11 @@ class Board:
             note = self._note(key)
             return note.slot(guest.pid), os.dup(note.fd)
 
-    def tap(self, guest: Guest | None, key: bytes, tap: bytes) -> tuple[int, int]:
+    def tap(self, pid: int, key: bytes, tap: bytes) -> tuple[int, int]:
         """Have copies sent to a tap from now on, until it is taken away or its process ends.
 
         Args:
-            guest: whose it is; None for one of the home's own.
+            pid: whose it is.
             key: the channel's.
             tap: the key of the tap's channel in the directory.
 
@@ -69,16 +70,18 @@ class Board:
             The number of the tap, and the page's descriptor, which is the caller's.
 
         Raises:
-            ChannelBroken: there is no such channel.
+            ChannelBroken: there is no such channel, or the system refused.
             Unsupported: it has as many taps as it can have.
         """
         with self._lock:
             note = self._note(key)
             free = set(range(page.MOST_TAPS)) - {number for number, _ in note.taps.values()}
             if not free:
-                pids = sorted(owner.pid if owner else os.getpid() for _, owner in note.taps.values())
+                pids = sorted(owner for _, owner in note.taps.values())
                 raise Unsupported(f"{page.MOST_TAPS} taps are on this channel already, and it has no room for more: end {pids}")
-            note.taps[tap] = min(free), guest
+            self._deaths.watch(pid)
+            self._directory.hold(tap)  # senders fetch it, also while its owner has no connection
+            note.taps[tap] = min(free), pid
             note.turn()
             return min(free), os.dup(note.fd)
 
@@ -104,7 +107,7 @@ class Board:
             note.reap()
             sent, received = page.total(note.words, page.SENT), page.total(note.words, page.RECEIVED)
             waiting = note.waiting()
-            taps = sorted(owner.pid if owner else os.getpid() for _, owner in note.taps.values())
+            taps = sorted(owner for _, owner in note.taps.values())
         sends, receives = end.tx is not None, end.rx is not None
         if (sends and not end.closed_for("sender")) or (receives and not end.closed_for("receiver")):
             users = sorted({*users, os.getpid()})
@@ -140,9 +143,9 @@ class Board:
             raise ChannelBroken("the bus has no such channel any more")
         return note
 
-    def _part(self, guest: Guest) -> None:
+    def _died(self, pid: int) -> None:
         with self._lock:
-            gone = [tap for note in self._notes.values() for tap, (_, owner) in note.taps.items() if owner is guest]
+            gone = [tap for note in self._notes.values() for tap, (_, owner) in note.taps.items() if owner == pid]
         for tap in gone:
             self.untap(tap)
 
@@ -154,7 +157,8 @@ class _Note:
         self.fd, self.words = page.create()
         self.slots: dict[int, tuple[int, str]] = {}
         """By number: the process that counts there, and when it started, for pids come again."""
-        self.taps: dict[bytes, tuple[int, Guest | None]] = {}
+        self.taps: dict[bytes, tuple[int, int]] = {}
+        """By key: number and owner."""
         self.lossy = False
         """Whether a process was killed that may have taken messages with it."""
 

@@ -246,7 +246,7 @@ class Home:
         return number.to_bytes(8, "little"), [fd]
 
     def _answer_tap(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
-        number, fd = self.board.tap(guest, content[:16], content[16:])
+        number, fd = self.board.tap(guest.pid, content[:16], content[16:])
         return bytes([number]), [fd]
 
     def _answer_taps(self, _guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 from typing import TYPE_CHECKING, final
 
@@ -58,7 +59,7 @@ class Tap:
                 content = pickle.dumps(own.state())
             own.shared[address] = client.put(address, self._key, content, fds)
             if board is not None:
-                self._number, fd = board.tap(None, end.key, self._key)
+                self._number, fd = board.tap(os.getpid(), end.key, self._key)
             else:
                 found = client.call(address, "tap", end.key + self._key)
                 self._number, fd = found.content[0], found.fds[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipcbus.bus import pattern as patterns
 from ipcbus.bus.bulletin import Bulletin
+from ipcbus.bus.deaths import Deaths
 from ipcbus.directory import client
 from ipcbus.directory.shelf import copies
 from ipcbus.directory.wire import MAX_FDS
@@ -93,8 +94,7 @@ class TopicsHome:
         self._lock = threading.RLock()
         self._closed = False
         self._subscriptions: dict[bytes, _Subscription] = {}
-        self._watched: set[int] = set()
-        """Processes whose end is heard of."""
+        self._deaths = Deaths(directory, self._died)
         self._matching: dict[str, list[bytes]] = {}
         """By topic, until the next change: the keys of the subscriptions that match."""
         for key in config.topics:
@@ -179,7 +179,7 @@ class TopicsHome:
         one = _Subscription(0, wanted, content, fds, pid)
         try:
             patterns.check_pattern(wanted)
-            self._watch(pid)
+            self._deaths.watch(pid)
         except BaseException:
             one.close()
             raise
@@ -227,22 +227,9 @@ class TopicsHome:
         self._matching.clear()
         self._number = self._bulletin.count()
 
-    def _watch(self, pid: int) -> None:
-        """See to it that a process's subscriptions end with it, and not with its connection, which may be made again."""
-        with self._lock:
-            if pid in self._watched or pid == os.getpid():
-                return
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError as error:
-                raise ChannelBroken(f"process {pid} cannot subscribe: {error.strerror}") from error
-            self._directory.watch(pidfd, lambda: self._died(pid))
-            self._watched.add(pid)
-
     def _died(self, pid: int) -> None:
         """Forget the subscriptions of a process that has ended, and remove what has a name of its channels."""
         with self._lock:
-            self._watched.discard(pid)
             keys = [key for key, one in self._subscriptions.items() if one.pid == pid]
             left = [self._subscriptions.pop(key) for key in keys]
             if left:

@@ -293,3 +293,17 @@ def test_copies_and_the_wait(bus):
         bus.channel("orders").send(1)
         assert ipcbus.wait([tap], timeout=PATIENCE) == [tap]
         assert tap.ready()
+
+
+def test_a_process_that_lost_its_connection_has_its_tap(bus, child):
+    orders = bus.channel("orders")
+    pid = child.run("import builtins, os; builtins.kept = obj.tap('orders'); result = os.getpid()", bus)
+    try:
+        child.run("import ipcbus.directory.client as c; [place.close() for place in c._here.places.values()]")
+        wait_until(lambda: not bus._home.directory.guests())
+        assert taps(bus) == (pid,)
+        orders.send("copied")  # by a process that has not sent before: it fetches the tap's channel
+        assert child.run("result = kept.recv_message(timeout=10).body") == "copied"
+    finally:
+        child.run("kept.close()")
+    assert taps(bus) == ()
