@@ -32,6 +32,8 @@ KEY = 16
 """Bytes of a subscription's key, which is the id of its channel."""
 DEFAULT = "*"
 """The key in ``[topics]`` for everything that none of its other keys covers."""
+_MOST_MATCHING = 4096
+"""Topics of which the home remembers who subscribed to them."""
 _question = struct.Struct("<8sQ")
 
 
@@ -168,6 +170,8 @@ class TopicsHome:
     def _match(self, name: str) -> list[bytes]:
         found = self._matching.get(name)
         if found is None:
+            if len(self._matching) >= _MOST_MATCHING:
+                self._matching.clear()  # names may be made up for each message, and would be kept until somebody subscribes
             found = [key for key, one in self._subscriptions.items() if patterns.matches(one.pattern, name)]
             self._matching[name] = found
         return found

@@ -13,7 +13,7 @@ import pytest
 
 import ipcbus
 from ipcbus import endpoint
-from ipcbus.bus import route
+from ipcbus.bus import route, topics_home
 from ipcbus.bus.bulletin import BULLETIN, Bulletin
 from ipcbus.directory import client
 from ipcbus.plumbing.fds import close_all
@@ -279,6 +279,15 @@ def test_a_home_that_was_stopped_has_those_ask_again_who_did_not_wait(stopping_h
             assert time.monotonic() < until
             topic.publish(1)
         assert sub.recv(timeout=0) == 1
+
+
+def test_the_home_does_not_remember_every_topic(bus, monkeypatch):
+    monkeypatch.setattr(topics_home, "_MOST_MATCHING", 10)
+    with bus.topic("a.*").subscribe() as sub:
+        for n in range(25):
+            bus.topic(f"a.{n}").publish(n)
+        assert sub.recv_many(30, timeout=PATIENCE) == list(range(25))
+        assert len(topics_home._kept[bus.address]._matching) <= 10
 
 
 def test_subscribers_outlive_the_home(bus):
