@@ -1,7 +1,8 @@
 """The thread that callbacks run on unless their owner says otherwise: one at a time, in the order of the calls.
 
 A callback that waits for a reply steps aside, so that others can run, among them those that it waits for: two processes
-whose callbacks call each other do not wait for each other for ever. It goes on when no other one runs.
+whose callbacks call each other do not wait for each other for ever. It goes on when no other one runs, and before any that has
+not begun.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Worker:
         """Whether a function runs that has not stepped aside."""
         self._aside: set[int] = set()
         """Threads whose functions have stepped aside."""
+        self._returning = 0
+        """How many of them are about to go on."""
         self._idle = 0
         self._threads: set[threading.Thread] = set()
         self._closed = False
@@ -61,10 +64,12 @@ class Worker:
             return True
 
     def end_aside(self) -> None:
-        """Go on, when no other function runs."""
+        """Go on, when no other function runs, and before the next one begins."""
         with self._change:
+            self._returning += 1
             while self._busy and not self._closed:
                 self._change.wait()  # without a deadline: as long as the other function takes
+            self._returning -= 1
             self._busy = True
             self._aside.discard(get_ident())
 
@@ -114,7 +119,8 @@ class Worker:
     def _next(self) -> _Task | None:
         """Return what is to be done next; None when there is no need of this thread any more."""
         with self._change:
-            while not self._todo or self._busy:
+            # Who has just ended a function has the lock, and would be faster than any that is woken by that.
+            while not self._todo or self._busy or self._returning:
                 if self._closed or self._idle:
                     return None
                 self._idle += 1

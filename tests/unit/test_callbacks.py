@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -208,6 +209,34 @@ def test_while_one_waits_others_run_and_two_never_run_at_once(subject):
     assert [name for name in order if name != "waits"] == list(range(20))
     assert "waits" in order
     assert max(most) == 1
+
+
+def test_who_stepped_aside_goes_on_before_what_has_not_begun():
+    worker, go, came = Worker(), threading.Event(), threading.Event()
+    ran, seen = [], []
+
+    def waits():
+        worker.begin_aside()
+        go.wait(PATIENCE)
+        seen.append(len(ran))
+        worker.end_aside()
+        seen.append(len(ran))
+        came.set()
+
+    def works():
+        ran.append(1)
+        if len(ran) == 10:
+            go.set()
+        if len(ran) < 2000 and not came.is_set():
+            worker.submit(works)
+        time.sleep(0.0005)  # its work
+
+    worker.submit(waits)
+    worker.submit(works)
+    assert came.wait(PATIENCE)
+    worker.close(PATIENCE)
+    before, after = seen
+    assert after - before < 200
 
 
 def test_a_worker_that_is_closed_gives_back_what_it_did_not_do():
