@@ -92,6 +92,8 @@ class Directory:
         self._shelf: Shelf[Guest] = Shelf()
         self._guests: dict[int, Guest] = {}
         self._watched: dict[int, Callable[[], None]] = {}
+        self._due: dict[Callable[[], None], float] = {}
+        """What ``later`` is to call, and when."""
         self._last = 0
         self._lock = threading.RLock()
         self._closing = False
@@ -207,6 +209,16 @@ class Directory:
                 raise ChannelBroken(f"the directory {self.home} cannot watch a descriptor: {error}") from error
             self._watched[fd] = seen
 
+    def later(self, seconds: float, told: Callable[[], None]) -> None:
+        """Call a function in the directory's thread after some seconds: once, however often this was said meanwhile.
+
+        A directory that is closed calls nothing.
+        """
+        with self._lock:
+            if self._closing or self._due.setdefault(told, due := monotonic() + seconds) != due:
+                return
+            self._bell.set()  # or its thread would sleep for longer
+
     def guests(self) -> list[Guest]:
         """Return the processes that are connected."""
         with self._lock:
@@ -251,6 +263,7 @@ class Directory:
                 os.close(fd)
             self._guests.clear()
             self._watched.clear()
+            self._due.clear()
             self._shelf.clear()
 
     # ------------------------------------------------------------------ the thread
@@ -268,7 +281,10 @@ class Directory:
                         self._epoll.unregister(fd)
                         os.close(fd)
                         self._tell(seen)
+                    elif fd == self._bell.fileno():
+                        self._bell.clear()  # why it rang is looked for in any case
                 self._expel_silent()
+                self._tell_due()
                 if self._deaf:
                     self._listen_again()
         finally:
@@ -278,6 +294,7 @@ class Directory:
 
     def _patience(self) -> float | None:
         until = [guest.came + HANDSHAKE for guest in self._guests.values() if not guest.greeted]
+        until += self._due.copy().values()  # any thread may add to it
         waits = [max(0.0, min(until) - monotonic())] if until else []
         return min([*waits, _PAUSE] if self._deaf else waits, default=None)
 
@@ -287,6 +304,12 @@ class Directory:
             logger.warning("process %d connected and asked nothing for %g seconds; it is disconnected", guest.pid, HANDSHAKE)
             _hang_up(guest.sock, f"this process asked nothing for {HANDSHAKE:g} s after it connected")
             self._part(guest)
+
+    def _tell_due(self) -> None:
+        now = monotonic()
+        for told in [told for told, due in self._due.copy().items() if due <= now]:
+            del self._due[told]
+            self._tell(told)
 
     def _accept(self) -> None:
         try:

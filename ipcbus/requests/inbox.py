@@ -51,6 +51,9 @@ _CAPACITY = 4096
 """Replies that may wait in the inbox (of each process that answers, as the transport counts)."""
 _FRESH = 0.02
 """Seconds for which what a link says of its receiver is taken to be so: asking the kernel costs as much as sending."""
+_LOOK = 0.05
+"""Seconds between two looks for the first receiver of a channel, while a request waits for it. Nothing else would tell of one
+that has the way to this process already, and it may be killed with requests that it received and has not taken."""
 
 
 class Inbox:
@@ -150,6 +153,8 @@ class Inbox:
         pid = (end.tx or end.open_sender()).receiver()
         if not pid:  # 0: it has just come, and has not said who it is
             return end.spec.id if end.spec.receivers == "one" else None
+        if end.spec.id in self._watched:
+            self._came()  # it can be told now whose those are that were sent before
         found = None if pid == self._pid else pid
         end.addressee = found, monotonic() + _FRESH
         return found
@@ -275,7 +280,10 @@ class Inbox:
     def _watch(self, addressee: int | str) -> None:
         """See to it that the death of a process will be known, or that of who will be the receiver of a channel."""
         mine = object()
-        if self._watched.setdefault(addressee, mine) is not mine or isinstance(addressee, str):
+        if self._watched.setdefault(addressee, mine) is not mine:
+            return
+        if isinstance(addressee, str):
+            self._directory.later(_LOOK, self._came)
             return
         pid = addressee
         try:
@@ -285,16 +293,17 @@ class Inbox:
         except OSError as error:  # ChannelBroken is one
             logger.warning("the death of process %d would not be known: %s", pid, error)
 
-    def _came(self, _guest: Guest) -> None:
+    def _came(self, _guest: Guest | None = None) -> None:
         """Watch who has opened channels since requests were sent there: it may have received more than it has taken."""
         for channel in [key for key in self._watched.copy() if isinstance(key, str)]:
             pid = endpoint.receiver(channel)
             self._watched.pop(channel, None)
-            futures = [future for future in self._waiting.copy().values() if future.addressee == channel]
+            there = (future for future in self._waiting.copy().values() if future.addressee == channel)
             if pid is None:
-                if futures:
+                if any(there):
                     self._watch(channel)
                 continue
+            futures = list(there)
             for future in futures:
                 future.addressee = None if pid == self._pid else pid
             if futures and pid != self._pid:

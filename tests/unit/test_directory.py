@@ -667,3 +667,22 @@ class TestAsking:
 def _quiet(caplog):
     """Warnings of the directory are for those who run it; tests look at them where they matter."""
     caplog.set_level(logging.WARNING, "ipcbus.directory")
+
+
+def test_what_is_to_be_called_later_is_called_once_and_never_by_one_that_is_closed(directory):
+    calls, called = [], threading.Event()
+
+    def call():
+        calls.append(threading.current_thread().name)
+        called.set()
+
+    for _ in range(3):
+        directory.later(0.05, call)
+    assert called.wait(PATIENCE)
+    called.clear()
+    directory.later(0, call)
+    assert called.wait(PATIENCE), "it was not called again"
+    assert calls == ["ipcbus-directory"] * 2
+    directory.close()
+    directory.later(0, call)
+    assert not directory._due

@@ -72,6 +72,26 @@ def test_a_reply_counts_whatever_becomes_of_its_sender(subject, programs, unansw
     assert future.result(PATIENCE) == "still here"
 
 
+@pytest.mark.parametrize("url", ["pipe:", "zmq:"])
+def test_who_has_answered_before_and_dies_with_what_was_sent_before_it_opened_the_channel(programs, url):
+    """It has the way to who asks already, so it asks for nothing by which it would be known as the receiver."""
+    with Subject(url, "forkserver") as subject:
+        first, second = subject.open(), subject.open()
+        child = subject.start(programs.answer_here_and_open_there, first, second)
+        assert first.request("known", PATIENCE) == "here"
+        futures = [second.submit(number) for number in range(10)]
+        child.say()
+        assert child.hear() == "open"
+        until = time.monotonic() + PATIENCE
+        while futures[-1].addressee != child.pid and time.monotonic() < until:
+            time.sleep(0.01)
+        child.kill()
+        for future in futures:
+            with pytest.raises(ipcbus.PeerDied):
+                future.result(1)
+        assert not any(isinstance(key, str) for key in _box(second)._watched), "it looks on though it knows"
+
+
 # --------------------------------------------------------------------------- errors
 
 

@@ -119,3 +119,13 @@ def answer_once(line, channel):
     line.say("ready")
     message = channel.recv_message(PATIENCE)
     message.reply(message.body)
+
+
+def answer_here_and_open_there(line, here, there):
+    """Answer one request from a channel and then open another one, and take nothing from it."""
+    here.recv_message(PATIENCE).reply("here")
+    line.hear()
+    there.fileno()
+    there.ready()
+    line.say("open")
+    line.hear()
