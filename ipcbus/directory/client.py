@@ -35,6 +35,8 @@ __all__ = [
     "keep",
     "keeper",
     "keeps",
+    "knock",
+    "leave",
     "own",
     "part",
     "place",
@@ -452,6 +454,40 @@ def call(address: str, name: str, content: bytes = b"") -> Found:
     """
     answer = place(address).ask(Operation.CALL, name.encode(), content)
     return Found(answer.content, answer.fds)
+
+
+def leave(address: str, name: str, content: bytes = b"") -> None:
+    """Call a function of another process's directory and wait for nothing: one that is stopped calls it when it goes on.
+
+    Raises:
+        ChannelBroken: nobody is there, or too many wait to be let in.
+        InsecureConfiguration: the address is not private.
+    """
+    _say(address, Datagram(Operation.CALL, UNASKED, name.encode(), content)).close()
+
+
+def knock(address: str) -> socket.socket:
+    """Greet another process's directory and wait for nothing; raises what ``leave`` raises.
+
+    Returns:
+        The connection, which is the caller's. It polls readable once the directory has answered, or has ended.
+    """
+    return _say(address, Datagram(Operation.HELLO, 1))
+
+
+def _say(address: str, what: Datagram) -> socket.socket:
+    """Send over a connection of its own, which is returned."""
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            _connect(sock, address, Deadline(0))
+            wire.send(sock, what)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise ChannelBroken(f"{address} cannot be told anything: {error.strerror}; see 'ulimit -n'") from error
+    return sock
 
 
 def settle() -> None:

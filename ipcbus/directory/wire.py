@@ -30,7 +30,7 @@ MAX_KEY = 1024
 MAX_FDS = 64
 """Descriptors beside one datagram; the system allows 253."""
 UNASKED = 0
-"""The token of what a directory says before it hangs up. No question has it."""
+"""The token of what a directory says before it hangs up, and of a call that wants no answer. No question has it."""
 _ROOM = socket.CMSG_SPACE((MAX_FDS + 1) * array.array("i").itemsize)
 
 

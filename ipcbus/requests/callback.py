@@ -8,7 +8,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 
-from ipcbus.errors import ChannelClosed, ChannelError, ConfigError, EncodeError
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError, EncodeError
 from ipcbus.plumbing import forks
 from ipcbus.requests import inbox
 from ipcbus.requests.future import Future
@@ -189,6 +189,9 @@ class _Local:
     def fail(self, error: BaseException) -> None:
         self._box.fulfil(self._future, None, error)
 
+    def give_up(self) -> None:
+        self.fail(ChannelBroken("what this callback returned could not be handed over"))
+
     def waits(self) -> bool:
         return not self._future.is_done
 
@@ -252,6 +255,7 @@ def _tell(function: Any, answer: ReplyTo | _Local | None, value: Any, error: Bas
             answer.send(value)
     except (ChannelError, EncodeError) as failed:
         logger.warning("what the callback %s returned could not be told to who called it: %s", name, failed)
+        answer.give_up()
 
 
 # ---------------------------------------------------------------------- of this process

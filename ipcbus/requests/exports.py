@@ -66,5 +66,6 @@ class Exports:
                 answer.send(done.outcome)
             except (ChannelError, EncodeError) as error:
                 logger.warning("a future could not be passed on: %s", error)
+                answer.give_up()
 
         future.add_done_callback(bring)

@@ -31,11 +31,11 @@ from ipcbus.plumbing.spin import awake
 from ipcbus.requests import reply
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
-from ipcbus.requests.table import ANSWERED, Requests
+from ipcbus.requests.table import ANSWERED, GIVEN_UP, Requests
 from ipcbus.requests.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from ipcbus.directory.server import Guest
     from ipcbus.endpoint import Endpoint
@@ -100,6 +100,7 @@ class Inbox:
             self._channel.destroy()
             self._table.free()
             raise
+        self._directory.handle(reply.UNANSWERED, _unanswered)
         self._directory.gone.append(self._gone)
         self._directory.came.append(self._came)
 
@@ -319,8 +320,21 @@ class Inbox:
 
     def _gone(self, guest: Guest) -> None:
         """Fail what a process had taken."""
+        if reply.key(self.address) not in guest.keys:
+            return  # it never had the way here, and so no request
         lost = [number for number in self._waiting.copy() if self._table.holder(number) == guest.number]
         self._fail(lost, _death(guest.pid))
+
+    def unanswered(self, number: int) -> None:
+        """Fail a request that nobody will answer."""
+        if self._table.holder(number) == GIVEN_UP:
+            # All such at once, and those of which nobody could tell, since too many told already.
+            self._directory.later(_LOOK, self._fail_given_up)
+        else:
+            self._fail([number], _unread())
+
+    def _fail_given_up(self) -> None:
+        self._fail([number for number in self._waiting.copy() if self._table.holder(number) == GIVEN_UP], _unread())
 
     def _fail(self, numbers: list[int], error: ChannelError) -> None:
         called: list[Future[Any]] = []
@@ -394,6 +408,22 @@ class Inbox:
 
 def _death(pid: int) -> PeerDied:
     return PeerDied(f"process {pid} died; whether it did what it was asked is not known", pid)
+
+
+def _unread() -> ChannelBroken:
+    return ChannelBroken(
+        f"the reply was lost: this process took nothing in for {reply.PATIENCE:g} s, because it was stopped or a function that "
+        "a future called took so long; what was asked may have been done"
+    )
+
+
+def _unanswered(_guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
+    """Take in what another process says in ``ReplyTo.give_up``."""
+    key, number = content[:-8], int.from_bytes(content[-8:], "little")
+    for box in list(_here.inboxes.values()):
+        if reply.key(box.address) == reply.key(key):
+            box.unanswered(number)
+    return b"", ()
 
 
 class _Here:

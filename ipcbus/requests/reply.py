@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
+import socket
 import threading
 import traceback
 from collections import OrderedDict
@@ -13,13 +15,22 @@ from typing import Any
 
 from ipcbus import endpoint
 from ipcbus.directory import client as directory
-from ipcbus.errors import ChannelError, ChannelFull, EncodeError, MessageTooLarge, PeerDied, RemoteError, Unsupported
+from ipcbus.errors import (
+    ChannelError,
+    ChannelFull,
+    EncodeError,
+    IpcbusError,
+    MessageTooLarge,
+    PeerDied,
+    RemoteError,
+    Unsupported,
+)
 from ipcbus.frame import Routed
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
-from ipcbus.requests.table import ANSWERED, View
+from ipcbus.requests.table import ANSWERED, GIVEN_UP, View
 
-__all__ = ["ERROR", "VALUE", "ReplyTo", "Route", "key", "publish", "remote_error", "route", "settle"]
+__all__ = ["ERROR", "UNANSWERED", "VALUE", "ReplyTo", "Route", "key", "publish", "remote_error", "route", "settle"]
 
 logger = logging.getLogger("ipcbus.requests")
 
@@ -27,6 +38,8 @@ VALUE = b""
 """What stands for an address in a reply that brings a value."""
 ERROR = b"E"
 """What stands for it in one that brings an error."""
+UNANSWERED = "unanswered"
+"""The function of who asked that is told of a request, by the inbox's id and the number, that nobody will answer."""
 _VALUE, _ERROR = Routed(VALUE), Routed(ERROR)
 PATIENCE = 5.0
 """Seconds that a reply waits for room in the asker's inbox."""
@@ -110,6 +123,11 @@ class Route:
         if self._view is not None:
             self._view.take(number, ANSWERED)  # or the news of this process's end, which is quicker, would replace the reply
 
+    def give_up(self, number: int) -> None:
+        """Note that no reply will come."""
+        if self._view is not None:
+            self._view.take(number, GIVEN_UP)
+
     @property
     def alive(self) -> bool:
         """Whether the process is there, as far as its directory's socket tells."""
@@ -187,6 +205,19 @@ class ReplyTo:
             self.fail(error, timeout)
         except (ChannelError, Unsupported) as failed:
             logger.warning("an error could not be told to who asked: %s (the error: %r)", failed, error)
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Have the request fail where it came from, since nobody will try again to answer it. Never fails, never waits."""
+        if self.answered or not self._number:
+            return
+        if isinstance(self._way, Route):
+            self._way.give_up(self._number)
+        home = self._address[_ID:].decode(errors="replace")
+        try:
+            directory.leave(home, UNANSWERED, self._address[:_ID] + self._number.to_bytes(8, "little"))
+        except (IpcbusError, ValueError) as error:  # ValueError: this is no address
+            logger.info("who asked could not be told that request %x gets no reply: %s", self._number, error)
 
     def waits(self) -> bool:
         """Tell whether somebody still waits for the reply: not after its deadline, nor when it was given up."""
@@ -195,16 +226,26 @@ class ReplyTo:
     def _answer(self, kind: Routed, value: Any, timeout: float | None) -> None:
         if self.answered:
             raise Unsupported("this request was answered before")
-        if isinstance(self._way, PeerDied):
-            raise self._way
-        self.answered = True
         if not self._number:
+            self.answered = True
             return  # nobody wants to know
+        way = self._way if isinstance(self._way, Route) else self._look_again()
+        self.answered = True
         try:
-            self._way.send(self._number, kind, value, timeout)
+            way.send(self._number, kind, value, timeout)
         except ChannelFull:
             self.answered = False  # nothing was sent; it may be tried again
             raise
+
+    def _look_again(self) -> Route:
+        """Return the way that there was not when the request came: who asked may have been stopped, and gone on since."""
+        try:
+            self._way = way = route(self._address)
+        except PeerDied:
+            self.give_up()  # if it is stopped still, it is told when it goes on
+            raise
+        way.take(self._number)
+        return way
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.answered:
@@ -228,8 +269,8 @@ class _Here:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.routes: OrderedDict[bytes, Route] = OrderedDict()
-        self.missed: dict[str, tuple[float, str]] = {}
-        """By directory: until when nobody tries again to reach a process that did not answer, and why."""
+        self.missed: dict[str, tuple[socket.socket, str]] = {}
+        """By directory: a process that did not answer, as a connection that polls readable when it goes on, and what to say."""
 
 
 _here = _Here()
@@ -266,18 +307,33 @@ def route(address: bytes) -> Route:
                 del _here.routes[other]
                 old.close()
         home = address[_ID:].decode(errors="replace")
-        now = monotonic()
-        _here.missed = {place: missed for place, missed in _here.missed.items() if missed[0] > now}
-        if home in _here.missed:
+        for place, (knocked, _) in list(_here.missed.items()):
+            if _is_answered(knocked):
+                del _here.missed[place]
+                knocked.close()
+        if home in _here.missed:  # one that is stopped delays who answers once, not each time
             raise PeerDied(_here.missed[home][1])
+        began = monotonic()
         try:
             found = _here.routes[address] = Route(address)
         except Exception as error:  # a message said where to connect to, and who received it must not fail by that
             why = f"the process that asked cannot be reached, it has probably ended: {error}"
-            if monotonic() - now > 1:
-                _here.missed[home] = monotonic() + PATIENCE, why  # one that is stopped delays who answers once, not each time
+            if monotonic() - began > 1:
+                with contextlib.suppress(IpcbusError):  # it has ended meanwhile, or cannot be reached at all
+                    _here.missed[home] = directory.knock(home), why
             raise PeerDied(why) from error
         return found
+
+
+def _is_answered(knocked: socket.socket) -> bool:
+    """Tell whether a process at whose directory this one knocked has answered, or has ended."""
+    try:
+        knocked.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # as good as the end of it
+    return True
 
 
 def settle() -> None:
@@ -285,8 +341,12 @@ def settle() -> None:
     with _here.lock:
         routes = list(_here.routes.values())
         _here.routes.clear()
+        missed = list(_here.missed.values())
+        _here.missed.clear()
     for way in routes:
         way.close()
+    for knocked, _ in missed:
+        knocked.close()
 
 
 def key(address: bytes) -> bytes:

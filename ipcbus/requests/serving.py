@@ -56,3 +56,4 @@ def handle(message: Message, handler: Callable[[Message], Any]) -> None:
         logger.warning("what a handler returned cannot travel, as who asked was told: %s", error)
     except ChannelError as error:
         logger.warning("a reply was not delivered: %s", error)
+        answer.give_up()

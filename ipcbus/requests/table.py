@@ -17,10 +17,12 @@ from collections import deque
 
 from ipcbus.errors import ChannelClosed, ChannelFull
 
-__all__ = ["ANSWERED", "LIMIT", "Requests", "View"]
+__all__ = ["ANSWERED", "GIVEN_UP", "LIMIT", "Requests", "View"]
 
 ANSWERED = 0xFFFFFFFF
 """Stands for a guest where the reply has been sent: whoever dies now has nothing any more."""
+GIVEN_UP = 0xFFFFFFFE
+"""Stands for a guest where the reply could not be sent, and nobody tries any more."""
 
 LIMIT = 1 << 16
 """Requests of one process that can wait for a reply at once."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import ipcbus
+from ipcbus.directory import client
 from ipcbus.frame import Routed
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.requests import asking, reply
@@ -215,6 +217,54 @@ def test_who_does_not_read_delays_an_answerer_once(subject, programs, monkeypatc
     assert sum(took) < 2, took
     assert sum(1 for seconds in took if seconds > 0.25) <= 1, took
     asker.kill()
+
+
+def test_what_is_not_delivered_to_who_does_not_read_fails_there(subject, programs, monkeypatch):
+    monkeypatch.setattr(reply, "PATIENCE", 0.3)
+    channel = subject.open()
+    asker = subject.start(programs.ask_and_dawdle, channel)
+    serving = subject.thread(channel.serve, programs.handle)
+    lost, others, later = asker.hear(2 * PATIENCE)
+    assert "the reply was lost" in lost
+    assert set(others) == {0, "ChannelBroken"}
+    assert later == 1
+    asker.result()
+    channel.shutdown()
+    serving.result()
+
+
+@pytest.fixture
+def stopped_asker(subject, programs, unanswered, monkeypatch):
+    """A process that was stopped after its first request, and the request, whose taker waited for it in vain."""
+    monkeypatch.setattr(client, "PATIENCE", 1.2)
+    asker = subject.start(programs.ask_twice, unanswered)
+    assert asker.hear() == "asked"
+    os.kill(asker.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, asker.pid, os.WSTOPPED | os.WNOWAIT)  # until then some of its threads may run on
+    return asker, unanswered.recv_message(PATIENCE)
+
+
+def test_an_asker_that_was_stopped_is_told_that_its_reply_was_lost(stopped_asker, unanswered):
+    asker, message = stopped_asker
+    with pytest.raises(ipcbus.PeerDied, match="cannot be reached"):
+        message.reply("in vain")
+    os.kill(asker.pid, signal.SIGCONT)
+    assert asker.hear() == "ChannelBroken"
+    unanswered.recv_message(PATIENCE).reply("it is there again")
+    assert asker.hear() == "it is there again"
+    asker.result()
+
+
+def test_an_asker_that_was_stopped_and_went_on_is_answered(stopped_asker, unanswered):
+    asker, message = stopped_asker
+    os.kill(asker.pid, signal.SIGCONT)
+    ((knocked, _),) = reply._here.missed.values()
+    assert select.select([knocked], [], [], PATIENCE)[0]
+    message.reply("first")
+    assert asker.hear() == "first"
+    unanswered.recv_message(PATIENCE).reply("second")
+    assert asker.hear() == "second"
+    asker.result()
 
 
 def test_an_answerer_whose_connection_was_lost_is_watched_again(programs):

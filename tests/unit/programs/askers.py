@@ -129,3 +129,37 @@ def answer_here_and_open_there(line, here, there):
     there.ready()
     line.say("open")
     line.hear()
+
+
+def ask_twice(line, questions):
+    """Say what became of a request and then of another one."""
+    future = questions.submit("first")
+    line.say("asked")
+    for _ in range(2):
+        line.say(_outcome(future))
+        future = questions.submit("second")
+
+
+def ask_and_dawdle(line, questions):
+    """Take no reply in while a function that the first one calls waits for the others; say what became of them all."""
+    inbox._CAPACITY = 2  # replies that may wait
+    called, over = threading.Event(), threading.Event()
+
+    def dawdle(_):
+        called.set()
+        over.wait(PATIENCE)
+
+    first = questions.submit(("echo", 0))
+    first.add_done_callback(dawdle)
+    assert called.wait(PATIENCE)
+    futures = [questions.submit(("echo", 0)) for _ in range(8)]
+    lost = futures[-1].exception(PATIENCE)
+    over.set()
+    line.say((repr(lost), [_outcome(future) for future in futures], questions.request(("echo", 1), PATIENCE)))
+
+
+def _outcome(future):
+    try:
+        return future.result(PATIENCE)
+    except ipcbus.ChannelError as error:
+        return type(error).__name__
