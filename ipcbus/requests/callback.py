@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import inspect
 import logging
@@ -200,11 +201,11 @@ def _run(known: Callback[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     function, on = known._function, known._on  # noqa: SLF001  this module's
     assert function is not None
     if isinstance(on, asyncio.AbstractEventLoop):
-        running = _call_async(function, args, kwargs, answer)
+        owed = _Owed(function, answer)
         try:
-            asyncio.run_coroutine_threadsafe(running, on)
+            on.call_soon_threadsafe(_start, function, args, kwargs, owed)
         except RuntimeError as error:
-            running.close()
+            owed.told = True  # by what is raised
             raise ChannelClosed("the event loop that this callback runs on is closed") from error
         return
     if on is None:
@@ -229,17 +230,52 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answer: 
         _tell(function, answer, value, None)
 
 
-async def _call_async(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answer: ReplyTo | _Local | None) -> None:
+class _Owed:
+    """What the caller of a callback on an event loop is owed. Let go of untold, it says that nothing comes.
+
+    A loop that is closed drops what it has not begun, and what it has not ended, and tells nobody.
+    """
+
+    __slots__ = ("answer", "function", "told")
+
+    def __init__(self, function: Any, answer: ReplyTo | _Local | None) -> None:
+        self.function = function
+        self.answer = answer
+        self.told = False
+
+    def tell(self, value: Any, error: BaseException | None) -> None:
+        self.told = True
+        _tell(self.function, self.answer, value, error)
+
+    def __del__(self) -> None:
+        if self.told:
+            return
+        error = ChannelClosed("the event loop that this callback runs on was closed before it ended")
+        try:
+            # In a thread of its own, and by what takes no lock: this one may be anywhere, and have any lock.
+            _thread.start_new_thread(_tell, (self.function, self.answer, None, error))
+        except RuntimeError:
+            pass  # this process ends, which tells the caller
+
+
+def _start(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owed: _Owed) -> None:
+    # Kept by nobody but the loop, which must be able to let go of it.
+    asyncio.get_running_loop().create_task(_call_async(function, args, kwargs, owed))
+
+
+async def _call_async(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owed: _Owed) -> None:
     try:
         value = function(*args, **kwargs)
         if inspect.isawaitable(value):
             value = await value
+    except GeneratorExit:
+        raise  # let go of by a loop that is closed, and what is owed is, too
     except BaseException as error:
-        _tell(function, answer, None, error)  # a cancelled one, too: its loop ends, and its process may not
+        owed.tell(None, error)  # a cancelled one, too: its loop ends, and its process may not
         if not isinstance(error, Exception):
             raise
     else:
-        _tell(function, answer, value, None)
+        owed.tell(value, None)
 
 
 def _tell(function: Any, answer: ReplyTo | _Local | None, value: Any, error: BaseException | None) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,35 @@ def test_a_coroutine_function_runs_on_the_loop(server):
         ipcbus.callback(_name_of_loop)
     with pytest.raises(ipcbus.ConfigError, match="event loop"):
         ipcbus.callback(_name_of_loop, on=ThreadPoolExecutor(1))
+
+
+def test_a_loop_that_is_closed_tells_who_called(server, subject):
+    """Of what it has begun, and of what it has not."""
+    loop = asyncio.new_event_loop()
+    begun = asyncio.Event()
+
+    async def hang(value):
+        begun.set()
+        await asyncio.Event().wait()
+        return value
+
+    with ipcbus.callback(hang, on=loop) as callback:
+        calls = [callback.submit(1)]
+        loop.run_until_complete(begun.wait())
+        calls.append(callback.submit(2))
+        far = subject.thread(_call, server, callback, 3)
+        until = time.monotonic() + PATIENCE
+        while len(loop._ready) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        loop.close()
+        gc.collect()  # what has begun is part of a cycle
+        for call in calls:
+            with pytest.raises(ipcbus.ChannelClosed, match="was closed before it ended"):
+                call.result(PATIENCE)
+        with pytest.raises(ipcbus.RemoteError, match="was closed before it ended"):
+            far.result()
+        with pytest.raises(ipcbus.ChannelClosed, match="is closed"):
+            callback.submit(4)
 
 
 def test_at_home_it_waits_for_the_loop(subject):
