@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError, EncodeError
 from ipcbus.plumbing import forks
-from ipcbus.requests import inbox
+from ipcbus.plumbing.clock import Deadline
+from ipcbus.requests import inbox, reply
 from ipcbus.requests.future import Future
 from ipcbus.requests.worker import Worker
 
@@ -70,9 +71,12 @@ class Callback(Generic[P, T]):
         if self._local and not isinstance(self._on, asyncio.AbstractEventLoop):
             assert self._function is not None
             return self._function(*args, **kwargs)  # type: ignore[no-any-return]  # a function as the caller knows it
-        future = self._begin(args, kwargs)
+        deadline = Deadline(self.timeout)
+        if not self._local:
+            reply.reach(self._origin[0], deadline)
+        future = self._begin(args, kwargs, deadline.remaining())
         try:
-            return future.result(self.timeout)
+            return future.result(deadline.remaining())
         finally:
             if not future.is_done:
                 future.cancel()
@@ -83,7 +87,7 @@ class Callback(Generic[P, T]):
         future.done()  # has it come in while nobody waits
         return future
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[T]:
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None = None) -> Future[T]:
         future: Future[T] = Future()
         if self._local:
             box = inbox.inbox()
@@ -95,7 +99,7 @@ class Callback(Generic[P, T]):
                 raise
         else:
             address, number = self._origin
-            inbox.ask(address, ("call", number, args, kwargs), future)
+            inbox.ask(address, ("call", number, args, kwargs), future, timeout)
         return future
 
     def post(self, *args: P.args, **kwargs: P.kwargs) -> None:

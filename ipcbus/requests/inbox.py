@@ -150,6 +150,12 @@ class Inbox:
             self._watch(addressee)
         return number
 
+    def entrust(self, future: Future[Any], addressee: int | None) -> None:
+        """Note which process is to answer a future that waits already."""
+        future.addressee = addressee  # before the next line, as in adopt
+        if addressee is not None and addressee not in self._watched:
+            self._watch(addressee)
+
     def _find_addressee(self, end: Endpoint) -> int | str | None:
         pid = (end.tx or end.open_sender()).receiver()
         if not pid:  # 0: it has just come, and has not said who it is
@@ -466,8 +472,14 @@ def inbox(end: Endpoint | None = None) -> Inbox:
     return found
 
 
-def ask(address: bytes, body: tuple[Any, ...], future: Future[Any]) -> None:
+def ask(address: bytes, body: tuple[Any, ...], future: Future[Any], timeout: float | None = None) -> None:
     """Ask the process behind an address; the future gets the answer, or the error if nobody can be asked.
+
+    Args:
+        address: its inbox.
+        body: what is asked.
+        future: a new one, or one that waits already and has nobody to answer it yet.
+        timeout: seconds that the question waits for room, fewer than it has otherwise.
 
     Raises:
         EncodeError: the question cannot travel.
@@ -475,9 +487,13 @@ def ask(address: bytes, body: tuple[Any, ...], future: Future[Any]) -> None:
     try:
         way = reply.route(address)
         box = inbox(way.end)
-        future.enter(box, way.pid)
+        if future.asked:
+            box.entrust(future, way.pid)
+        else:
+            future.enter(box, way.pid)
         frame = way.end.codec.encode_routed(body, box.route, future.number)
-        (way.end.tx or way.end.open_sender()).send(frame, reply.PATIENCE)
+        patience = reply.PATIENCE if timeout is None else min(timeout, reply.PATIENCE)
+        (way.end.tx or way.end.open_sender()).send(frame, patience)
     except ChannelError as error:
         future.abort(error)
     except BaseException:
@@ -496,8 +512,19 @@ def tell(address: bytes, body: tuple[Any, ...]) -> None:
 def ask_for(future: Future[Any], address: bytes, export: int) -> None:
     """Ask for the value of a future of another process, if nobody has asked."""
     with _here.seeking:
-        if not future.asked:
+        if future.asked:
+            return
+        if reply.is_near(address):
             ask(address, ("future", export), future)
+            return
+        # That process may be stopped, and who wants the value may have a deadline, or an event loop to go on with.
+        future.enter(inbox(), None)
+        try:
+            asking = threading.Thread(target=ask, args=(address, ("future", export), future), name="ipcbus-asks", daemon=True)
+            asking.start()
+        except BaseException:
+            future.abort(ChannelBroken("the question was not sent: there was no thread for it"))
+            raise
 
 
 def settle() -> None:

@@ -11,11 +11,12 @@ import threading
 import traceback
 from collections import OrderedDict
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipcbus import endpoint
 from ipcbus.directory import client as directory
 from ipcbus.errors import (
+    ChannelEmpty,
     ChannelError,
     ChannelFull,
     EncodeError,
@@ -30,7 +31,23 @@ from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
 from ipcbus.requests.table import ANSWERED, GIVEN_UP, View
 
-__all__ = ["ERROR", "UNANSWERED", "VALUE", "ReplyTo", "Route", "key", "publish", "remote_error", "route", "settle"]
+if TYPE_CHECKING:
+    from ipcbus.plumbing.clock import Deadline
+
+__all__ = [
+    "ERROR",
+    "UNANSWERED",
+    "VALUE",
+    "ReplyTo",
+    "Route",
+    "is_near",
+    "key",
+    "publish",
+    "reach",
+    "remote_error",
+    "route",
+    "settle",
+]
 
 logger = logging.getLogger("ipcbus.requests")
 
@@ -323,6 +340,28 @@ def route(address: bytes) -> Route:
                     _here.missed[home] = directory.knock(home), why
             raise PeerDied(why) from error
         return found
+
+
+def is_near(address: bytes) -> bool:
+    """Tell whether the way to an inbox is known, or will be without asking another process, which may be stopped."""
+    return address in _here.routes or directory.keeps(address[_ID:].decode(errors="replace"))
+
+
+def reach(address: bytes, deadline: Deadline) -> None:
+    """Wait until the way to an inbox is known, or nobody is there; raises ``ChannelEmpty`` when the deadline has come."""
+    left = deadline.remaining()
+    if left is None or is_near(address):
+        return
+    looking = threading.Thread(target=_look_for, args=(address,), name="ipcbus-reach", daemon=True)
+    looking.start()
+    looking.join(left)
+    if looking.is_alive():
+        raise ChannelEmpty("the process that is to be called did not answer in time; is it stopped?")
+
+
+def _look_for(address: bytes) -> None:
+    with contextlib.suppress(PeerDied):  # who wants the way is told the same
+        route(address)
 
 
 def _is_answered(knocked: socket.socket) -> bool:

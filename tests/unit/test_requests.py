@@ -24,7 +24,7 @@ from ipcbus.requests.future import Future
 from ipcbus.requests.inbox import inbox
 from ipcbus.requests.turns import Turns
 from ipcbus.testing.children import Interrupter
-from ipcbus.testing.subject import Subject
+from ipcbus.testing.subject import LATE, Subject, raises
 
 PATIENCE = 10
 
@@ -239,8 +239,7 @@ def stopped_asker(subject, programs, unanswered, monkeypatch):
     monkeypatch.setattr(client, "PATIENCE", 1.2)
     asker = subject.start(programs.ask_twice, unanswered)
     assert asker.hear() == "asked"
-    os.kill(asker.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, asker.pid, os.WSTOPPED | os.WNOWAIT)  # until then some of its threads may run on
+    _stop(asker)
     return asker, unanswered.recv_message(PATIENCE)
 
 
@@ -497,6 +496,43 @@ def test_futures_travel_pending_twice_done_and_failed(questions, unanswered):
     unanswered.recv_message(PATIENCE).reply("value")
     assert [copy.result(PATIENCE) for copy in copies] == ["value"] * 2
     assert pickle.loads(pickle.dumps(pending)).result(0) == "value"
+
+
+async def _wait_briefly(future):
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(future.arrival(), 0.1)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda future, _: future.done(),
+        lambda future, _: raises(ipcbus.ChannelEmpty, future.result, 0.1),
+        lambda future, _: ipcbus.wait([future], 0.1),
+        lambda future, _: asyncio.run(_wait_briefly(future)),
+        lambda _, callback: raises(ipcbus.ChannelEmpty, callback, "abc"),
+    ],
+    ids=["done", "result", "wait", "await", "callback"],
+)
+def test_nobody_waits_longer_than_was_said_for_a_process_that_is_stopped(subject, programs, unanswered, wait):
+    """Though it would have to be asked for the way to it first, and may answer for longer than that."""
+    lent = subject.open()
+    owner = subject.start(programs.lend_pending, lent, unanswered)
+    future, callback = lent.recv(PATIENCE)
+    _stop(owner)
+    started = time.monotonic()
+    wait(future, callback)
+    assert time.monotonic() - started < 1 + LATE < client.PATIENCE
+    os.kill(owner.pid, signal.SIGCONT)
+    unanswered.recv_message(PATIENCE).reply("here")
+    assert future.result(PATIENCE) == "here"
+    callback.timeout = PATIENCE
+    assert callback("abc") == 3
+
+
+def _stop(child):
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)  # until then some of its threads may run on
 
 
 def test_a_failed_future_travels(questions):

@@ -163,3 +163,9 @@ def _outcome(future):
         return future.result(PATIENCE)
     except ipcbus.ChannelError as error:
         return type(error).__name__
+
+
+def lend_pending(line, lent, questions):
+    """Send a future that is not done, and a callback with a timeout."""
+    lent.send((questions.submit("for another"), ipcbus.callback(len, timeout=0.2)))
+    line.hear()
