@@ -325,11 +325,22 @@ class Inbox:
         self._fail([number for number in numbers if living.get(self._table.holder(number), pid) == pid], _death(pid))
 
     def _gone(self, guest: Guest) -> None:
-        """Fail what a process had taken."""
+        """Fail what a process had taken, when it ends: it may have lost but its connection, and then it still answers."""
         if reply.key(self.address) not in guest.keys:
             return  # it never had the way here, and so no request
-        lost = [number for number in self._waiting.copy() if self._table.holder(number) == guest.number]
-        self._fail(lost, _death(guest.pid))
+        taken = {
+            number: future for number, future in self._waiting.copy().items() if self._table.holder(number) == guest.number
+        }
+        if not taken:
+            return
+        try:
+            os.close(os.pidfd_open(guest.pid))
+        except OSError:  # it has ended, or its end could not be watched
+            self._fail(list(taken), _death(guest.pid))
+            return
+        for future in taken.values():
+            future.addressee = guest.pid
+        self._watch(guest.pid)
 
     def unanswered(self, number: int) -> None:
         """Fail a request that nobody will answer."""

@@ -272,14 +272,16 @@ def test_an_answerer_whose_connection_was_lost_is_watched_again(programs):
         channel = subject.open(receivers="many")
         child = subject.start(programs.serve, channel)
         child.hear()
-        with contextlib.suppress(ipcbus.PeerDied):  # as it seems just then
-            channel.request(("lose the connection",), PATIENCE)
+        assert channel.request(("lose the connection",), PATIENCE) is None, "who lost a connection passed for dead"
+        lost = channel.submit(("lose the connection", "no answer"))
+        assert ipcbus.wait([lost], 0.2) == []
         assert channel.request(("echo", 1), PATIENCE) == 1
         hanging = channel.submit(("hang",))
         assert ipcbus.wait([hanging], 0.2) == []
         child.kill()
-        with pytest.raises(ipcbus.PeerDied):
-            hanging.result(1)
+        for future in (lost, hanging):
+            with pytest.raises(ipcbus.PeerDied):
+                future.result(1)
 
 
 # --------------------------------------------------------------------------- many

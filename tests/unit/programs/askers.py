@@ -57,6 +57,7 @@ def handle(message):
         return None
     if what == "lose the connection":
         directory.place(message.reply_to._way.home).close()  # as an interrupted call of the directory does
+        message.reply_to.given = bool(rest)  # then serve() leaves it alone, and nobody answers
         return None
     if what == "hang":
         threading.Event().wait(3 * PATIENCE)
