@@ -272,9 +272,24 @@ class Inbox:
 
     def export(self, future: Future[Any]) -> tuple[bytes, int]:
         """Make a future known to other processes, and return where and by what number they can ask for its value."""
+        if not self._end.transport.capabilities.crosses_processes:
+            return inbox().export_for(future)  # it may go to a process that cannot ask here
         self._exports.add(future)
         self.attend()
         return self.address, future.number
+
+    def export_for(self, other: Future[Any]) -> tuple[bytes, int]:
+        """Export, in place of another inbox's future, one that brings the same."""
+        future: Future[Any] = Future(self)
+        self.adopt(future, None)
+
+        def bring(done: Future[Any]) -> None:
+            assert done.outcome is not None  # this is called when it is done
+            self.fulfil(future, *done.outcome)
+
+        exported = self.export(future)
+        other.add_done_callback(bring)
+        return exported
 
     def fulfil(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
         """Finish a future that is this process's own to finish."""

@@ -500,6 +500,21 @@ def test_futures_travel_pending_twice_done_and_failed(questions, unanswered):
     assert pickle.loads(pickle.dumps(pending)).result(0) == "value"
 
 
+def test_a_future_of_a_thread_of_this_process_travels_to_another_one(subject, programs):
+    """Though nobody else can reach the inbox of the threads."""
+    with ipcbus.open("inproc:") as near:
+        pending = near.submit("x")
+        lent = subject.open()
+        child = subject.start(programs.wait_for_what_comes, lent)
+        lent.send(pending)
+        copy = pickle.loads(pickle.dumps(pending))
+        assert child.hear() == "it came"
+        near.recv_message(PATIENCE).reply("value")
+        assert [future.result(PATIENCE) for future in (pending, copy)] == ["value"] * 2
+        assert child.hear() == "value"
+        child.result()
+
+
 async def _wait_briefly(future):
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(future.arrival(), 0.1)

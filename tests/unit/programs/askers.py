@@ -170,3 +170,10 @@ def lend_pending(line, lent, questions):
     """Send a future that is not done, and a callback with a timeout."""
     lent.send((questions.submit("for another"), ipcbus.callback(len, timeout=0.2)))
     line.hear()
+
+
+def wait_for_what_comes(line, lent):
+    future = lent.recv(PATIENCE)
+    future.done()  # it asks
+    line.say("it came")
+    line.say(_outcome(future))
