@@ -29,14 +29,13 @@ __all__ = [
     "attach",
     "attached",
     "call",
+    "connect",
     "current",
     "drop",
     "get",
     "keep",
     "keeper",
     "keeps",
-    "knock",
-    "leave",
     "own",
     "part",
     "place",
@@ -223,7 +222,7 @@ class Place:
         if self._sock is None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                self.pid = _connect(sock, self.address, deadline)
+                self.pid = connect(sock, self.address, deadline)
             except BaseException:
                 sock.close()
                 raise
@@ -238,7 +237,7 @@ class Place:
             sock.close()
 
 
-def _connect(sock: socket.socket, address: str, deadline: Deadline) -> int:
+def connect(sock: socket.socket, address: str, deadline: Deadline) -> int:
     """Connect and return the pid of the process at the other end, which is one of this user's."""
     path = rundir.socket_path(Path(address), SOCKET)
     try:
@@ -423,11 +422,7 @@ def current(address: str) -> int:
 
 
 def get(address: str, key: bytes) -> Found:
-    """Return what is under a key; this process counts as its user until ``drop``.
-
-    Raises:
-        ChannelBroken: nobody is there, or nothing.
-    """
+    """Return what is under a key; this process counts as its user until ``drop``. Raises ``ChannelBroken`` as ``take`` does."""
     return _fetch(address, Operation.GET, key)
 
 
@@ -454,40 +449,6 @@ def call(address: str, name: str, content: bytes = b"") -> Found:
     """
     answer = place(address).ask(Operation.CALL, name.encode(), content)
     return Found(answer.content, answer.fds)
-
-
-def leave(address: str, name: str, content: bytes = b"") -> None:
-    """Call a function of another process's directory and wait for nothing: one that is stopped calls it when it goes on.
-
-    Raises:
-        ChannelBroken: nobody is there, or too many wait to be let in.
-        InsecureConfiguration: the address is not private.
-    """
-    _say(address, Datagram(Operation.CALL, UNASKED, name.encode(), content)).close()
-
-
-def knock(address: str) -> socket.socket:
-    """Greet another process's directory and wait for nothing; raises what ``leave`` raises.
-
-    Returns:
-        The connection, which is the caller's. It polls readable once the directory has answered, or has ended.
-    """
-    return _say(address, Datagram(Operation.HELLO, 1))
-
-
-def _say(address: str, what: Datagram) -> socket.socket:
-    """Send over a connection of its own, which is returned."""
-    try:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            _connect(sock, address, Deadline(0))
-            wire.send(sock, what)
-        except BaseException:
-            sock.close()
-            raise
-    except OSError as error:
-        raise ChannelBroken(f"{address} cannot be told anything: {error.strerror}; see 'ulimit -n'") from error
-    return sock
 
 
 def settle() -> None:

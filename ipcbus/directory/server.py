@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import pickle
 import select
 import socket
 import struct
@@ -15,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
 from ipcbus.directory import wire
+from ipcbus.directory.refusal import FULL, hang_up, refusal
 from ipcbus.directory.shelf import Shelf, copies
 from ipcbus.directory.wire import UNASKED, Cut, Datagram, Operation, Status
 from ipcbus.errors import ChannelBroken, IpcbusError
@@ -302,7 +302,7 @@ class Directory:
         limit = monotonic() - HANDSHAKE
         for guest in [guest for guest in self._guests.values() if not guest.greeted and guest.came <= limit]:
             logger.warning("process %d connected and asked nothing for %g seconds; it is disconnected", guest.pid, HANDSHAKE)
-            _hang_up(guest.sock, f"this process asked nothing for {HANDSHAKE:g} s after it connected")
+            hang_up(guest.sock, f"this process asked nothing for {HANDSHAKE:g} s after it connected")
             self._part(guest)
 
     def _tell_due(self) -> None:
@@ -344,7 +344,7 @@ class Directory:
         except OSError:
             pass  # it has gone by itself, or another thread took the descriptor
         else:
-            _hang_up(sock, _FULL.format(os.getpid()))
+            hang_up(sock, FULL.format(os.getpid()))
             sock.close()
         if not self._keep_spare():
             self._deaf = True
@@ -389,10 +389,10 @@ class Directory:
             except BlockingIOError:
                 return
             except Cut as error:
-                content = self._reply(guest, _refusal(error.token, ChannelBroken(_FULL.format(os.getpid()))))
+                content = self._reply(guest, refusal(error.token, ChannelBroken(FULL.format(os.getpid()))))
             except (OSError, ValueError) as error:
                 logger.warning("process %d is disconnected from %s: %s", guest.pid, self.home, error)
-                _hang_up(guest.sock, f"what this process asked made no sense: {error}")
+                hang_up(guest.sock, f"what this process asked made no sense: {error}")
                 break
             if not content:
                 break
@@ -408,7 +408,7 @@ class Directory:
             except BlockingIOError:
                 raise
             except OSError as error:  # of the answer, or there is no descriptor left for a large one
-                said = _refusal(answer.token, ChannelBroken(f"process {os.getpid()} cannot hand this over: {error}"))
+                said = refusal(answer.token, ChannelBroken(f"process {os.getpid()} cannot hand this over: {error}"))
                 wire.send(guest.sock, said, socket.MSG_DONTWAIT)
         except OSError as error:
             logger.warning("process %d does not take its answer and is disconnected: %s", guest.pid, error)
@@ -463,14 +463,14 @@ class Directory:
         name, token = request.key.decode(errors="replace"), request.token
         handler = self._handlers.get(name)
         if handler is None:
-            return _refusal(token, ChannelBroken(f"the process at {self.home} answers no {name!r}: it is no bus's home"))
+            return refusal(token, ChannelBroken(f"the process at {self.home} answers no {name!r}: it is no bus's home"))
         try:
             content, fds = handler(guest, request.content)
         except IpcbusError as error:
-            return _refusal(token, error)
+            return refusal(token, error)
         except Exception as error:  # a handler's mistake is its caller's to know, and must not end the thread for all
             logger.exception("answering %r failed", name)
-            return _refusal(token, ChannelBroken(f"the home process failed: {type(error).__name__}: {error}"))
+            return refusal(token, ChannelBroken(f"the home process failed: {type(error).__name__}: {error}"))
         return Datagram(Status.OK, token, content=content, fds=list(fds))
 
     def _part(self, guest: Guest) -> None:
@@ -490,21 +490,3 @@ class Directory:
             told(*of)
         except Exception:  # as in _call
             logger.exception("at %s, telling of the end of a process failed", self.home)
-
-
-_FULL = "process {} has no descriptors left; raise its limit, see 'ulimit -n'"
-
-
-def _refusal(token: int, error: IpcbusError) -> Datagram:
-    try:
-        content = pickle.dumps(error)
-    except Exception:  # whatever its attributes are: the words are what matters
-        logger.exception("an error cannot travel")
-        content = pickle.dumps(ChannelBroken(f"{type(error).__name__}: {error}"))
-    return Datagram(Status.REFUSED, token, content=content)
-
-
-def _hang_up(sock: socket.socket, why: str) -> None:
-    """Say why the connection is about to end, to somebody who may ask just now."""
-    with contextlib.suppress(OSError):  # it does not listen, and then it need not know
-        wire.send(sock, _refusal(UNASKED, ChannelBroken(f"the directory hung up: {why}")), socket.MSG_DONTWAIT)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError, EncodeError
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.requests import inbox, reply
+from ipcbus.requests import inbox, questions, reply
 from ipcbus.requests.future import Future
 from ipcbus.requests.worker import Worker
 
@@ -99,7 +99,7 @@ class Callback(Generic[P, T]):
                 raise
         else:
             address, number = self._origin
-            inbox.ask(address, ("call", number, args, kwargs), future, timeout)
+            questions.ask(address, ("call", number, args, kwargs), future, timeout)
         return future
 
     def post(self, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -113,7 +113,7 @@ class Callback(Generic[P, T]):
             _run(self, args, kwargs, None)
         else:
             address, number = self._origin
-            inbox.tell(address, ("call", number, args, kwargs))
+            questions.tell(address, ("call", number, args, kwargs))
 
     def close(self) -> None:
         """Let it be called from other processes no more; those that try get an error. Idempotent."""

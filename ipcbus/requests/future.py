@@ -172,9 +172,9 @@ class Future(Generic[T]):
     def _seek(self) -> None:
         """Ask the process that has the value for it, if this future came from there and nobody has asked yet."""
         if self.origin is not None and not self.asked:
-            from ipcbus.requests import inbox
+            from ipcbus.requests import questions
 
-            inbox.ask_for(self, *self.origin)
+            questions.ask_for(self, *self.origin)
 
     @property
     def asked(self) -> bool:

@@ -15,22 +15,14 @@ from typing import TYPE_CHECKING, Any
 from ipcbus import endpoint
 from ipcbus import frame as wire
 from ipcbus.directory import client as directory
-from ipcbus.errors import (
-    ChannelBroken,
-    ChannelClosed,
-    ChannelEmpty,
-    ChannelError,
-    ChannelFull,
-    DecodeError,
-    PeerDied,
-    Unsupported,
-)
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelError, ChannelFull, DecodeError, Unsupported
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.spin import awake
 from ipcbus.requests import reply
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
+from ipcbus.requests.losses import death, orphaned, unread
 from ipcbus.requests.table import ANSWERED, GIVEN_UP, Requests
 from ipcbus.requests.turns import Turns
 
@@ -42,7 +34,7 @@ if TYPE_CHECKING:
     from ipcbus.frame import Parsed
     from ipcbus.transport import Frame
 
-__all__ = ["Inbox", "ask_for", "inbox", "settle"]
+__all__ = ["Inbox", "inbox", "settle"]
 
 logger = logging.getLogger("ipcbus.requests")
 
@@ -89,6 +81,8 @@ class Inbox:
         self._receive: Callable[[float | None], Frame] | None = None
         self.wait_for = self._turns.wait_for
         """Returns when a future is done or the deadline has come."""
+        self.seeking = threading.RLock()
+        """Held while somebody finds out whether a future of another process was asked for, and does."""
         self._endless: Future[Any] = Future()
         self._steward: threading.Thread | None = None
         self.closed = False
@@ -325,11 +319,8 @@ class Inbox:
                 if any(there):
                     self._watch(channel)
                 continue
-            futures = list(there)
-            for future in futures:
-                future.addressee = None if pid == self._pid else pid
-            if futures and pid != self._pid:
-                self._watch(pid)
+            for future in there:
+                self.entrust(future, None if pid == self._pid else pid)
 
     def _died(self, pid: int) -> None:
         """Fail what a process was to receive, unless another one has it."""
@@ -337,7 +328,7 @@ class Inbox:
         living[ANSWERED] = None  # the reply is here, or on its way
         self._watched.pop(pid, None)
         numbers = [number for number, future in self._waiting.copy().items() if future.addressee == pid]
-        self._fail([number for number in numbers if living.get(self._table.holder(number), pid) == pid], _death(pid))
+        self._fail([number for number in numbers if living.get(self._table.holder(number), pid) == pid], death(pid))
 
     def _gone(self, guest: Guest) -> None:
         """Fail what a process had taken, when it ends: it may have lost but its connection, and then it still answers."""
@@ -351,11 +342,10 @@ class Inbox:
         try:
             os.close(os.pidfd_open(guest.pid))
         except OSError:  # it has ended, or its end could not be watched
-            self._fail(list(taken), _death(guest.pid))
+            self._fail(list(taken), death(guest.pid))
             return
         for future in taken.values():
-            future.addressee = guest.pid
-        self._watch(guest.pid)
+            self.entrust(future, guest.pid)
 
     def unanswered(self, number: int) -> None:
         """Fail a request that nobody will answer."""
@@ -363,10 +353,10 @@ class Inbox:
             # All such at once, and those of which nobody could tell, since too many told already.
             self._directory.later(_LOOK, self._fail_given_up)
         else:
-            self._fail([number], _unread())
+            self._fail([number], unread())
 
     def _fail_given_up(self) -> None:
-        self._fail([number for number in self._waiting.copy() if self._table.holder(number) == GIVEN_UP], _unread())
+        self._fail([number for number in self._waiting.copy() if self._table.holder(number) == GIVEN_UP], unread())
 
     def _fail(self, numbers: list[int], error: ChannelError) -> None:
         called: list[Future[Any]] = []
@@ -429,24 +419,8 @@ class Inbox:
         """Free what a forked child inherited. Takes no lock: a thread of the parent may have it."""
         self.closed = True
         for future in self._waiting.values():
-            future.orphan(
-                ChannelClosed(
-                    f"process {self._pid}, from which this one was forked, made this request and gets the reply; a future "
-                    "that is sent through a channel brings it here, too"
-                )
-            )
+            future.orphan(orphaned(self._pid))
         self._table.free()
-
-
-def _death(pid: int) -> PeerDied:
-    return PeerDied(f"process {pid} died; whether it did what it was asked is not known", pid)
-
-
-def _unread() -> ChannelBroken:
-    return ChannelBroken(
-        f"the reply was lost: this process took nothing in for {reply.PATIENCE:g} s, because it was stopped or a function that "
-        "a future called took so long; what was asked may have been done"
-    )
 
 
 def _unanswered(_guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
@@ -464,7 +438,6 @@ class _Here:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.inboxes: dict[str, Inbox] = {}
-        self.seeking = threading.RLock()
 
 
 _here = _Here()
@@ -496,61 +469,6 @@ def inbox(end: Endpoint | None = None) -> Inbox:
     if end is not None:
         end.inbox = found
     return found
-
-
-def ask(address: bytes, body: tuple[Any, ...], future: Future[Any], timeout: float | None = None) -> None:
-    """Ask the process behind an address; the future gets the answer, or the error if nobody can be asked.
-
-    Args:
-        address: its inbox.
-        body: what is asked.
-        future: a new one, or one that waits already and has nobody to answer it yet.
-        timeout: seconds that the question waits for room, fewer than it has otherwise.
-
-    Raises:
-        EncodeError: the question cannot travel.
-    """
-    try:
-        way = reply.route(address)
-        box = inbox(way.end)
-        if future.asked:
-            box.entrust(future, way.pid)
-        else:
-            future.enter(box, way.pid)
-        frame = way.end.codec.encode_routed(body, box.route, future.number)
-        patience = reply.PATIENCE if timeout is None else min(timeout, reply.PATIENCE)
-        (way.end.tx or way.end.open_sender()).send(frame, patience)
-    except ChannelError as error:
-        future.abort(error)
-    except BaseException:
-        future.abort(ChannelBroken("the question was not sent"))
-        raise
-
-
-def tell(address: bytes, body: tuple[Any, ...]) -> None:
-    """Ask the process behind an address for something, and want no answer; raises what ``Route.send`` raises."""
-    way = reply.route(address)
-    way.check()  # what is sent to a process that has ended may seem to have arrived
-    frame = way.end.codec.encode_routed(body, wire.Routed(address), 0)
-    (way.end.tx or way.end.open_sender()).send(frame, reply.PATIENCE)
-
-
-def ask_for(future: Future[Any], address: bytes, export: int) -> None:
-    """Ask for the value of a future of another process, if nobody has asked."""
-    with _here.seeking:
-        if future.asked:
-            return
-        if reply.is_near(address):
-            ask(address, ("future", export), future)
-            return
-        # That process may be stopped, and who wants the value may have a deadline, or an event loop to go on with.
-        future.enter(inbox(), None)
-        try:
-            asking = threading.Thread(target=ask, args=(address, ("future", export), future), name="ipcbus-asks", daemon=True)
-            asking.start()
-        except BaseException:
-            future.abort(ChannelBroken("the question was not sent: there was no thread for it"))
-            raise
 
 
 def settle() -> None:

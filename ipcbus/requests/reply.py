@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ipcbus import endpoint
+from ipcbus.directory import aside
 from ipcbus.directory import client as directory
 from ipcbus.errors import (
     ChannelEmpty,
@@ -232,7 +233,7 @@ class ReplyTo:
             self._way.give_up(self._number)
         home = self._address[_ID:].decode(errors="replace")
         try:
-            directory.leave(home, UNANSWERED, self._address[:_ID] + self._number.to_bytes(8, "little"))
+            aside.leave(home, UNANSWERED, self._address[:_ID] + self._number.to_bytes(8, "little"))
         except (IpcbusError, ValueError) as error:  # ValueError: this is no address
             logger.info("who asked could not be told that request %x gets no reply: %s", self._number, error)
 
@@ -337,7 +338,7 @@ def route(address: bytes) -> Route:
             why = f"the process that asked cannot be reached, it has probably ended: {error}"
             if monotonic() - began > 1:
                 with contextlib.suppress(IpcbusError):  # it has ended meanwhile, or cannot be reached at all
-                    _here.missed[home] = directory.knock(home), why
+                    _here.missed[home] = aside.knock(home), why
             raise PeerDied(why) from error
         return found
 

@@ -1,0 +1,72 @@
+"""Questions: what a process asks another one by the address of its inbox, for the value of a future or to call a callback."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ipcbus import frame as wire
+from ipcbus.errors import ChannelBroken, ChannelError
+from ipcbus.requests import reply
+from ipcbus.requests.inbox import inbox
+
+if TYPE_CHECKING:
+    from ipcbus.requests.future import Future
+
+__all__ = ["ask", "ask_for", "tell"]
+
+
+def ask(address: bytes, body: tuple[Any, ...], future: Future[Any], timeout: float | None = None) -> None:
+    """Ask the process behind an address; the future gets the answer, or the error if nobody can be asked.
+
+    Args:
+        address: its inbox.
+        body: what is asked.
+        future: a new one, or one that waits already and has nobody to answer it yet.
+        timeout: seconds that the question waits for room, fewer than it has otherwise.
+
+    Raises:
+        EncodeError: the question cannot travel.
+    """
+    try:
+        way = reply.route(address)
+        box = inbox(way.end)
+        if future.asked:
+            box.entrust(future, way.pid)
+        else:
+            future.enter(box, way.pid)
+        frame = way.end.codec.encode_routed(body, box.route, future.number)
+        patience = reply.PATIENCE if timeout is None else min(timeout, reply.PATIENCE)
+        (way.end.tx or way.end.open_sender()).send(frame, patience)
+    except ChannelError as error:
+        future.abort(error)
+    except BaseException:
+        future.abort(ChannelBroken("the question was not sent"))
+        raise
+
+
+def tell(address: bytes, body: tuple[Any, ...]) -> None:
+    """Ask the process behind an address for something, and want no answer; raises what ``Route.send`` raises."""
+    way = reply.route(address)
+    way.check()  # what is sent to a process that has ended may seem to have arrived
+    frame = way.end.codec.encode_routed(body, wire.Routed(address), 0)
+    (way.end.tx or way.end.open_sender()).send(frame, reply.PATIENCE)
+
+
+def ask_for(future: Future[Any], address: bytes, export: int) -> None:
+    """Ask for the value of a future of another process, if nobody has asked."""
+    box = inbox()
+    with box.seeking:
+        if future.asked:
+            return
+        if reply.is_near(address):
+            ask(address, ("future", export), future)
+            return
+        # That process may be stopped, and who wants the value may have a deadline, or an event loop to go on with.
+        future.enter(box, None)
+        try:
+            asking = threading.Thread(target=ask, args=(address, ("future", export), future), name="ipcbus-asks", daemon=True)
+            asking.start()
+        except BaseException:
+            future.abort(ChannelBroken("the question was not sent: there was no thread for it"))
+            raise
