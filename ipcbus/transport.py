@@ -27,7 +27,8 @@ The rules (each is checked by ``ipcbus.testing.contract`` for every scheme and e
 13. **Close.** ``close`` is idempotent, wakes a blocked call of another thread, is bounded in time (``LINGER``) and frees
     every descriptor, thread, name and file of this process's end. The channel lives on for the others.
 14. **Closed is closed.** Use after close raises ``ChannelClosed``.
-15. **Threads.** Threads may share an end.
+15. **Threads.** Threads may share an end. That one is busy with it for a moment makes the channel neither full nor empty for
+    another, whatever its timeout.
 16. **Processes.** A channel works in a child made by fork, spawn or forkserver that got it as an argument, and in a
     forked child that merely inherited it.
 17. **One receiver.** With ``receivers="one"``, a second process that tries to receive gets ``ChannelBusy`` and takes

@@ -11,6 +11,9 @@ stands behind it. So the acquire goes *inside* the ``try``, and the ``finally`` 
 
 An RLock knows its owner, which makes that safe when the acquire failed. (``with lock:`` needs none of this, but knows
 no timeout.)
+
+A link's lock is held by who makes a call, also while that call waits for the other side. Only the second is a reason to
+say that a channel is full or empty: that another thread is busy with it for the moment says nothing about the channel.
 """
 
 from __future__ import annotations
@@ -18,9 +21,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from threading import RLock
 
-__all__ = ["release"]
+__all__ = ["acquire", "release"]
+
+_MOMENT = 0.001
+"""Seconds after which is looked again whether the thread that has a lock has begun to wait."""
+
+
+def acquire(lock: RLock, timeout: float | None, waits: Callable[[], bool]) -> bool:
+    """Acquire a link's lock; say whether that was possible before the timeout or before who has it began to wait.
+
+    Args:
+        lock: what only a call has that does not block, or waits.
+        timeout: seconds, counted only while ``waits``; None is without limit.
+        waits: tells whether the thread that has the lock waits for the other side.
+    """
+    patience = -1 if timeout is None else timeout
+    while not lock.acquire(timeout=patience):
+        if waits():
+            return False
+        patience = _MOMENT
+    return True
 
 
 def release(lock: RLock) -> None:

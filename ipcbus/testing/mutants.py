@@ -268,6 +268,23 @@ class _SendsAfterFull(_Sender):
             raise
 
 
+class _BusyIsFull(_Sender):
+    """Takes a thread that is sending for a channel that is full."""
+
+    def __init__(self, link: Any) -> None:
+        super().__init__(link)
+        self._lock = threading.Lock()
+
+    def send(self, frame: Frame, timeout: float | None) -> None:
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise ChannelFull("another thread is sending")
+        try:
+            time.sleep(0.0001)  # lets the other threads run
+            self.link.send(frame, timeout)
+        finally:
+            self._lock.release()
+
+
 class _UsableAfterClose(_Sender):
     def close(self) -> None:
         pass
@@ -442,6 +459,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mutant-overrun", "overruns its deadline", "send_deadline", sender=_OverrunsDeadline),
     Mutant("mutant-hasty", "gives up before its deadline", "recv_deadline", receiver=_GivesUpEarly),
     Mutant("mutant-refused", "delivers what it refused", "impatient_sender", sender=_SendsAfterFull),
+    Mutant("mutant-busy", "takes a busy thread for a full channel", "threads_find_room", sender=_BusyIsFull),
     Mutant("mutant-open", "is usable after close", "close", sender=_UsableAfterClose),
     Mutant("mutant-deaf", "does not wake a blocked call when closed", "close_wakes", receiver=_CloseWakesNobody),
     Mutant("mutant-hang", "hangs on shutdown of a full channel", "shutdown_wakes", sender=_HangsOnShutdown),

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
-from ipcbus.plumbing.locks import release
+from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
@@ -124,6 +124,8 @@ class PipeReceiver(RecvLink):
         self._max_message = spec.max_message
         self._batch = max(1, spec.capacity // 4)
         self._closed = False
+        self._waiting = False
+        """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._lock = threading.RLock()
         self._lanes: dict[int, _Lane] = {}
         self._names: dict[bytes, _Lane] = {}
@@ -177,8 +179,11 @@ class PipeReceiver(RecvLink):
                 pass
 
     def _acquire(self, timeout: float | None) -> None:
-        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+        if not acquire(self._lock, timeout, self._is_waiting):
             raise ChannelEmpty("no message within the timeout: another thread is waiting for one already")
+
+    def _is_waiting(self) -> bool:
+        return self._waiting
 
     def _refill(self, timeout: float | None) -> Frame | None:
         """Have at least one item, or raise; return a message that came alone at once instead."""
@@ -198,7 +203,13 @@ class PipeReceiver(RecvLink):
             over = self._flags[0]
             if self._bell is not None:
                 self._ring()  # nothing waits here any more: left as it was it would end every wait at once
-            news = self._epoll.poll(0 if over or self._unsettled else left)
+            patience = 0 if over or self._unsettled else left
+            waiting = self._waiting  # true where a signal handler receives while the call that it interrupted waits
+            try:
+                self._waiting = patience != 0
+                news = self._epoll.poll(patience)
+            finally:
+                self._waiting = waiting
             if len(news) == 1 and not self._unsettled and (lane := self._lanes.get(news[0][0])) is not None:
                 self._due.append(lane)
                 lane.read()
@@ -417,7 +428,7 @@ class PipeReceiver(RecvLink):
     def ready(self) -> bool:
         """Tell whether there is a message, or an end."""
         try:
-            if not self._lock.acquire(blocking=False):
+            if not acquire(self._lock, 0, self._is_waiting):
                 return False  # another thread is waiting for it
             if self._closed or self._items:
                 return True

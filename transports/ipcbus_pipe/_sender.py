@@ -13,7 +13,7 @@ from ipcbus.plumbing import buffers as _buffers
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import close_all
-from ipcbus.plumbing.locks import release
+from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.memfiles import MemoryFiles
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import SendLink
@@ -62,6 +62,8 @@ class PipeSender(SendLink):
         self._files = MemoryFiles(options.kept_bytes)
         self._pipe: SenderLane | None = None
         self._closed = False
+        self._waiting = False
+        """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._lock = threading.RLock()
         self._wakeup: Wakeup | None = (wakeup := Wakeup())
         self._door_full = False
@@ -203,8 +205,11 @@ class PipeSender(SendLink):
     # ------------------------------------------------------------------ waiting
 
     def _acquire(self, timeout: float | None) -> None:
-        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+        if not acquire(self._lock, timeout, self._is_waiting):
             raise ChannelFull(f"no room within {timeout} s: another thread is waiting for room already")
+
+    def _is_waiting(self) -> bool:
+        return self._waiting
 
     def _make_room(self, timeout: float | None) -> SenderLane:
         """Have a lane with a credit and no debt, or raise."""
@@ -260,7 +265,12 @@ class PipeSender(SendLink):
 
     def _sleep(self, deadline: Deadline) -> list[tuple[int, int]]:
         """Wait for news, and see it also when there is no time left: unseen it would show as readable for ever."""
-        events = self._epoll.poll(deadline.remaining())
+        waiting = self._waiting  # true where a signal handler sends while the call that it interrupted waits
+        try:
+            self._waiting = True
+            events = self._epoll.poll(deadline.remaining())
+        finally:
+            self._waiting = waiting
         if self._closed or self._flags[0]:
             raise self._why_closed()
         pid = self._watched_pid
@@ -365,7 +375,7 @@ class PipeSender(SendLink):
     def ready(self) -> bool:
         """Tell whether there is a credit, and room in the pipe."""
         try:
-            if not self._lock.acquire(blocking=False):
+            if not acquire(self._lock, 0, self._is_waiting):
                 return False  # another thread is waiting for room
             if self._closed or self._flags[0]:
                 return True

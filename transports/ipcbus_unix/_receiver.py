@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelEmpty
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.plumbing.locks import release
+from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
 from ipcbus_unix._board import LARGE, SLOT
@@ -32,6 +32,8 @@ class UnixReceiver(RecvLink):
         self._handle = handle
         self._state = handle.state
         self._board = handle.board
+        self._waiting = False
+        """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._closed = False
         self._lock = threading.RLock()
         self._opening = threading.Lock()
@@ -97,8 +99,11 @@ class UnixReceiver(RecvLink):
         return self._wait(timeout) if frame is None else frame
 
     def _acquire(self, timeout: float | None) -> None:
-        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+        if not acquire(self._lock, timeout, self._is_waiting):
             raise ChannelEmpty("no message within the timeout: another thread is waiting for one already")
+
+    def _is_waiting(self) -> bool:
+        return self._waiting
 
     def _wait(self, timeout: float | None) -> Frame:
         """Take the next message that comes, which another receiver may be faster at."""
@@ -108,13 +113,22 @@ class UnixReceiver(RecvLink):
                 # Everything was taken out, so everybody has room: also those whom a receiver that was killed since would
                 # have told.
                 self._state.news.set()
-            if timeout == 0 or not self._poll.poll(deadline.milliseconds()):
+            if timeout == 0 or not self._sleep(deadline):
                 raise ChannelEmpty("no message within the timeout")
             if self._closed:
                 raise self._why_closed()
             frame = self._intake.take()
             if frame is not None:
                 return frame
+
+    def _sleep(self, deadline: Deadline) -> bool:
+        """Wait until there may be a message; say whether that was so in time."""
+        waiting = self._waiting  # true where a signal handler receives while the call that it interrupted waits
+        try:
+            self._waiting = True
+            return bool(self._poll.poll(deadline.milliseconds()))
+        finally:
+            self._waiting = waiting
 
     @staticmethod
     def _why_closed() -> ChannelClosed:
@@ -136,7 +150,7 @@ class UnixReceiver(RecvLink):
     def ready(self) -> bool:
         """Tell whether there is a message, or an end. With many receivers, another may be faster."""
         try:
-            if not self._lock.acquire(blocking=False):
+            if not acquire(self._lock, 0, self._is_waiting):
                 return False  # another thread is waiting for it
             return self._closed or self._intake.pending or bool(self._poll.poll(0))
         finally:

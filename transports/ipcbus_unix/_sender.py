@@ -13,7 +13,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull
 from ipcbus.plumbing.buffers import size
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import close_all
-from ipcbus.plumbing.locks import release
+from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.memfiles import MemoryFiles
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.plumbing.watch import Watch
@@ -48,6 +48,8 @@ class UnixSender(SendLink):
         self._put = handle.inlet.send
         self._lock = threading.RLock()
         self._files = MemoryFiles(handle.kept_bytes)
+        self._waiting = False
+        """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._closed = False
         self._claim, self._tag = handle.board.enter()
         self._slot = self._tag & SLOT
@@ -166,8 +168,11 @@ class UnixSender(SendLink):
     # ------------------------------------------------------------------ room
 
     def _acquire(self, timeout: float | None) -> None:
-        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+        if not acquire(self._lock, timeout, self._is_waiting):
             raise ChannelFull(f"no room within {timeout} s: another thread is waiting for room already")
+
+    def _is_waiting(self) -> bool:
+        return self._waiting
 
     def _look(self) -> bool:
         """Look at the board, and say whether this sender has room."""
@@ -225,14 +230,17 @@ class UnixSender(SendLink):
 
     def _sleep(self, deadline: Deadline, *, for_bytes: bool) -> None:
         """Wait until something changes that may make room; raise when the receiver that should make some has died."""
+        waiting = self._waiting  # true where a signal handler sends while the call that it interrupted waits
         try:
             if self._expect(for_bytes=for_bytes):
                 return
             if self._watch is not None:
                 self._watch.check()
             if not self._closed:  # looked at when there is something that a close can wake
+                self._waiting = True
                 self._open_epoll().poll(deadline.remaining())
         finally:
+            self._waiting = waiting
             self._board.wake[self._slot] = NEVER
             if not self._shared:
                 self._show(_NOTHING)
@@ -300,7 +308,7 @@ class UnixSender(SendLink):
     def ready(self) -> bool:
         """Tell whether there is room, for a message and for its bytes."""
         try:
-            if not self._lock.acquire(blocking=False):
+            if not acquire(self._lock, 0, self._is_waiting):
                 return False  # another thread is waiting for room
             if self._closed or is_shut(self._handle.inlet):
                 return True

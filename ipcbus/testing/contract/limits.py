@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +204,29 @@ def check_impatient_sender(subject: Subject) -> None:
     assert got == accepted, (
         f"accepted but not received: {set(accepted) - set(got)}; refused but received: {set(got) - set(accepted)}"
     )
+
+
+@check(9, 10, 15)
+def check_threads_find_room(subject: Subject) -> None:
+    """Threads that share a sending end and do not wait are not refused while there is room for all of them."""
+    channel = subject.open(capacity=1000)
+    channel.send("first", timeout=PATIENCE)
+    assert channel.recv(timeout=PATIENCE) == "first", "the first message did not arrive"
+    threads, each = 3, 50
+
+    def send(number: int, start: threading.Barrier) -> None:
+        start.wait(PATIENCE)
+        for n in range(each):
+            channel.send((number, n), timeout=0)
+
+    for _ in range(5):
+        start = threading.Barrier(threads)
+        for task in [subject.thread(send, number, start) for number in range(threads)]:
+            task.result()
+        got = sorted(channel.recv(timeout=PATIENCE) for _ in range(threads * each))
+        expected = [(number, n) for number in range(threads) for n in range(each)]
+        assert got == expected, "of what threads had sent a message arrived twice, and another never"
+    assert channel.stats().dropped == 0, f"nothing was dropped, stats() counts {channel.stats().dropped}"
 
 
 @check(9)
