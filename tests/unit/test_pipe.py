@@ -76,11 +76,14 @@ def readable(link, seconds):
 
 
 def fill(link, message):
+    """Send until there is no room; return how often."""
+    sent = 0
     try:
         while True:
             link.send([message], 0)
+            sent += 1
     except ChannelFull:
-        pass
+        return sent
 
 
 def wakeups(link, call):
@@ -136,6 +139,46 @@ class TestHandingOver:
                 assert receiver.recv(0)
         receiver.close()
         assert len(drain(ends.receiver())) == 398
+
+    def test_beside_a_door_that_is_full(self, make):
+        ends = make(5000, large=4096)
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([b"1"], 0)
+        assert receiver.recv(0) == (b"1",)
+        accepted = fill(sender, bytes(8000))
+        assert accepted > 100
+        receiver.close()
+        assert drain(ends.receiver()) == [bytes(8000)] * accepted
+        sender.send([b"2"], 0)
+
+    def test_more_than_senders_can_leave_in_the_door(self, make):
+        ends = make(5000, large=4096)
+        sender, receiver = ends.sender(), ends.receiver()
+        messages = [b"%04d" % number * 2000 for number in range(5000)]
+        sent = 0
+        for _ in range(2):
+            try:
+                while True:
+                    sender.send([messages[sent]], 0)
+                    sent += 1
+            except ChannelFull:
+                receiver._open_door()
+        receiver.close()
+        ends.receiver().close()  # which has not looked what there is
+        assert drain(ends.receiver()) == messages[:sent]
+
+    def test_to_a_successor_without_descriptors_for_all_of_it(self, make, no_descriptors):
+        ends = make(200, large=4096)
+        sender, receiver = ends.sender(), ends.receiver()
+        messages = [b"%04d" % number * 2000 for number in range(100)]
+        for message in messages:
+            sender.send([message], 0)
+        receiver._open_door()
+        receiver.close()
+        successor = ends.receiver()
+        with no_descriptors(), pytest.raises(ChannelBroken, match="nothing is lost"):
+            successor.recv(0)
+        assert drain(successor) == messages
 
     def test_closing_beside_a_stream_without_sense(self, make):
         ends = make()

@@ -133,8 +133,11 @@ class PipeReceiver(RecvLink):
         self._notes: deque[Raw] = deque()
         self._orphans: deque[Large] = deque()
         self._arrived: set[bytes] = set()
-        self._unsettled = False
-        """Whether the three above may hold something, left by an interruption or an error: no descriptor shows it."""
+        self._heir = True
+        """Whether there may be something that an earlier receiver handed on."""
+        self._unsettled = True
+        """Whether there may be something of that, or left in the three above by an interruption or an error: no descriptor
+        shows it."""
         self._items: deque[Item] = deque()
         self._lane: _Lane | None = None
         self._due: deque[_Lane] = deque()
@@ -299,9 +302,9 @@ class PipeReceiver(RecvLink):
     # ------------------------------------------------------------------ lanes
 
     def _open_door(self) -> None:
-        """Take all that senders have left."""
+        """Take all that an earlier receiver has handed on, and then all that senders have left."""
         self._unsettled = True
-        while self._notes or self._door.take(self._notes):
+        while self._notes or self._inherit() or self._door.take(self._notes):
             # Each step below may be taken twice: an interruption leaves the note here, and it is dealt with again.
             try:
                 note = _door.read(self._notes[0])
@@ -311,7 +314,7 @@ class PipeReceiver(RecvLink):
             if isinstance(note, Large):
                 known = self._names.get(note.lane)
                 if known is not None:
-                    known.large[note.number] = (note.fds[0], note.size)
+                    known.large |= note.files
                 elif note not in self._orphans:
                     self._orphans.append(note)
             elif note.lane not in self._names:
@@ -322,7 +325,7 @@ class PipeReceiver(RecvLink):
         self._settle()
 
     def _settle(self) -> None:
-        """Begin with the lanes that came. Only when the door is empty: an earlier receiver hands lanes on last of all."""
+        """Begin with the lanes that came. Only when the door is empty: which lanes there are is known only then."""
         while self._arrived:
             sender = next(iter(self._arrived))
             queue = self._senders.get(sender)
@@ -333,11 +336,16 @@ class PipeReceiver(RecvLink):
             note = self._orphans[0]
             lane = self._names.get(note.lane)
             if lane is not None:
-                lane.large[note.number] = (note.fds[0], note.size)
+                lane.large |= note.files
             self._orphans.popleft()
             if lane is None:
-                os.close(note.fds[0])  # its lane died with an earlier receiver
+                note.close()  # its lane died with an earlier receiver
         self._unsettled = False
+
+    def _inherit(self) -> bool:
+        """Take the next of what an earlier receiver handed on, before anything of what senders have left."""
+        self._heir = self._heir and self._door.inherit(self._notes)
+        return self._heir
 
     def _add(self, note: Lane) -> None:
         # A sender that begins a new lane has ended its last one; what is in that comes first.
@@ -377,7 +385,7 @@ class PipeReceiver(RecvLink):
         del self._names[lane.name]
 
     def _hand_over(self) -> None:
-        """Leave every lane in the door for whoever receives next, with what was read of it and not delivered."""
+        """Hand every lane on to whoever receives next, with what was read of it and not delivered."""
         for queue in self._senders.values():
             for lane in queue:
                 if lane is self._lane:
@@ -389,9 +397,7 @@ class PipeReceiver(RecvLink):
                     if left := unparse(lane.state):
                         fds = (*fds, fd := os.memfd_create("ipcbus-lane", os.MFD_CLOEXEC))
                         os.write(fd, left)
-                    self._door.leave(Lane(lane.name, lane.sender, lane.ordinal, fds))
-                    for number, (large, size) in lane.large.items():
-                        self._door.leave(Large(lane.name, number, size, (large,)))
+                    self._door.hand_on(Lane(lane.name, lane.sender, lane.ordinal, fds), lane.large)
                 except (OSError, ChannelBroken):
                     continue  # no room or no descriptor: this sender learns from its pipe that nobody reads it
                 finally:
@@ -471,7 +477,7 @@ class PipeReceiver(RecvLink):
             lane.close()
         self._names.clear()
         while self._orphans:
-            os.close(self._orphans.popleft().fds[0])
+            self._orphans.popleft().close()
         self._items = deque()
         self._wakeup = None
         if self._bell is not None:

@@ -194,7 +194,7 @@ class PipeSender(SendLink):
             while not self._can_write(pipe):
                 self._wait(pipe, deadline, for_bytes=True)
             number = next(pipe.numbers)
-            note = Large(pipe.name, number, size, (held[0],))
+            note = Large(pipe.name, {number: (held[0], size)})
             self._leave(note, deadline)
             os.write(pipe.fd, _stream.large_record(number))
         except BrokenPipeError as error:
