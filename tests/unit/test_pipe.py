@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ipcbus
-from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, DecodeError
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, DecodeError, PeerDied
 from ipcbus.transport import ChannelSpec
 from ipcbus_pipe import Pipe, PipeOptions, _sender, _stream
 
@@ -54,6 +54,17 @@ def make():
 def another_process(monkeypatch):
     """Let the senders opened from now on be those of another process."""
     return lambda: monkeypatch.setattr(_sender, "_identity", (os.getpid(), os.urandom(8)))
+
+
+@pytest.fixture
+def lose_lanes(monkeypatch):
+    """Have a receiver close as one that can hand nothing on."""
+
+    def close(receiver):
+        monkeypatch.setattr(receiver, "_hand_over", lambda: None)
+        receiver.close()
+
+    return close
 
 
 def descriptors():
@@ -266,6 +277,45 @@ class TestDoor:
                 await task
 
         asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+    def test_waiting_for_a_full_door_ends_with_the_lane(self, make, monkeypatch, lose_lanes):
+        ends = make(5000, large=4096)
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([b"1"], 0)
+        assert receiver.recv(0) == (b"1",)
+        fill(sender, bytes(8000))
+        check = sender._check_receiver
+
+        def close_and_check():  # when it is certain that it has to wait
+            lose_lanes(receiver)
+            check()
+
+        monkeypatch.setattr(sender, "_check_receiver", close_and_check)
+
+        def wait():
+            with pytest.raises(PeerDied, match="let this process's pipe go"):
+                sender.send([bytes(8000)], PATIENCE)
+
+        assert wakeups(sender, wait) < 5
+        with pytest.raises(ChannelFull):
+            sender.send([bytes(8000)], 0.01)  # it has no lane any more, and finds no room for a new one
+
+    def test_waiting_for_a_door_that_others_fill_again(self, make, monkeypatch):
+        ends = make(5000, large=4096)
+        sender, other, receiver = ends.sender(), ends.sender(), ends.receiver()
+        sender.send([b"1"], 0)
+        fill(other, bytes(8000))
+        sleep = sender._sleep
+
+        def emptied_and_filled(deadline):
+            events = sleep(deadline)
+            receiver._open_door()
+            fill(other, bytes(8000))
+            return events or [(ends.handle.door.outside(), select.EPOLLOUT)]
+
+        monkeypatch.setattr(sender, "_sleep", emptied_and_filled)
+        with pytest.raises(ChannelFull):
+            sender.send([bytes(8000)], 0.05)
 
     def test_no_descriptor_for_each_large_message_that_is_kept(self, make):
         ends = make(kept_bytes=0)

@@ -259,9 +259,6 @@ class PipeSender(SendLink):
         events = self._sleep(deadline)
         if not events:
             raise ChannelFull(f"{self._spec.capacity} messages, or as many bytes as the pipe holds, wait to be received")
-        for fd, event in events:
-            if fd == pipe.fd and event & select.EPOLLERR:
-                raise self._lane_lost(pipe, None)
 
     def _sleep(self, deadline: Deadline) -> list[tuple[int, int]]:
         """Wait for news, and see it also when there is no time left: unseen it would show as readable for ever."""
@@ -276,6 +273,9 @@ class PipeSender(SendLink):
         pid = self._watched_pid
         if pid >= 0 and any(fd == self._watch for fd, _ in events) and self._state.receiver() == pid:
             raise PeerDied(_ORPHANED.format(pid), pid)
+        pipe = self._pipe
+        if pipe is not None and any(fd == pipe.fd and event & select.EPOLLERR for fd, event in events):
+            raise self._lane_lost(pipe, None)
         return events
 
     def _leave(self, note: Note, deadline: Deadline) -> None:
@@ -292,7 +292,8 @@ class PipeSender(SendLink):
                 self._pipe.collect()  # as above
             self._check_receiver()
             self._show_room(self._door.outside())
-            if not self._sleep(deadline):
+            over = deadline.expired  # others may be quicker each time that there is room
+            if not self._sleep(deadline) or over:
                 raise ChannelFull("nobody has taken what senders left for the receiver")
 
     def _show_room(self, fd: int) -> None:
