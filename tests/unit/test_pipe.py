@@ -377,6 +377,22 @@ class TestWaiting:
         assert wakeups(receiver, wait) < 5
         assert not readable(receiver, 0)
 
+    @pytest.mark.parametrize("full", ["", "lane", "door"])
+    def test_a_lane_that_is_lost_is_no_reason_to_wait(self, make, lose_lanes, full):
+        ends = make(8 if full == "lane" else 5000, large=4096)
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([b"1"], 0)
+        assert receiver.recv(0) == (b"1",)
+        if full:
+            fill(sender, b"2" if full == "lane" else LARGE[:5000])
+            assert not sender.ready()
+        lose_lanes(receiver)
+        ends.receiver()
+        assert readable(sender, 0)
+        assert sender.ready()
+        with pytest.raises(PeerDied):
+            sender.send([b"3"], 0)
+
     def test_messages_larger_than_the_pipe_need_no_waiting(self, make):
         ends = make(pipe_bytes=8192)
         sender, receiver = ends.sender(), ends.receiver()

@@ -191,7 +191,7 @@ class PipeSender(SendLink):
         try:
             self._files.write(frame, size, held)
             # The mark that follows needs room in the pipe. Nobody else writes there, so room that is seen stays.
-            while not self._can_write(pipe):
+            while self._look_at(pipe) != select.POLLOUT:
                 self._wait(pipe, deadline, for_bytes=True)
             number = next(pipe.numbers)
             note = Large(pipe.name, {number: (held[0], size)})
@@ -354,11 +354,11 @@ class PipeSender(SendLink):
         self._pipe = None
 
     @staticmethod
-    def _can_write(pipe: SenderLane) -> bool:
+    def _look_at(pipe: SenderLane) -> int:
+        """Return ``POLLOUT`` if there is room in the pipe, ``POLLERR`` and maybe more if nobody will ever read it."""
         poller = select.poll()
         poller.register(pipe.fd, select.POLLOUT)
-        events = poller.poll(0)
-        return bool(events) and not events[0][1] & select.POLLERR
+        return sum(events for _, events in poller.poll(0))
 
     def _why_closed(self) -> ChannelClosed:
         if self._closed:
@@ -389,11 +389,14 @@ class PipeSender(SendLink):
                 return True
             self._check_receiver()
             credit = pipe is None or pipe.collect()
+            shown = select.POLLOUT if pipe is None else self._look_at(pipe)
+            if shown & select.POLLERR:
+                return True  # a send would say that the lane is lost
             if self._door_full:
                 self._show_room(self._door.outside())
                 return False
             assert pipe is not None  # else there is no lane because the door was full
-            if not self._can_write(pipe):
+            if not shown:
                 self._show_room(pipe.fd)
                 return False
             self._show_room(_NOTHING)
