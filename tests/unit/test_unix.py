@@ -13,6 +13,7 @@ import pytest
 
 import ipcbus
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel
+from ipcbus.plumbing.state import SharedState
 from ipcbus.transport import ChannelSpec
 from ipcbus_unix import Unix, UnixOptions, _board
 from ipcbus_unix._board import LARGE, STEP
@@ -189,6 +190,22 @@ class TestLarge:
             monkeypatch.setattr(sender, "_put", refuse)
             sender.send([b"%d" % code], 0)
         assert drain(ends.receiver()) == [b"%d" % errno.ENOBUFS, b"%d" % errno.EMSGSIZE]
+
+    def test_announced_to_the_receiver_before_while_the_next_one_opens(self, make, monkeypatch):
+        ends = make()
+        sender, first = ends.sender(), ends.receiver()
+        attach = SharedState.attach
+
+        def attach_later(state):
+            sender.send([BIG], 0)
+            assert first.recv(0)
+            sender.send([BIG], 0)
+            first.close()
+            return attach(state)
+
+        monkeypatch.setattr(SharedState, "attach", attach_later)
+        second = ends.receiver()
+        assert drain(second) == [BIG]
 
 
 class TestDescriptors:

@@ -74,7 +74,6 @@ class Intake:
         state: how waiting senders are told.
         inline: bytes of the largest message that comes through the socket itself.
         limit: bytes of the largest message.
-        alone: whether nobody else takes messages while this does.
 
     Attributes:
         plain: whether the quick way may be taken: ``recv_into`` with ``memory``, then ``settle``. Not while it is not known
@@ -104,16 +103,14 @@ class Intake:
         "words",
     )
 
-    def __init__(
-        self, outlet: socket.socket, board: Board, state: SharedState, inline: int, limit: int, *, alone: bool
-    ) -> None:
+    def __init__(self, outlet: socket.socket, board: Board, state: SharedState, inline: int, limit: int) -> None:
         self._fd = outlet.fileno()
         self._into = outlet.recv_into
         self._board = board
         self._state = state
         self._limit = limit
         self._ended = False
-        self.plain = alone and not board.flags[LARGE_MAY_COME]
+        self.plain = False
         self.size = max(HEAD + inline, MARK.size) + 1  # one more: what fills all of it was too large
         self.memory = bytearray(-(-self.size // 8) * 8)
         self.view = memoryview(self.memory)
@@ -125,6 +122,13 @@ class Intake:
         self._call = ((self._fd,), (ctypes.byref(header),), (_FLAGS,))
         self._got: list[Any] = []
         """What the careful call returned for the message that is in the memory; then None once its descriptor was closed."""
+
+    def begin_alone(self) -> None:
+        """Take the quick way, until large messages may come: to be called once nobody else takes messages.
+
+        Not before: the one who did so far may have taken the announcement out since it was looked for.
+        """
+        self.plain = not self._board.flags[LARGE_MAY_COME]
 
     def take(self) -> Frame | None:
         """Take the oldest message; None if there is none now.

@@ -37,8 +37,7 @@ class UnixReceiver(RecvLink):
         self._closed = False
         self._lock = threading.RLock()
         self._opening = threading.Lock()
-        alone = spec.receivers == "one" and not spec.drops_old
-        self._intake = intake = Intake(handle.outlet, handle.board, handle.state, handle.inline, spec.max_message, alone=alone)
+        self._intake = intake = Intake(handle.outlet, handle.board, handle.state, handle.inline, spec.max_message)
         self._into = handle.outlet.recv_into
         self._memory, self._view, self._words, self._size = intake.memory, intake.view, intake.words, intake.size
         self._taken, self._wake = handle.board.taken, handle.board.wake
@@ -57,6 +56,8 @@ class UnixReceiver(RecvLink):
                     "the messages out",
                     owner,
                 )
+            if not spec.drops_old:
+                intake.begin_alone()
 
     def recv(self, timeout: float | None) -> Frame:
         """Take the oldest message."""

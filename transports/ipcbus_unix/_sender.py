@@ -286,9 +286,7 @@ class UnixSender(SendLink):
                 raise self._why_closed()
             if self._intake is None:
                 handle = self._handle
-                self._intake = Intake(
-                    handle.outlet, handle.board, handle.state, handle.inline, self._spec.max_message, alone=False
-                )
+                self._intake = Intake(handle.outlet, handle.board, handle.state, handle.inline, self._spec.max_message)
             try:
                 return self._intake.take() is not None
             except EOFError:
