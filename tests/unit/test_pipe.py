@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ipcbus
-from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, DecodeError, PeerDied
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, DecodeError, EndOfChannel, PeerDied
 from ipcbus.transport import ChannelSpec
 from ipcbus_pipe import Pipe, PipeOptions, _sender, _stream
 
@@ -432,6 +432,29 @@ class TestShutdown:
         channel.close()
         with pytest.raises(ChannelClosed):
             channel.shutdown()
+
+    @pytest.mark.parametrize("look", [False, True])
+    def test_a_send_that_overlaps_it_and_is_late(self, make, monkeypatch, look):
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([b"1"], 0)
+        assert receiver.recv(0) == (b"1",)
+
+        def ended():
+            with pytest.raises(EndOfChannel):
+                receiver.recv(0)
+
+        def write_late(fd, data):
+            receiver.shutdown()
+            ended()
+            return os.write(fd, data)
+
+        monkeypatch.setattr(_sender, "_write", write_late)
+        with pytest.raises(ChannelClosed):
+            sender.send([b"2"], 0)
+        if look:
+            assert receiver.ready()
+        ended()
 
     def test_by_a_process_that_has_no_end_open(self):
         with ipcbus.open("pipe:") as channel:

@@ -124,6 +124,9 @@ class PipeReceiver(RecvLink):
         self._max_message = spec.max_message
         self._batch = max(1, spec.capacity // 4)
         self._closed = False
+        self._over = False
+        """Whether nothing is received here any more: after close, or once somebody was told of the end. What a send that
+        overlapped the shutdown writes after that does not come any more; the send raises."""
         self._waiting = False
         """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._lock = threading.RLock()
@@ -198,8 +201,8 @@ class PipeReceiver(RecvLink):
             else:
                 left = 0
         while True:
-            if self._closed:
-                raise ChannelClosed("this end of the pipe: channel is closed")
+            if self._over:
+                raise self._why_over()
             if (self._due or self._lane is not None) and self._next_lane():
                 return None
             # Looked at before the descriptors: what was sent before the shutdown is found by the poll that follows it.
@@ -222,11 +225,17 @@ class PipeReceiver(RecvLink):
                     return frame
             elif not self._gather(news):  # else: what was in the door may have to be read yet
                 if over:
-                    raise EndOfChannel("the pipe: channel was shut down and is drained")
+                    self._over = True
+                    raise self._why_over()
                 if left == 0:
                     raise ChannelEmpty("no message within the timeout")
             if until is not None:
                 left = max(0, until - monotonic())
+
+    def _why_over(self) -> ChannelClosed | EndOfChannel:
+        if self._closed:
+            return ChannelClosed("this end of the pipe: channel is closed")
+        return EndOfChannel("the pipe: channel was shut down and is drained")
 
     def _next_lane(self) -> bool:
         """Make the items of the next lane that has some the current ones; say whether there are any."""
@@ -436,7 +445,7 @@ class PipeReceiver(RecvLink):
         try:
             if not acquire(self._lock, 0, self._is_waiting):
                 return False  # another thread is waiting for it
-            if self._closed or self._items:
+            if self._over or self._items:
                 return True
             over = self._flags[0]
             while not self._next_lane():
@@ -453,7 +462,7 @@ class PipeReceiver(RecvLink):
 
     def close(self) -> None:
         """Let another process receive; what was sent and not delivered goes to it."""
-        self._closed = True
+        self._closed = self._over = True
         wakeup = self._wakeup  # kept alive: another thread may close too
         if wakeup is None:
             return
@@ -467,7 +476,7 @@ class PipeReceiver(RecvLink):
 
     def abandon(self) -> None:
         """Free what a forked child inherited."""
-        self._closed = True
+        self._closed = self._over = True
         self._seat.close()
         self._free()
 
