@@ -335,6 +335,7 @@ class TestWaiting:
     def test_for_bytes_with_credits_left_to_take(self, make):
         ends = make(1000, pipe_bytes=65536)
         sender, receiver = ends.sender(), ends.receiver()
+        sender.fileno()
         for _ in range(10):
             sender.send([bytes(4000)], 0)
         assert len(drain(receiver)) == 10
@@ -351,6 +352,7 @@ class TestWaiting:
     def test_descriptor_shows_room_for_bytes_after_a_failed_send(self, make):
         ends = make(1000, pipe_bytes=65536)
         sender, receiver = ends.sender(), ends.receiver()
+        sender.fileno()
         fill(sender, bytes(4000))
         assert not readable(sender, 0)
         assert receiver.recv(0)  # read whole, delivered in part: bytes are free, and no credit has come back
@@ -398,6 +400,41 @@ class TestWaiting:
         sender, receiver = ends.sender(), ends.receiver()
         sender.send([bytes(100_000)], 0)
         assert drain(receiver) == [bytes(100_000)]
+
+    @pytest.mark.parametrize("take_note", ["ready", "depth", "send"])
+    def test_descriptor_shows_room_that_another_thread_has_taken_note_of(self, make, take_note):
+        ends = make(4)
+        sender, receiver = ends.sender(), ends.receiver()
+        fill(sender, b"1")
+        assert readable(sender, 0)  # the first time it is given out: somebody is to look
+        assert not sender.ready()
+        assert not readable(sender, 0)
+        assert len(drain(receiver)) == 4
+        if take_note == "send":
+            sender.send([b"2"], 0)
+        else:
+            getattr(sender, take_note)()
+        assert readable(sender, 0)
+        assert sender.ready()
+        fill(sender, b"3")
+        assert not sender.ready()
+        assert not readable(sender, 0)
+
+    def test_threads_that_wait_for_the_same_room(self):
+        with ipcbus.open("pipe:", capacity=1) as channel:
+            channel.send(1)
+            assert not channel.sender.ready()
+            woken = []
+            waiting = [
+                threading.Thread(target=lambda: woken.extend(ipcbus.wait([channel.sender], timeout=PATIENCE))) for _ in range(3)
+            ]
+            for thread in waiting:
+                thread.start()
+            threading.Event().wait(0.05)  # so that they are likely to wait; they must be woken either way
+            assert channel.recv(timeout=PATIENCE) == 1
+            for thread in waiting:
+                thread.join(PATIENCE)
+            assert len(woken) == 3
 
     def test_stats_and_wait_beside_a_blocked_thread(self):
         with ipcbus.open("pipe:", capacity=1) as channel:
