@@ -87,4 +87,21 @@ def test_another_thread_waits_for_room(channel):
         with pytest.raises(ChannelFull, match="another thread"):
             channel.send("fourth", timeout=0)
         assert not tx.ready()
+        assert not ipcbus.wait([channel.sender], timeout=0.01)
         assert [channel.recv(PATIENCE), channel.recv(PATIENCE)] == ["second", "third"]
+
+
+@pytest.mark.parametrize("capacity", [4, 16])
+@pytest.mark.parametrize("url", ["pipe:", "unix:"])
+def test_a_send_and_a_wait_for_the_same_room(url, capacity):
+    with ipcbus.open(url, capacity=capacity) as channel:
+        for number in range(capacity):
+            channel.send(number)
+        tx, woken = channel._end.tx, []
+        with thread(channel.send, capacity, PATIENCE):
+            wait_until(lambda: tx._waiting)
+            with thread(lambda: woken.extend(ipcbus.wait([channel.sender], timeout=PATIENCE))):
+                threading.Event().wait(0.05)  # so that it is likely to wait; it must be woken either way
+                for number in range(capacity):
+                    assert channel.recv(timeout=PATIENCE) == number
+        assert woken == [channel.sender]

@@ -223,10 +223,24 @@ class UnixSender(SendLink):
         else:
             self._show(_NO_EVENTS if self._batch > 1 else select.EPOLLOUT | select.EPOLLET)
             self._board.expect_taking(self._slot, self._taken + self._batch * STEP)
+        self._hush()
         epoll.poll(0)  # edges that came before are seen by now, and must not show as readable for ever
-        if for_bytes:
-            return _polls(self._fd, select.POLLOUT)
-        return self._look()
+        has_room = _polls(self._fd, select.POLLOUT) if for_bytes else self._look()
+        if has_room:
+            self._ring()
+        return has_room
+
+    def _ring(self) -> None:
+        """Wake other threads that wait on the descriptor, which may not show any more what was seen here."""
+        wakeup = self._wakeup
+        if self._shared and wakeup is not None:
+            wakeup.set()
+
+    def _hush(self) -> None:
+        """Have the descriptor show only what comes from now on, before a look that rings again if there is room."""
+        wakeup = self._wakeup
+        if self._shared and wakeup is not None:
+            wakeup.clear()
 
     def _sleep(self, deadline: Deadline, *, for_bytes: bool) -> None:
         """Wait until something changes that may make room; raise when the receiver that should make some has died."""
@@ -238,7 +252,8 @@ class UnixSender(SendLink):
                 self._watch.check()
             if not self._closed:  # looked at when there is something that a close can wake
                 self._waiting = True
-                self._open_epoll().poll(deadline.remaining())
+                if self._open_epoll().poll(deadline.remaining()):
+                    self._ring()
         finally:
             self._waiting = waiting
             self._board.wake[self._slot] = NEVER
@@ -294,14 +309,18 @@ class UnixSender(SendLink):
 
     def fileno(self) -> int:
         """Return the descriptor that shows when room may have come."""
-        with self._lock:
+        try:
+            # Who sleeps has opened it, and has it show the same.
+            alone = acquire(self._lock, 0, self._is_waiting)
             if self._closed:
                 raise self._why_closed()
             epoll = self._open_epoll()
             self._shared = True
-            if self._mask == _NOTHING:
+            if alone and self._mask == _NOTHING:
                 self._show(_NO_EVENTS)
             return epoll.fileno()
+        finally:
+            release(self._lock)
 
     def ready(self) -> bool:
         """Tell whether there is room, for a message and for its bytes."""
@@ -316,6 +335,7 @@ class UnixSender(SendLink):
                 return self._is_deserted()
             self._crowded = 0
             self._show(_NO_EVENTS)
+            self._ring()
             return True
         finally:
             release(self._lock)
