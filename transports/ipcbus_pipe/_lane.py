@@ -1,18 +1,29 @@
-"""A lane as its sender sees it: the pipe, the credits, and what is still owed to the stream."""
+"""A lane as its two ends see it: a pipe and its credits; what a sender still owes to it, and what a receiver has read of it."""
 
 from __future__ import annotations
 
 import os
-from itertools import count
+import sys
+from collections import deque
+from itertools import count, islice, repeat
 from typing import TYPE_CHECKING
 
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.wakeup import Wakeup
+from ipcbus_pipe._stream import State, lone, parse
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["Debt", "SenderLane"]
+    from ipcbus.transport import Frame
+    from ipcbus_pipe._door import Lane
+
+__all__ = ["Debt", "ReceiverLane", "SenderLane"]
+
+_read, _repay = os.read, os.eventfd_write
+_BLOCK = 64 * 1024
+"""Bytes asked for by one read: many small messages per system call. Python allocates as many for each, and from 128 KiB on the
+C library would map and unmap them every time, which costs twenty times the read."""
 
 
 class Debt:
@@ -84,3 +95,87 @@ def _grow(fd: int, size: int) -> int:
     except OSError:
         pass  # a smaller pipe is slower and works
     return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+
+
+class ReceiverLane:
+    """One sender's pipe as the receiver sees it."""
+
+    def __init__(self, note: Lane) -> None:
+        self.name = note.lane
+        self.sender = note.sender
+        self.ordinal = note.ordinal
+        self.fd, self.credit_fd = note.fds[:2]
+        self._own = [self.fd, self.credit_fd]
+        self.state = self._between = State(deque())
+        self.large: dict[int, tuple[int, int]] = {}
+        self.delivered = 0
+        self.repay_at = 0
+        self._repaid: deque[tuple[None, int]] = deque([(None, 0)], maxlen=1)
+        self.ended = False
+        self.blocks: deque[tuple[int, bytes]] = deque()
+        if len(note.fds) > 2:
+            self.blocks.append((-2, _read_all(note.fds[2])))
+        self._reads = zip(count(), map(_read, repeat(self.fd), repeat(_BLOCK)))
+
+    def read(self) -> None:
+        """Read one block, if there is one."""
+        # Read and kept in one step in C: a signal handler that raises cannot come in between and lose bytes.
+        try:
+            self.blocks.extend(islice(self._reads, 1))
+        except BlockingIOError:
+            pass  # somebody looked before us
+
+    def take_lone(self) -> Frame | None:
+        """Take the message in what was just read, if that is all there is; ``parse`` would come to the same, later."""
+        blocks = self.blocks
+        if len(blocks) == 1:
+            number, block = blocks[0]
+            if self.state is self._between or self._is_between(number):
+                message = lone(block)
+                if message is not None:
+                    self.delivered += 1
+                    blocks.clear()
+                    return (message,)
+        return None
+
+    def _is_between(self, number: int) -> bool:
+        """Tell whether everything before a block was delivered, and nothing of the block itself."""
+        state = self.state
+        if state.rest or state.part is not None or state.items or state.block == number:
+            return False
+        self._between = state
+        return True
+
+    def parse(self, max_message: int) -> None:
+        """Bring the state up to the blocks that were read. May be interrupted anywhere and is then taken up again."""
+        while self.blocks:
+            number, block = self.blocks[0]
+            if not block:
+                self.ended = True
+            elif number != self.state.block:
+                self.state = parse(self.state, block, number, max_message)
+            self.blocks.popleft()
+
+    def repay(self, batch: int) -> None:
+        """Give the sender back its room for what was delivered; say when to do so next, after ``batch`` more."""
+        delivered = self.delivered
+        owed = delivered - self._repaid[0][1]
+        if owed:
+            # Written and noted in one step in C: a signal handler that raises cannot come in between and lose room.
+            self._repaid.extend(zip(map(_repay, (self.credit_fd,), (owed,)), (delivered,)))  # noqa: B905  one of each
+            self.repay_at = delivered + batch
+
+    def forget_large(self, end: int) -> None:
+        """Close the memory files with numbers below ``end``: those left over are of sends that were interrupted."""
+        for number in [known for known in self.large if known < end]:
+            os.close(self.large.pop(number)[0])
+
+    def close(self) -> None:
+        """Free the descriptors. Idempotent."""
+        while self._own:
+            os.close(self._own.pop())
+        self.forget_large(sys.maxsize)
+
+
+def _read_all(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 import threading
 from collections import deque
-from itertools import count, islice, repeat
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -18,98 +16,15 @@ from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
 from ipcbus_pipe import _door
 from ipcbus_pipe._door import Lane, Large, Raw
-from ipcbus_pipe._stream import Item, State, lone, parse, unparse
+from ipcbus_pipe._lane import ReceiverLane
+from ipcbus_pipe._stream import unparse
 
 if TYPE_CHECKING:
     from ipcbus.transport import ChannelSpec, Frame
     from ipcbus_pipe import PipeHandle
+    from ipcbus_pipe._stream import Item
 
 __all__ = ["PipeReceiver"]
-
-_read, _repay = os.read, os.eventfd_write
-_BLOCK = 64 * 1024
-"""Bytes asked for by one read: many small messages per system call. Python allocates as many for each, and from 128 KiB on the
-C library would map and unmap them every time, which costs twenty times the read."""
-
-
-class _Lane:
-    """One sender's pipe as the receiver sees it."""
-
-    def __init__(self, note: Lane) -> None:
-        self.name = note.lane
-        self.sender = note.sender
-        self.ordinal = note.ordinal
-        self.fd, self.credit_fd = note.fds[:2]
-        self._own = [self.fd, self.credit_fd]
-        self.state = self._between = State(deque())
-        self.large: dict[int, tuple[int, int]] = {}
-        self.delivered = 0
-        self.repay_at = 0
-        self._repaid: deque[tuple[None, int]] = deque([(None, 0)], maxlen=1)
-        self.ended = False
-        self.blocks: deque[tuple[int, bytes]] = deque()
-        if len(note.fds) > 2:
-            self.blocks.append((-2, _read_all(note.fds[2])))
-        self._reads = zip(count(), map(_read, repeat(self.fd), repeat(_BLOCK)))
-
-    def read(self) -> None:
-        """Read one block, if there is one."""
-        # Read and kept in one step in C: a signal handler that raises cannot come in between and lose bytes.
-        try:
-            self.blocks.extend(islice(self._reads, 1))
-        except BlockingIOError:
-            pass  # somebody looked before us
-
-    def take_lone(self) -> Frame | None:
-        """Take the message in what was just read, if that is all there is; ``parse`` would come to the same, later."""
-        blocks = self.blocks
-        if len(blocks) == 1:
-            number, block = blocks[0]
-            if self.state is self._between or self._is_between(number):
-                message = lone(block)
-                if message is not None:
-                    self.delivered += 1
-                    blocks.clear()
-                    return (message,)
-        return None
-
-    def _is_between(self, number: int) -> bool:
-        """Tell whether everything before a block was delivered, and nothing of the block itself."""
-        state = self.state
-        if state.rest or state.part is not None or state.items or state.block == number:
-            return False
-        self._between = state
-        return True
-
-    def parse(self, max_message: int) -> None:
-        """Bring the state up to the blocks that were read. May be interrupted anywhere and is then taken up again."""
-        while self.blocks:
-            number, block = self.blocks[0]
-            if not block:
-                self.ended = True
-            elif number != self.state.block:
-                self.state = parse(self.state, block, number, max_message)
-            self.blocks.popleft()
-
-    def repay(self, batch: int) -> None:
-        """Give the sender back its room for what was delivered; say when to do so next, after ``batch`` more."""
-        delivered = self.delivered
-        owed = delivered - self._repaid[0][1]
-        if owed:
-            # Written and noted in one step in C: a signal handler that raises cannot come in between and lose room.
-            self._repaid.extend(zip(map(_repay, (self.credit_fd,), (owed,)), (delivered,)))  # noqa: B905  one of each
-            self.repay_at = delivered + batch
-
-    def forget_large(self, end: int) -> None:
-        """Close the memory files with numbers below ``end``: those left over are of sends that were interrupted."""
-        for number in [known for known in self.large if known < end]:
-            os.close(self.large.pop(number)[0])
-
-    def close(self) -> None:
-        """Free the descriptors. Idempotent."""
-        while self._own:
-            os.close(self._own.pop())
-        self.forget_large(sys.maxsize)
 
 
 class PipeReceiver(RecvLink):
@@ -130,9 +45,9 @@ class PipeReceiver(RecvLink):
         self._waiting = False
         """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._lock = threading.RLock()
-        self._lanes: dict[int, _Lane] = {}
-        self._names: dict[bytes, _Lane] = {}
-        self._senders: dict[bytes, deque[_Lane]] = {}
+        self._lanes: dict[int, ReceiverLane] = {}
+        self._names: dict[bytes, ReceiverLane] = {}
+        self._senders: dict[bytes, deque[ReceiverLane]] = {}
         self._notes: deque[Raw] = deque()
         self._orphans: deque[Large] = deque()
         self._arrived: set[bytes] = set()
@@ -142,8 +57,8 @@ class PipeReceiver(RecvLink):
         """Whether there may be something of that, or left in the three above by an interruption or an error: no descriptor
         shows it."""
         self._items: deque[Item] = deque()
-        self._lane: _Lane | None = None
-        self._due: deque[_Lane] = deque()
+        self._lane: ReceiverLane | None = None
+        self._due: deque[ReceiverLane] = deque()
         self._wakeup: Wakeup | None = (wakeup := Wakeup())
         self._bell: Wakeup | None = None
         self._rung = False
@@ -256,7 +171,7 @@ class PipeReceiver(RecvLink):
             self._due.popleft()
         return True
 
-    def _finish(self, lane: _Lane) -> None:
+    def _finish(self, lane: ReceiverLane) -> None:
         """Give a lane's sender its room back; let go of the lane if that was all that will ever come of it."""
         lane.repay(self._batch)
         if lane.ended:
@@ -282,7 +197,7 @@ class PipeReceiver(RecvLink):
             raise problem
         return found
 
-    def _take_large(self, lane: _Lane, number: int) -> Frame:
+    def _take_large(self, lane: ReceiverLane, number: int) -> Frame:
         """Take a large message, which comes next: it is not copied again, and lives as long as what is decoded from it."""
         if number not in lane.large:
             self._open_door()  # may fail for want of descriptors; then the message is still there for the next call
@@ -361,12 +276,12 @@ class PipeReceiver(RecvLink):
         queue = self._senders.setdefault(note.sender, deque())
         lane = next((known for known in queue if known.name == note.lane), None)
         if lane is None:
-            lane = _Lane(note)
+            lane = ReceiverLane(note)
             queue.insert(sum(other.ordinal < lane.ordinal for other in queue), lane)
         self._arrived.add(note.sender)
         self._names[lane.name] = lane
 
-    def _watch(self, lane: _Lane) -> None:
+    def _watch(self, lane: ReceiverLane) -> None:
         self._due.append(lane)  # it may have come with what an earlier receiver had read of it
         try:
             self._epoll.register(lane.fd, select.EPOLLIN)
@@ -374,7 +289,7 @@ class PipeReceiver(RecvLink):
             pass  # registered before an interruption
         self._lanes[lane.fd] = lane
 
-    def _remove(self, lane: _Lane) -> None:
+    def _remove(self, lane: ReceiverLane) -> None:
         """Let go of a lane whose sender has closed it or died. A message it left half written is no message.
 
         May be interrupted anywhere and is then done again.
@@ -495,7 +410,3 @@ class PipeReceiver(RecvLink):
     def depth(self) -> int | None:
         """Return how many messages were read and not delivered; what senders' pipes hold is not known here."""
         return None
-
-
-def _read_all(fd: int) -> bytes:
-    return os.pread(fd, os.fstat(fd).st_size, 0)
