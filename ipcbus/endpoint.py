@@ -66,6 +66,9 @@ class Meter(Protocol):
     def open_receiver(self, end: Endpoint) -> RecvLink:
         """Open a receiving end; raises what ``Handle.open_receiver`` raises."""
 
+    def shut(self, end: Endpoint) -> bool:
+        """End the stream without an end; returns what ``Handle.shut`` returns."""
+
     def after_fork(self) -> None:
         """Start afresh in a forked child: must not lock or wait."""
 
@@ -171,7 +174,7 @@ class Endpoint:
             self.tx.shutdown()
         elif self.rx is not None and may_receive:
             self.rx.shutdown()
-        elif self.handle.shut():
+        elif self.handle.shut() if self.meter is None else self.meter.shut(self):
             pass  # who ends the stream does not have to be the one who may receive
         elif may_send:
             try:

@@ -56,6 +56,17 @@ class Meter:
         link = end.handle.open_receiver()
         return link if slot is None else CountedReceiver(link, slot, _Copies(self, slot))
 
+    def shut(self, end: Endpoint) -> bool:
+        """End the stream without an end, for the taps as well; say whether the transport can."""
+        slot = self._attach(end)
+        if not end.handle.shut():
+            return False
+        if slot is not None:
+            copies = _Copies(self, slot)
+            copies.end()
+            copies.close()
+        return True
+
     def after_fork(self) -> None:
         """Start afresh in a forked child, which is another process with a slot of its own."""
         self._slot = self._board = None
