@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["at_exit", "close_in_child", "count", "in_child", "opening"]
 
 _forks = 0
-_hooked = False
+_hooked = _guarded = False
 
 opening = threading.RLock()
 """Held while descriptors that no child may keep are opened and noted, or closed: what other threads fork comes before or
@@ -59,6 +59,7 @@ def _forked() -> None:
 
 def in_child(function: Callable[[], None]) -> None:
     """Have a function called first in every child that this process forks: it must not lock, wait or flush."""
+    _guard()
     os.register_at_fork(after_in_child=function)
 
 
@@ -67,7 +68,16 @@ def close_in_child(owner: _Closing) -> None:
 
     For what the kernel tells others by whether it is open. Whatever closes it holds ``opening`` as well.
     """
+    _guard()
     _closing.add(owner)
+
+
+def _guard() -> None:
+    """Arrange for forks to wait for ``opening``: with the first channel, which is before its ends open."""
+    global _guarded  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
+    if not _guarded:
+        _guarded = True
+        os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
 
 
 def _before() -> None:
@@ -83,10 +93,6 @@ def _in_child() -> None:
         owner.close()
     _closing.clear()
     release(opening)
-
-
-# At import: a fork that has begun without them waits for nothing.
-os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
 
 
 def at_exit(function: Callable[[], None], priority: int) -> None:
