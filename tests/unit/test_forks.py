@@ -124,7 +124,9 @@ except ipcbus.EndOfChannel:
 
 
 def run(code, *words):
-    done = subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=30, capture_output=True, text=True)
+    # Python 3.12 warns of what is tested here: forks beside other threads.
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", code, *words]
+    done = subprocess.run(command, check=True, timeout=30, capture_output=True, text=True)
     assert not done.stderr
     return done.stdout
 
