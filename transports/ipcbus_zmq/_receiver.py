@@ -434,11 +434,6 @@ class Receiver(RecvLink):
         self._place.abandon()
 
 
-def _plausible(identity: bytes) -> bool:
-    """Tell whether a part can be the name that zmq gave to a connection."""
-    return len(identity) == 5 and identity[0] == 0
-
-
 def _is_name(part: bytes) -> bool:
     """Tell whether a part can be zmq's name for a connection."""
     return len(part) == 5 and part[0] == 0
