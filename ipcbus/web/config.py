@@ -70,6 +70,9 @@ class FrontConfig:
     """Bytes that may wait for one client before it counts as slow: see ``slow`` of ``Service.publish``."""
     write_limit: int = 1 << 20
     """Bytes that may wait for one slow client; over that its connection is cut."""
+    coalesce: float = 0.0
+    """Seconds within which a client gets what is published to its rooms in one write, the first message at once. Costs busy
+    rooms so much time at most, and saves processor time; 0 writes each message by itself."""
     open_timeout: float = 5.0
     """Seconds for a client's opening handshake, TLS, waiting for the service and ``authorize`` included."""
     ping_interval: float = 20.0
@@ -198,7 +201,7 @@ def _check_front(front: FrontConfig) -> None:
     if front.max_queue < 1:
         raise ConfigError(f"front: max_queue must be at least 1 message, not {front.max_queue}")
     _at_least("front", front, 1, "message_burst", "max_groups", "half_open", "accept_burst", "soft_limit")
-    _at_least("front", front, 0, "message_rate", "byte_rate", "rate_patience", "frame_rate", "drain", "heartbeat")
+    _at_least("front", front, 0, "message_rate", "byte_rate", "rate_patience", "frame_rate", "drain", "heartbeat", "coalesce")
     _at_least("front", front, 0, "max_connections", "per_address", "accept_rate", "first_message", "max_lifetime")
     _more_than_zero("front", front, "open_timeout", "ping_interval", "ping_timeout", "link_timeout", "drain_rate")
     for name in ("exempt", "trusted_proxies"):

@@ -103,7 +103,7 @@ class FrontEnd:
                 route.links.append(link)
                 self.links.append(link)
         self._doors = Doors(self, config, self.counts, page, draw_numbers(index, incarnation))
-        self._delivery = Delivery(self.counts, config.write_limit)
+        self._delivery = Delivery(self.counts, config.write_limit, config.coalesce)
         self._orders = Orders(self._delivery, self.counts, self._close)
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -352,6 +352,7 @@ class FrontEnd:
     def _close(self, peer: Peer, code: int, reason: str) -> None:
         """Begin to close; what is sent after this is not sent."""
         if not peer.closing:
+            self._delivery.flush(peer)
             peer.busy = peer.closing = True
             if peer.pausing is not None:
                 peer.pausing.cancel()

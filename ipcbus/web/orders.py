@@ -65,7 +65,7 @@ class Orders:
             peers = table.rooms.members(target)
         else:
             peers = {peer for room in target for peer in table.rooms.members(room)}
-        self._delivery.send(peers, kind, data, policy, table.peers.get(left_out))
+        self._delivery.publish(peers, kind, data, policy, table.peers.get(left_out))
 
     def _send(self, link: ServiceLink, command: list[Any]) -> None:
         self._delivery.send(self._named(link.route, command[1]), *command[2:])

@@ -28,8 +28,10 @@ class Peer:
         owner: the index of the process of its service that is responsible for it.
         request: what the service was told of its request.
         state: what the service wants its next process to know, opaque.
+        gathered: frames that are sent at the end of the front end's window.
+        turn: the last window in which it was published to.
         fresh: whether no process of the service has said OPENED of it.
-        busy: whether a message for it needs more care than a write: it is closing, or much waits for it.
+        busy: whether a message for it needs more care than a write: it is closing, or something waits for it.
         closing: whether nothing is sent to it any more.
         congested: whether much waits for it.
         latest: by key, the frames that are sent once it has caught up.
@@ -44,6 +46,7 @@ class Peer:
         "closing",
         "congested",
         "fresh",
+        "gathered",
         "latest",
         "latest_bytes",
         "owner",
@@ -51,6 +54,7 @@ class Peer:
         "protocol",
         "request",
         "state",
+        "turn",
         "write",
         "ws",
     )
@@ -65,9 +69,15 @@ class Peer:
         self.busy = self.closing = self.congested = False
         self.latest: dict[str, bytes] = {}
         self.latest_bytes = 0
+        self.gathered = bytearray()
+        self.turn = 0
         self.pausing: asyncio.Task[None] | None = None
         self.protocol = ws.protocol
         self.write = ws.transport.write
+
+    def settle(self) -> None:
+        """Find out again whether it is busy."""
+        self.busy = self.closing or self.congested or bool(self.gathered)
 
 
 class Departed(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -135,3 +136,108 @@ def test_who_lags_again_while_catching_up_keeps_the_rest(delivery: Delivery) -> 
     delivery.drained(slow)
     assert [data[-1:] for data in slow.ws.transport.written] == [b"1"]
     assert list(slow.latest) == ["b"]
+
+
+# ------------------------------------------------------------------ together
+
+
+WINDOW = 0.02
+
+
+class Window:
+    """A delivery that gathers; the end of a window is an event that the tests make."""
+
+    def __init__(self, counts: Counts, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.timers: list[tuple[Any, ...]] = []
+        self.delivery = Delivery(counts, LIMIT, coalesce=WINDOW)
+        monkeypatch.setattr(asyncio, "get_running_loop", lambda: self)
+
+    def call_later(self, seconds: float, *call: Any) -> None:
+        assert seconds == WINDOW
+        self.timers.append(call)
+
+    def end(self) -> None:
+        ((function, *arguments),) = self.timers
+        self.timers.clear()
+        function(*arguments)
+
+
+@pytest.fixture
+def window(counts: Counts, monkeypatch: pytest.MonkeyPatch) -> Window:
+    return Window(counts, monkeypatch)
+
+
+def texts(who: Any) -> list[bytes]:
+    """Return what was written, message by message; those of one write with a stroke between them."""
+    return [bytes(data).replace(b"\x81\x01", b"|")[1:] for data in who.ws.transport.written]
+
+
+def test_the_first_goes_at_once_and_what_follows_in_one_write(window: Window, counts: Counts) -> None:
+    busy, calm = peer(1), peer(2)
+    window.delivery.publish([busy, calm], "T", b"1", "close")
+    for text in (b"2", b"3"):
+        window.delivery.publish([busy], "T", text, "close")
+    assert (texts(busy), texts(calm)) == ([b"1"], [b"1"])
+    window.end()
+    window.delivery.publish([busy, calm], "T", b"4", "close")  # busy was written to in this window, and calm was not
+    assert (texts(busy), texts(calm)) == ([b"1", b"2|3"], [b"1", b"4"])
+    window.end()
+    assert texts(busy) == [b"1", b"2|3", b"4"]
+    assert not busy.busy
+    assert (counts.sent, counts.sent_bytes) == (6, 18)
+
+
+def test_windows_end_with_the_traffic_and_a_lone_message_never_waits(window: Window) -> None:
+    for number in b"123":
+        who = peer()
+        window.delivery.publish([who], "T", bytes((number,)), "close")
+        assert texts(who) == [bytes((number,))]
+        window.end()
+        window.end()
+        assert window.timers == []
+
+
+def test_what_is_sent_to_a_client_itself_waits_for_nothing_and_overtakes_nothing(window: Window) -> None:
+    who = peer()
+    for text in (b"1", b"2"):
+        window.delivery.publish([who], "T", text, "close")
+    window.delivery.send([who], "T", b"3", "close")
+    assert texts(who) == [b"1", b"2", b"3"]
+    window.delivery.publish([who], "T", b"4", "close")
+    window.end()
+    assert texts(who) == [b"1", b"2", b"3", b"4"]
+
+
+def test_what_was_said_before_a_close_is_written_before_it(window: Window) -> None:
+    who, gone = peer(1), peer(2)
+    for text in (b"1", b"2"):
+        window.delivery.publish([who, gone], "T", text, "close")
+    window.delivery.flush(who)
+    who.busy = who.closing = True
+    gone.busy = gone.closing = True  # it has gone by itself
+    window.delivery.publish([who, gone], "T", b"3", "close")
+    window.end()
+    assert (texts(who), texts(gone)) == ([b"1", b"2"], [b"1"])
+    assert who.busy
+
+
+def test_who_lags_is_treated_as_the_policy_says_and_gets_first_what_waited(window: Window, counts: Counts) -> None:
+    slow = peer()
+    for text in (b"1", b"2"):
+        window.delivery.publish([slow], "T", text, "close")
+    lag(slow)
+    window.delivery.publish([slow], "T", b"3", "drop")
+    window.delivery.publish([slow], "T", b"4", "latest:x")
+    assert texts(slow) == [b"1", b"2"]
+    window.delivery.drained(slow)
+    assert texts(slow) == [b"1", b"2", b"4"]
+    assert counts.dropped == 1
+
+
+def test_much_does_not_wait(window: Window) -> None:
+    who, large = peer(), b"x" * (32 << 10)
+    for _ in range(3):
+        window.delivery.publish([who], "T", large, "close")
+    assert [len(data) > len(large) * number for number, data in enumerate(who.ws.transport.written, 1)] == [True, True]
+    window.end()
+    assert len(who.ws.transport.written) == 2

@@ -162,6 +162,26 @@ async def test_a_slow_receiver_is_cut_off_and_the_others_get_everything() -> Non
         assert rig.fronts[0].counts.closed == 1
 
 
+async def test_who_gets_messages_together_gets_all_of_them_in_order_and_before_the_end() -> None:
+    class Burst(Service):
+        path, codec = "/burst", "json"
+
+        def on_open(self, conn: Connection) -> None:
+            conn.join("all")
+
+        async def on_message(self, conn: Connection, message: int) -> None:
+            for number in range(message):
+                await (conn.send(number) if number % 10 == 9 else self.publish("all", number))
+            await conn.close(4000, "that is all")
+
+    async with Rig(Burst(), coalesce=PATIENCE) as rig:  # no window ends during the test: the close writes what waits
+        ws = await rig.connect("/burst")
+        await ws.send("105")
+        assert [await receive(ws) for _ in range(105)] == list(range(105))
+        assert await until_closed(ws) == 4000
+        assert rig.fronts[0].counts.sent == 105
+
+
 async def test_a_service_that_does_not_take_messages_stops_the_reading_of_sockets() -> None:
     class Stuck(Service):
         path, codec = "/stuck", "bytes"
