@@ -6,6 +6,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.web.failures import FAILURES, pass_on_cancellation
 from ipcbus.web.link import Command
 from ipcbus.web.service import Accept, Reject, Request
 from ipcbus.web.state import encode_state
@@ -27,13 +28,14 @@ async def authorize(service: Service, cid: int, question: dict[str, Any]) -> tup
         if not isinstance(answer, Accept):
             answer = Accept(answer or {})
         if answer.subprotocol is not None and answer.subprotocol not in question["protocols"]:
-            raise ValueError(f"subprotocol {answer.subprotocol!r} was not offered by the client")  # noqa: TRY301  the service's mistake
+            raise ValueError(f"subprotocol {answer.subprotocol!r} was not offered by the client")
         headers = dict(answer.headers)
         if not all(isinstance(text, str) for header in headers.items() for text in header):
-            raise TypeError(f"Accept: headers are texts by name, not {headers!r}")  # noqa: TRY301  as above
+            raise TypeError(f"Accept: headers are texts by name, not {headers!r}")
         return Command.ACCEPT, cid, encode_state(answer.state), answer.subprotocol, headers
     except Reject as no:
         return Command.REJECT, cid, int(no.status), str(no.reason)
-    except Exception:
+    except FAILURES as error:
+        pass_on_cancellation(error)
         logger.exception("%s: authorize failed, so a client is refused", type(service).__qualname__)
         return Command.REJECT, cid, 500, "internal error"

@@ -10,7 +10,7 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ConfigError, SerializationError
+from ipcbus.errors import ConfigError, PeerDied, SerializationError
 from ipcbus.web.hub import Hub
 from ipcbus.web.link import CREDIT, EVENTS, Batch, Command, Event, LinkError, Sequence, decode, draw, start
 from ipcbus.web.moments import pause
@@ -455,7 +455,8 @@ class Host:
         for ref, (asked, future) in list(self._queries.items()):
             if asked == number:
                 del self._queries[ref]
-                future.cancel()
+                if not future.done():
+                    future.set_exception(PeerDied(f"front end {number} has ended, or was not heard of, before it answered"))
         self._told.set()
 
     def _greet(self, front: _Front) -> None:

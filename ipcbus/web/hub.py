@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ipcbus.errors import IpcbusError, MessageTooLarge
 from ipcbus.web.authorize import authorize
+from ipcbus.web.failures import FAILURES
 from ipcbus.web.link import CUT, DROP, FRESH, LATEST, MAX_PAYLOAD, OWN, Cid, Command, Event
 from ipcbus.web.payload import BadPayload, codec
 from ipcbus.web.rooms import Rooms
@@ -263,7 +264,7 @@ class Hub:
         def step() -> Awaitable[None] | None:
             try:
                 pending = handler()
-            except Exception:
+            except FAILURES:
                 self._tell(client, op)
                 raise
             if inspect.isawaitable(pending):
@@ -277,7 +278,7 @@ class Hub:
         self.flush()
         self._sink.put(client.front, (op, client.conn.id))
 
-    def _failed(self, line: Line, error: Exception) -> None:
+    def _failed(self, line: Line, error: BaseException) -> None:
         assert isinstance(line, _Client)  # no others are made here
         self.counts.handler_failures += 1
         name = type(self._service).__qualname__

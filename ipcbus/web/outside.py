@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipcbus.bus.bus import Bus
 from ipcbus.errors import ChannelError, ConfigError, EncodeError, IpcbusError
+from ipcbus.web.failures import FAILURES, pass_on_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -117,7 +118,8 @@ class Outside:
             value = handler(message.body)
             if inspect.isawaitable(value):
                 value = await value
-        except Exception as error:  # noqa: BLE001  whatever it is, it is raised where the request came from
+        except FAILURES as error:  # whatever it is, it is raised where the request came from
+            pass_on_cancellation(error)
             await _tell(message.fail, error)
             return
         await _tell(message.reply, value)

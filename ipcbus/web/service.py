@@ -340,6 +340,7 @@ class Service:
 
         Raises:
             TimeoutError: one did not answer in time.
+            PeerDied: one ended before it answered.
         """
         return await self._beyond().front_counts()
 

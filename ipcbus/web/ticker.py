@@ -7,6 +7,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.web.failures import FAILURES, pass_on_cancellation
 from ipcbus.web.moments import until
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Ticker:
             result = function()
             if inspect.isawaitable(result):
                 await result
-        except Exception:
+        except FAILURES as error:
+            pass_on_cancellation(error)
             self.failures += 1
             logger.exception("%s, called at regular times, failed", getattr(function, "__qualname__", function))

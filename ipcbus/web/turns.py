@@ -7,6 +7,8 @@ import inspect
 from collections import deque
 from typing import TYPE_CHECKING
 
+from ipcbus.web.failures import FAILURES, pass_on_cancellation
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -35,7 +37,7 @@ class Turns:
         failed: called with the line whose step raised, and what it raised.
     """
 
-    def __init__(self, failed: Callable[[Line, Exception], None]) -> None:
+    def __init__(self, failed: Callable[[Line, BaseException], None]) -> None:
         self._failed = failed
         self._pending = 0
         self._calm = asyncio.Event()
@@ -70,7 +72,7 @@ class Turns:
     def _run(self, line: Line, step: Step) -> Awaitable[None] | None:
         try:
             result = step()
-        except Exception as error:  # noqa: BLE001  whatever a user's handler raises concerns one connection only
+        except FAILURES as error:  # whatever a user's handler raises concerns one connection only
             self._failed(line, error)
             return None
         # A plain handler may well return the last send's awaitable, or something of its own: only the former is awaited.
@@ -81,7 +83,8 @@ class Turns:
             if pending is not None:
                 try:
                     await pending
-                except Exception as error:  # noqa: BLE001  as in _run
+                except FAILURES as error:  # as in _run
+                    pass_on_cancellation(error)
                     self._failed(line, error)
             self._count(-1)
             if not line.steps:

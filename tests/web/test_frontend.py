@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from ipcbus.errors import ConfigError
+from ipcbus.errors import ConfigError, PeerDied
 from ipcbus.web import Connection, Service, peers
 from ipcbus.web.gate import HELD_EVENTS
 from ipcbus.web.hub import BACKLOG
@@ -544,6 +544,23 @@ async def test_a_restarted_front_end_is_attached_though_its_first_word_is_lost(m
         await rig.start_front(0, incarnation=1)
         assert lost
         assert await receive(await rig.connect("/memory?name=Ada")) == "hello"
+
+
+async def test_who_asks_the_front_ends_is_told_that_one_of_them_has_ended() -> None:
+    class Curious(Echo):
+        async def on_message(self, conn: Connection, message: Any) -> None:
+            try:
+                await asyncio.gather(*rig.hosts[0].query("counts"))
+            except PeerDied as error:
+                await conn.send(str(error))
+
+    async with Rig(Curious(), fronts=2) as rig:
+        ws = await rig.connect("/echo")
+        await rig.kill(rig.fronts[1])
+        await ws.send("ask")
+        await eventually(lambda: rig.hosts[0]._queries)
+        rig.hosts[0].notice(1, start())
+        assert "front end 1 has ended" in str(await asyncio.wait_for(ws.recv(), PATIENCE))
 
 
 async def test_what_is_told_anew_while_connections_are_taken_over_is_taken_over_too() -> None:

@@ -87,6 +87,51 @@ async def test_a_failing_handler_closes_its_connection_only(caplog: pytest.LogCa
         assert good.closed is None
 
 
+class Cancels(Service):
+    """Awaits something that is cancelled, as who ends a task of its own does."""
+
+    path, codec = "/cancels", "text"
+
+    def __init__(self) -> None:
+        self.closed: list[int] = []
+        self.every(1.0)(self.later)
+
+    async def later(self) -> None:
+        task = asyncio.create_task(asyncio.sleep(600))
+        task.cancel()
+        await task
+
+    def now(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        future.result()
+
+    async def authorize(self, request: Request) -> None:
+        if request.query:
+            await self.later()
+
+    def on_message(self, conn: Connection, message: str) -> Any:
+        return getattr(self, message)()
+
+    def on_close(self, conn: Connection, code: int) -> None:
+        self.closed.append(code)
+
+
+@pytest.mark.parametrize("way", ["now", "later"])
+async def test_what_a_handler_waits_for_may_be_cancelled_which_is_a_failure_like_any_other(way: str) -> None:
+    service = Cancels()
+    async with ServiceTest(service) as test:
+        client = await test.connect()
+        await client.send(way)
+        assert client.closed == (1011, "internal error")
+        assert service.closed == [1011]
+        await test.tick()
+        assert service._ticker.failures == 1
+        with pytest.raises(Reject) as refusal:
+            await test.connect(query="later")
+        assert refusal.value.status == 500
+
+
 async def test_what_follows_the_services_own_close_is_not_delivered() -> None:
     service = Recorder()
     async with ServiceTest(service) as test:
