@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ConfigError, PeerDied, SerializationError
+from ipcbus.web.frontlink import FrontLink
 from ipcbus.web.hub import Hub
 from ipcbus.web.link import CREDIT, EVENTS, Batch, Command, Event, LinkError, Sequence, decode, draw, start
 from ipcbus.web.moments import pause
@@ -29,52 +30,12 @@ __all__ = ["Host"]
 
 logger = logging.getLogger("ipcbus.web")
 
-UNKNOWN_FRONT = 0
 BARRIER = 2.0
 """Seconds that a service waits for what the front ends have to tell, before it begins without those that have not."""
 GRACE = 2.0
 """Seconds that front ends and commands under way get when the process is asked to stop."""
 LEFT_OVER = 4096
 """Messages of one front end, sent to an earlier process and not read by it, that are kept until it is attached."""
-
-
-class _Front:
-    """A front end as the service sees it."""
-
-    __slots__ = (
-        "asked",
-        "attached",
-        "echo",
-        "entries",
-        "epoch",
-        "heard",
-        "hello",
-        "left",
-        "parted",
-        "pump",
-        "ready",
-        "sequence",
-        "taken",
-        "token",
-        "wait",
-    )
-
-    def __init__(self, pump: Pump, wait: float) -> None:
-        self.pump = pump
-        self.asked = monotonic()  # when ATTACH was said last
-        self.wait = wait  # and how long it is waited for an answer
-        self.token = draw()
-        self.epoch = UNKNOWN_FRONT
-        self.hello = 0  # the token it has said HELLO with
-        self.attached = False  # and all that it has
-        self.ready = False  # and READY was said to it
-        self.parted = False
-        self.sequence = Sequence()
-        self.heard = monotonic()
-        self.entries: list[list[Any]] = []
-        self.left: list[list[Any]] = []
-        self.taken = 0
-        self.echo = 0.0  # the time in its last PONG
 
 
 class Host:
@@ -122,7 +83,7 @@ class Host:
         self._inbox = inbox.receiver
         self._index = index
         self._front_inboxes = fronts
-        self._fronts: list[_Front] = []
+        self._fronts: list[FrontLink] = []
         self._link_timeout = link_timeout
         self._tick = min(1.0, link_timeout / 4)
         self._finish_timeout = finish_timeout
@@ -140,7 +101,7 @@ class Host:
 
     def put(self, front: int, command: tuple[Any, ...], size: int = 0) -> None:
         """Queue a command for a front end; one that has gone gets no more."""
-        if self._fronts[front].attached:
+        if self._fronts[front].here:
             self._fronts[front].pump.put(command, size)
 
     def full(self, front: int) -> bool:
@@ -150,6 +111,10 @@ class Host:
     async def room(self, front: int) -> None:
         """Wait until the link to a front end has room."""
         await self._fronts[front].pump.room()
+
+    def settled(self, front: int) -> bool:
+        """Tell whether what a front end has told is taken over, and it is not asked anew."""
+        return self._fronts[front].ready
 
     # ------------------------------------------------------------------ life
 
@@ -187,7 +152,7 @@ class Host:
         """
         epoch = start()  # later than the end of any earlier process, which front ends are told in epochs, too
         self._fronts = [
-            _Front(Pump(f"front end {number}", channel, self._index, epoch), self._tick)
+            FrontLink(Pump(f"front end {number}", channel, self._index, epoch), self._tick)
             for number, channel in enumerate(self._front_inboxes)
         ]
         # Opened before anybody is told: from here on what is sent to this inbox has a living receiver.
@@ -236,7 +201,7 @@ class Host:
             self._told.clear()
             await self._take_over([front for front in self._fronts if front.attached and not front.ready])
 
-    async def _take_over(self, fronts: list[_Front]) -> None:
+    async def _take_over(self, fronts: list[FrontLink]) -> None:
         restored, fresh, numbers = [], [], {id(front): number for number, front in enumerate(self._fronts)}
         tokens = [front.token for front in fronts]
         for front in fronts:
@@ -298,7 +263,7 @@ class Host:
         if not await self._hear_of(there, lambda front: front.echo >= now):
             logger.warning("%s: a front end did not say that it has taken everything", self.name)
 
-    async def _hear_of(self, fronts: list[_Front], true: Callable[[_Front], bool]) -> bool:
+    async def _hear_of(self, fronts: list[FrontLink], true: Callable[[FrontLink], bool]) -> bool:
         """Wait until something is true of all front ends that are still there; return False if that takes too long."""
         try:
             async with asyncio.timeout(GRACE):
@@ -312,20 +277,24 @@ class Host:
     async def _watch(self) -> None:
         """Look after the links: who is silent for too long is gone, who does not answer is asked again."""
         patience = self._link_timeout
+        last = deaf = monotonic()
         while True:
             await pause(self._tick)
             now = monotonic()
+            if self.hub.turns.crowded or now - last > 2 * self._tick:
+                deaf = now  # the inbox is not read, or a handler kept the loop: nobody could be heard, and nobody is to blame
+            last = now
             for number, front in enumerate(self._fronts):
-                if not front.attached:
-                    self._ask_again(front, now)
-                elif now - front.heard > patience:
+                if front.here and now - max(front.heard, deaf) > patience:
                     logger.warning("%s: nothing was heard of front end %d for %g seconds", self.name, number, patience)
                     self._reset(front, number)
                     self._greet(front)
+                elif not front.attached:
+                    self._ask_again(front, now)
                 elif now - front.heard > patience / 4:
                     front.pump.put((Command.PING, now))
 
-    def _ask_again(self, front: _Front, now: float) -> None:
+    def _ask_again(self, front: FrontLink, now: float) -> None:
         """Say ATTACH once more if nothing comes of the last one: it may be lost, as may what the front end said to it."""
         if front.parted or self._finishing:  # nobody is meant to answer
             return
@@ -344,7 +313,7 @@ class Host:
         if not self._fronts:
             return  # it does not run yet
         front = self._fronts[number]
-        if front.attached and front.epoch < at:
+        if front.here and front.epoch < at:
             logger.info("%s: front end %d has ended; its connections are gone", self.name, number)
             self._reset(front, number)
 
@@ -377,7 +346,7 @@ class Host:
             return
         front.heard = monotonic()
         if batch.epoch > front.epoch:
-            if front.attached:
+            if front.here:
                 logger.warning("%s: front end %d was restarted; its connections are gone", self.name, batch.sender)
                 self._reset(front, batch.sender)
             front.epoch = batch.epoch
@@ -403,7 +372,7 @@ class Host:
             front.pump.put((Command.CREDIT, front.taken))
             front.taken = 0
 
-    def _hear(self, front: _Front, number: int, event: list[Any]) -> None:
+    def _hear(self, front: FrontLink, number: int, event: list[Any]) -> None:
         op = event[0]
         if op == Event.HELLO:
             self._hello(front, number, pid=event[1], token=event[2])
@@ -411,7 +380,8 @@ class Host:
             if front.token == front.hello:
                 front.entries += event[1]
                 if event[2]:
-                    front.attached, front.wait = True, self._tick
+                    front.attached = front.here = True
+                    front.wait = self._tick
                     self._told.set()
         elif op == Event.BYE:
             front.parted = True
@@ -429,7 +399,7 @@ class Host:
             front.echo = event[1]
             self._told.set()
 
-    def _hello(self, front: _Front, number: int, *, pid: int, token: int) -> None:
+    def _hello(self, front: FrontLink, number: int, *, pid: int, token: int) -> None:
         front.parted = False
         if token != front.token:
             if front.hello:
@@ -440,15 +410,16 @@ class Host:
         front.entries = []
         logger.info("%s: front end %d (pid %d) is attached", self.name, number, pid)
 
-    def _detach(self, front: _Front) -> None:
+    def _detach(self, front: FrontLink) -> None:
         """Take nothing from a front end before it has told what there is; its connections stay known."""
         front.attached = front.ready = False
         front.hello, front.token = 0, draw()
         front.entries = []
 
-    def _reset(self, front: _Front, number: int) -> None:
+    def _reset(self, front: FrontLink, number: int) -> None:
         """Forget a front end and all its connections."""
         self._detach(front)
+        front.here = False
         front.pump.discard()
         front.left = []
         self.hub.lose(number)
@@ -459,7 +430,7 @@ class Host:
                     future.set_exception(PeerDied(f"front end {number} has ended, or was not heard of, before it answered"))
         self._told.set()
 
-    def _greet(self, front: _Front) -> None:
+    def _greet(self, front: FrontLink) -> None:
         service = self._service
         kind = type(service)
         wants = {

@@ -45,6 +45,9 @@ class Sink(Protocol):
     async def room(self, front: int) -> None:
         """Wait until no more waits than should."""
 
+    def settled(self, front: int) -> bool:
+        """Tell whether no snapshot of a front end is under way that may be older than what is put now."""
+
 
 @dataclass(slots=True)
 class Counts:
@@ -131,6 +134,9 @@ class Hub:
         self._fronts: dict[str, Counter[int]] = {}
         self._asked: set[asyncio.Task[None]] = set()
         self._changed: list[_Client] = []
+        self._gone: dict[int, bool] = {}
+        """Connections that a snapshot may still list though the service was told that they are gone, and whether it has
+        dealt with that."""
 
     # ------------------------------------------------------------------ events
 
@@ -151,6 +157,8 @@ class Hub:
         elif client is None:
             self.counts.unknown += 1
         elif op == Event.CLOSE:
+            if client.own:
+                self._gone[cid] = False
             self._close(client, event[2])
         elif op in (Event.PRESSURE, Event.DRAINED):
             hook = self._service.on_pressure if op == Event.PRESSURE else self._service.on_drained
@@ -180,6 +188,8 @@ class Hub:
         restored: list[Connection] = []
         fresh: list[Connection] = []
         for cid, request, state, groups, flags in entries:
+            if cid in self._gone:
+                continue  # its on_close runs, or has returned since the front end was asked
             known = self._clients.get(cid)
             if known is not None and known.own:
                 self._correct(known, frozenset(groups))
@@ -193,6 +203,8 @@ class Hub:
                 self._enter(client, room)
             if client.own:
                 (fresh if flags & FRESH else restored).append(client.conn)
+        for cid in [cid for cid, done in self._gone.items() if done and Cid.unpack(cid).front == front]:
+            del self._gone[cid]
         self.counts.restored += len(restored)
         return restored, fresh
 
@@ -276,7 +288,13 @@ class Hub:
 
     def _tell(self, client: _Client, op: int) -> None:
         self.flush()
-        self._sink.put(client.front, (op, client.conn.id))
+        cid = client.conn.id
+        if op == Command.CLOSED and cid in self._gone:
+            if self._sink.settled(client.front):
+                del self._gone[cid]
+            else:
+                self._gone[cid] = True
+        self._sink.put(client.front, (op, cid))
 
     def _failed(self, line: Line, error: BaseException) -> None:
         assert isinstance(line, _Client)  # no others are made here

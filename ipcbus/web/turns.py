@@ -50,6 +50,11 @@ class Turns:
         """How many steps run or wait."""
         return self._pending
 
+    @property
+    def crowded(self) -> bool:
+        """Whether so many steps wait that no more should come."""
+        return not self._calm.is_set()
+
     async def calm(self) -> None:
         """Wait until so few steps wait that more may come."""
         await self._calm.wait()

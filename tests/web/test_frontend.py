@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from websockets.asyncio.client import ClientConnection
 
+    from ipcbus.web.host import Host
+
 HANDSHAKE = b"\r\n".join(
     [
         b"GET /flood HTTP/1.1",
@@ -488,6 +490,82 @@ async def test_after_a_missing_batch_both_sides_know_the_same_again(caplog: pyte
         assert (await receive(bob))[:2] == ["Ada", 1]
         assert (await receive(bob))[:2] == ["Ada", 2]
         assert sum("is missing" in record.getMessage() for record in caplog.records) == 2
+
+
+class Leaving(Memory):
+    """Takes its time over who leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def on_close(self, conn: Connection, code: int) -> None:
+        self.seen.append(("close", conn.state["name"], code))
+        await self.gate.wait()
+
+
+def attach_anew(host: Host) -> None:
+    host._detach(host._fronts[0])
+    host._greet(host._fronts[0])
+
+
+@pytest.mark.parametrize("when", ["before it has answered", "once it has"])
+async def test_who_leaves_while_a_front_end_is_asked_anew_is_told_of_once(when: str) -> None:
+    leaving = Leaving()
+    async with Rig(leaving) as rig:
+        host, table = rig.hosts[0], rig.fronts[0].all_routes[0].table
+        ada, bob = await rig.connect("/memory?name=Ada"), await rig.connect("/memory?name=Bob")
+        for ws in (ada, bob):
+            assert await receive(ws) == "hello"
+        await bob.close()
+        await eventually(lambda: leaving.seen == [("close", "Bob", 1000)])
+        seen = list(leaving.seen)
+        attach_anew(host)
+        if when == "before it has answered":
+            leaving.gate.set()
+        await eventually(lambda: host._fronts[0].ready)
+        leaving.gate.set()
+        await eventually(lambda: not table.departed)
+        await ada.send("1")
+        assert await receive(ada) == ["Ada", 1, ["Ada"]]
+        assert leaving.seen == [*seen, ("Ada", 1)]
+        assert not host.hub._gone
+
+
+async def test_what_is_said_while_a_front_end_is_asked_anew_is_not_lost() -> None:
+    memory = Memory()
+    async with Rig(memory) as rig:
+        ada = await rig.connect("/memory?name=Ada")
+        assert await receive(ada) == "hello"
+        attach_anew(rig.hosts[0])
+        (conn,) = memory.connections
+        await conn.send("meanwhile")
+        assert await receive(ada) == "meanwhile"
+
+
+async def test_who_has_no_time_to_listen_takes_nobody_for_dead() -> None:
+    class Busy(Echo):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = asyncio.Event()
+
+        async def on_message(self, conn: Connection, message: Any) -> None:
+            await self.gate.wait()
+            await conn.send(message)
+
+    busy = Busy()
+    async with Rig(busy, link_timeout=0.4, message_rate=0, byte_rate=0) as rig:
+        host, ws = rig.hosts[0], await rig.connect("/echo")
+        for _ in range(BACKLOG + CREDIT):
+            await ws.send("x")
+        await eventually(lambda: host.hub.turns.crowded)
+        await asyncio.sleep(1.0)  # in which nothing can be heard
+        assert len(busy.connections) == 1
+        busy.gate.set()
+        for _ in range(BACKLOG + CREDIT):
+            assert await asyncio.wait_for(ws.recv(), PATIENCE) == "x"
+        await asyncio.sleep(0.2)  # nor is that held against anybody afterwards
+        assert not busy.closed
 
 
 def lose(monkeypatch: pytest.MonkeyPatch, op: int) -> list[Any]:
