@@ -90,8 +90,9 @@ class Host:
         self._paths = paths
         self._refs = itertools.count(1)
         self._queries: dict[int, tuple[int, asyncio.Future[Any]]] = {}
-        self.hub = Hub(service, self, range(len(fronts)) if shard[1] > 1 else (), max_groups)
-        self.outside = service._outside = Outside(name, shard, bus, services, self.query)  # noqa: SLF001  the host is the rest of Service
+        self._everywhere: list[int] = []
+        self.hub = Hub(service, self, self._everywhere, max_groups)
+        self.outside = service._outside = Outside(name, shard, bus, services, paths, self.query)  # noqa: SLF001  the host is the rest of Service
         self._told = asyncio.Event()  # a front end said something about being there
         self._begun = asyncio.Event()
         self._finishing = False
@@ -155,10 +156,12 @@ class Host:
             FrontLink(Pump(f"front end {number}", channel, self._index, epoch), self._tick)
             for number, channel in enumerate(self._front_inboxes)
         ]
+        if self.outside.shard[1] > 1:
+            self._everywhere += range(len(self._fronts))
         # Opened before anybody is told: from here on what is sent to this inbox has a living receiver.
         self._inbox.fileno()
         if self._paths is not None:
-            self._paths.take(self._index, self.name, self._service.path)
+            self._paths.take(self._index, self.name, self._service.path, answers=answers(self._service))
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(front.pump.run()) for front in self._fronts]
         for front in self._fronts:
             self._greet(front)

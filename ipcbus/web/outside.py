@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ipcbus.channel import Channel
     from ipcbus.message import Message
+    from ipcbus.web.paths import Paths
     from ipcbus.web.service import Service
 
 __all__ = ["Outside", "answers", "bus_config", "request_channel"]
@@ -47,6 +48,7 @@ class Outside:
         shard: which of its processes this is, and of how many.
         address: of the server's bus; None if there is none.
         services: the names of all services.
+        paths: where it is noted which of them answer requests; None if it is nowhere.
         query: sends a QUERY to every front end that is there, and returns futures of the results.
     """
 
@@ -56,12 +58,14 @@ class Outside:
         shard: tuple[int, int],
         address: str | None,
         services: Collection[str],
+        paths: Paths | None,
         query: Callable[[str], list[asyncio.Future[Any]]],
     ) -> None:
         self.shard = shard
         self._name = name
         self._address = address
         self._services = services
+        self._paths = paths
         self._query = query
         self._bus: Bus | None = None
         self._channels: dict[str, Channel] = {}
@@ -81,6 +85,8 @@ class Outside:
         """Ask another service."""
         if service not in self._services:
             raise ConfigError(f"no service is called {service!r}; there are: {', '.join(sorted(self._services))}")
+        if service not in self._channels and self._paths is not None and not self._paths.answers(service):
+            raise ConfigError(f"{service} answers no requests: its class does not define on_request")
         return await self._channel(service).aio.request(message, timeout)
 
     async def front_counts(self) -> list[dict[str, Any]]:

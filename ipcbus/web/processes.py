@@ -80,7 +80,7 @@ def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs, s
     _log(log_level)
     service = load_service(args.factory)
     if life.replaces:  # front ends cannot be asked, and would find out when the old process has ended
-        args.paths.refuse_taken(args.name, service.path)
+        args.paths.reserve(args.index, args.name, service.path)
     if args.database is not None:
         service.database = args.database
 

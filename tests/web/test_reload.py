@@ -224,18 +224,53 @@ def test_a_path_of_another_service_leaves_the_old_process_running(module: Path) 
         assert server.failure is None
 
 
+def test_of_two_services_that_want_a_new_path_at_the_same_time_one_goes_on_as_it_was(module: Path) -> None:
+    other = module.with_name("other.py")
+    other.write_text(module.read_text().replace('"/", "json"', '"/other", "json"'))
+    services = {"counting": ServiceConfig("counting:Counting", processes=2), "other": ServiceConfig("other:Counting")}
+    with Server(ServerConfig(services, FrontConfig(bind="127.0.0.1:0", processes=1), transport="unix:")) as server:
+        old = {"counting": "/", "other": "/other"}
+        with ExitStack() as stack:
+            sockets = {
+                name: stack.enter_context(connect(f"ws://{server.address}{path}", proxy=None)) for name, path in old.items()
+            }
+            for ws in sockets.values():
+                assert "here" in json.loads(ws.recv(PATIENCE))
+            for file in (module, other):  # each is prepared for long enough to meet the other one
+                write(file, 2, on_start="return asyncio.sleep(0.5)")
+                file.write_text(file.read_text().replace('"/", "json"', '"/new", "json"'))
+            with pytest.raises(StartFailed, match=r"was not replaced, and .* both want the path '/new'"):
+                server.reload()
+            versions = set()
+            for ws in sockets.values():
+                ws.send(json.dumps({"say": 1}))
+                versions.add(heard(ws, 1)[0]["version"])
+            assert versions == {1, 2}
+            # Who has given up stands in nobody's way.
+            write(module, 3, on_start="raise RuntimeError('on purpose')")
+            module.write_text(module.read_text().replace('"/", "json"', '"/newer", "json"'))
+            write(other, 3)
+            other.write_text(other.read_text().replace('"/", "json"', '"/newer", "json"'))
+            with pytest.raises(StartFailed):
+                server.reload()
+            server._running().replace("other")
+            sockets["other"].send(json.dumps({"say": 2}))
+            assert heard(sockets["other"], 1) == [{"said": 2, "version": 3}]
+        assert server.failure is None
+
+
 def test_a_path_belongs_to_who_had_it_first() -> None:
     paths = Paths(3)
     try:
         paths.take(0, "chat", "/chat")
         paths.take(1, "chat", "/chat")
         paths.take(2, "rival", "/chat")
-        paths.refuse_taken("chat", "/chat")
+        paths.reserve(0, "chat", "/chat")
         with pytest.raises(ConfigError, match="rival and chat both want the path '/chat'"):
-            paths.refuse_taken("rival", "/chat")
+            paths.reserve(2, "rival", "/chat")
         paths.take(0, "chat", "/talk")
         paths.take(1, "chat", "/talk")
-        paths.refuse_taken("rival", "/chat")
+        paths.reserve(2, "rival", "/chat")
     finally:
         paths.close()
 

@@ -303,6 +303,29 @@ def test_services_ask_each_other(programs: Any) -> None:
         assert close_code(ws) == 1011
 
 
+def test_a_service_that_cannot_be_asked_is_named_at_once(programs: Any) -> None:
+    config = ServerConfig(
+        services={"shards": ServiceConfig("web_programs:Shards"), "echo": ServiceConfig("web_programs:Echo")},
+        front=FrontConfig(bind="127.0.0.1:0", processes=1),
+        transport="unix:",
+    )
+    with Server(config) as server, connect(f"ws://{server.address}/shards?name=a", proxy=None) as ws:
+        ws.recv(PATIENCE)
+        assert ask(ws, {"ask whom": "echo"}) == "echo answers no requests: its class does not define on_request"
+        assert "no service is called 'ecko'" in ask(ws, {"ask whom": "ecko"})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_published_in_on_start_reaches_nobody(processes: int, programs: Any) -> None:
+    config = ServerConfig(
+        services={"early": ServiceConfig("web_programs:Early", processes=processes)},
+        front=FrontConfig(bind="127.0.0.1:0", processes=1),
+        transport="unix:",
+    )
+    with Server(config) as server, connect(f"ws://{server.address}/early", proxy=None) as ws:
+        assert ws.recv(PATIENCE) == "hello"
+
+
 def test_a_stuck_service_is_replaced(programs: Any) -> None:
     config = ServerConfig(
         services={"stuck": ServiceConfig("web_programs:Stuck", heartbeat=0.5)},

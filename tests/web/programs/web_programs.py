@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+from ipcbus.errors import ConfigError
 from ipcbus.web import Service
 
 
@@ -50,11 +51,29 @@ class Shards(Service):
                 await self.publish("all", {"from": conn.state["name"], "text": text})
             case {"ask": value}:
                 await conn.send(await self.request("answers", value))
+            case {"ask whom": name}:
+                try:
+                    await self.request(name, 1)
+                except ConfigError as error:
+                    await conn.send(str(error))
             case "counts":
                 await conn.send(sum(counts["opened"] for counts in await self.front_counts()))
 
     async def on_close(self, conn, code):
         await self.publish("all", {"left": conn.state["name"]})
+
+
+class Early(Service):
+    """Says something before it knows of any client."""
+
+    path, codec = "/early", "text"
+
+    async def on_start(self):
+        await self.publish("all", "is anybody there?")
+
+    async def on_open(self, conn):
+        await conn.join("all")
+        await self.publish("all", "hello")
 
 
 class Answers(Service):
