@@ -392,6 +392,8 @@ class FrontEnd:
                     link.pump.put((Event.PING, now))
                 elif not link.up and not link.gone and now - link.since > link.grace:
                     self._give_up(link)
+                if not self.stopping:
+                    link.greet_again(patience)
 
     def _give_up(self, link: ServiceLink) -> None:
         """Close the connections of a service process that does not come back."""

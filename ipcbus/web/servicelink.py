@@ -98,8 +98,10 @@ class ServiceLink:
         """Whether it has answered the BYE of a front end that stops."""
         self.refused = False
         """Whether it was told nothing because it wants the path of another service."""
-        self.since = self.heard = monotonic()
-        """When it came up or went away; when it was heard last."""
+        self.since = self.heard = self.greeted = monotonic()
+        """When it came up or went away; when it was heard last; when HELLO was said last."""
+        self.patience = 1.0
+        """Seconds for which the answer to that is waited for."""
         self.asking: dict[int, tuple[asyncio.Future[Grant | Refusal], dict[str, Any]]] = {}
         """Handshakes that wait for its answer."""
         self._room = asyncio.Event()
@@ -113,7 +115,20 @@ class ServiceLink:
         Args:
             anew: and that it wants to be attached again, because something between the two was lost.
         """
+        self.greeted = monotonic()
         self.pump.put((Event.HELLO, os.getpid(), 0 if anew else self.token, len(self.route.table.peers)))
+
+    def greet_again(self, longest: float) -> None:
+        """Say so once more if no ATTACH has come for a while, though the last one is sent: it may be lost.
+
+        Where one has come, asking is the service's part.
+
+        Args:
+            longest: seconds between two such tries, at most.
+        """
+        if not self.token and not self.refused and self.pump.idle and monotonic() - self.greeted > self.patience:
+            self.patience = min(2 * self.patience, longest)
+            self.greet()
 
     def attach(self, token: int) -> None:
         """Answer an ATTACH: tell all that there is, and hold what comes from here on."""

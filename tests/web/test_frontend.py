@@ -614,8 +614,14 @@ async def test_the_next_process_is_attached_though_a_batch_of_that_is_lost(op: i
         assert lost
 
 
-async def test_a_restarted_front_end_is_attached_though_its_first_word_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+async def test_a_restarted_front_end_is_attached_though_its_first_word_is_lost(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with Rig(Memory(), link_timeout=1.0) as rig:
+        if end == "stopped":
+            rig.fronts[0].stop()
+            await rig.tasks[rig.fronts[0]]
         await rig.kill(rig.fronts[0])
         rig.hosts[0].notice(0, start())
         lost = lose(monkeypatch, Event.HELLO)
