@@ -12,6 +12,8 @@ from ipcbus.web.service import Accept, Reject, Request
 from ipcbus.web.state import encode_state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ipcbus.web.service import Service
 
 __all__ = ["authorize"]
@@ -19,8 +21,15 @@ __all__ = ["authorize"]
 logger = logging.getLogger("ipcbus.web")
 
 
-async def authorize(service: Service, cid: int, question: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the command that answers an AUTH."""
+async def authorize(service: Service, cid: int, question: dict[str, Any], failed: Callable[[], None]) -> tuple[Any, ...]:
+    """Return the command that answers an AUTH.
+
+    Args:
+        service: is asked.
+        cid: the connection's number.
+        question: what is told of the client.
+        failed: called if the service raised something that is no answer.
+    """
     try:
         answer: Any = service.authorize(Request(question))
         if inspect.isawaitable(answer):
@@ -37,5 +46,6 @@ async def authorize(service: Service, cid: int, question: dict[str, Any]) -> tup
         return Command.REJECT, cid, int(no.status), str(no.reason)
     except FAILURES as error:
         pass_on_cancellation(error)
+        failed()
         logger.exception("%s: authorize failed, so a client is refused", type(service).__qualname__)
         return Command.REJECT, cid, 500, "internal error"

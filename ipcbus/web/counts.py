@@ -38,6 +38,8 @@ class Counts:
     """Messages whose connection was not read for a while because it sends too fast."""
     unknown: int = 0
     """Commands for a connection that is gone."""
+    nonsense: int = 0
+    """Batches and commands of services that made no sense."""
     stale: int = 0
     """Batches of a service that was replaced since."""
     reasons: Counter[str] = field(default_factory=Counter)

@@ -418,8 +418,10 @@ class FrontEnd:
             except EOFError:
                 return
             except (SerializationError, LinkError) as error:
+                self.counts.nonsense += 1
                 logger.warning("front end %d: a message in the inbox is dropped: %s", self._index, error)
                 continue
+            self.counts.nonsense += len(batch.wrong)
             for fault in batch.wrong:
                 logger.warning(
                     "front end %d: a command of %s is dropped: %s", self._index, self.links[batch.sender].name, fault

@@ -75,10 +75,6 @@ class Host:
         if not service.path.startswith("/") or "?" in service.path:
             raise ConfigError(f"{name}: path = {service.path!r} is no path; it starts with '/' and has no '?'")
         self.name = name
-        self.refused = 0
-        """Batches and events that made no sense."""
-        self.stale = 0
-        """Batches meant for an earlier start of this process, or sent by an earlier start of a front end."""
         self._service = service
         self._inbox = inbox.receiver
         self._index = index
@@ -333,11 +329,11 @@ class Host:
             except EOFError:
                 return
             except (SerializationError, LinkError) as error:
-                self.refused += 1
+                self.hub.counts.nonsense += 1
                 logger.warning("%s: a message in the inbox is dropped: %s", self.name, error)
                 continue
             for fault in batch.wrong:
-                self.refused += 1
+                self.hub.counts.nonsense += 1
                 logger.warning("%s: an event of front end %d is dropped: %s", self.name, batch.sender, fault)
             self._take(batch)
             await asyncio.sleep(0)  # recv does not yield while there is more, and handlers want their turn
@@ -345,7 +341,7 @@ class Host:
     def _take(self, batch: Batch) -> None:
         front = self._fronts[batch.sender]
         if batch.epoch < front.epoch:
-            self.stale += 1
+            self.hub.counts.stale += 1
             return
         front.heard = monotonic()
         if batch.epoch > front.epoch:
@@ -370,7 +366,7 @@ class Host:
             elif event[0] == Event.MSG and len(front.left) < LEFT_OVER:
                 front.left.append(event)  # an earlier process never read it, so this one may
             else:
-                self.stale += 1
+                self.hub.counts.stale += 1
         if front.taken >= CREDIT // 4:
             front.pump.put((Command.CREDIT, front.taken))
             front.taken = 0

@@ -58,6 +58,7 @@ class Counts:
     messages: int = 0
     published: int = 0
     handler_failures: int = 0
+    """Handlers that raised, ``authorize`` and what is called at regular times included."""
     bad_messages: int = 0
     """Messages the codec could not read; each closed its connection."""
     unknown: int = 0
@@ -68,6 +69,10 @@ class Counts:
     """Clients that ``authorize`` did not let in."""
     too_many_rooms: int = 0
     """Connections closed because they wanted to be in more rooms than they may."""
+    nonsense: int = 0
+    """Batches and events of front ends that made no sense."""
+    stale: int = 0
+    """Batches of an earlier start of a front end, and events meant for an earlier start of this process."""
 
     @property
     def connections(self) -> int:
@@ -296,9 +301,13 @@ class Hub:
                 self._gone[cid] = True
         self._sink.put(client.front, (op, cid))
 
+    def count_failure(self) -> None:
+        """Count something of the service's that raised."""
+        self.counts.handler_failures += 1
+
     def _failed(self, line: Line, error: BaseException) -> None:
         assert isinstance(line, _Client)  # no others are made here
-        self.counts.handler_failures += 1
+        self.count_failure()
         name = type(self._service).__qualname__
         where = f"connection {line.conn.id:x} of {line.conn.peer}"
         logger.error("%s: a handler failed for %s, which is closed", name, where, exc_info=error)
@@ -308,7 +317,7 @@ class Hub:
 
     def _authorize(self, cid: int, question: dict[str, Any]) -> None:
         async def answer() -> None:
-            reply = await authorize(self._service, cid, question)
+            reply = await authorize(self._service, cid, question, self.count_failure)
             self.counts.rejected += reply[0] == Command.REJECT
             self._sink.put(Cid.unpack(cid).front, reply)
 

@@ -38,6 +38,7 @@ HELP = {
     "published": "Messages published to rooms",
     "handler_failures": "Handlers that raised an exception",
     "bad_messages": "Messages that the codec could not read",
+    "nonsense": "Batches of a link, and what is in them, that made no sense",
     "connections": "Connections open now",
 }
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -362,7 +362,7 @@ class Service:
         if ticker is None:  # __init__ is the user's, and need not call ours
             from ipcbus.web.ticker import Ticker
 
-            ticker = self.__dict__["_own_ticker"] = Ticker()
+            ticker = self.__dict__["_own_ticker"] = Ticker(lambda: self._running().count_failure())
         return ticker
 
     def _running(self) -> Hub:

@@ -128,7 +128,7 @@ class ServiceTest:
         state = b""
         if type(self._service).authorize is not Service.authorize:
             question = {**request, "cookies": dict(cookies or {}), "protocols": list(protocols)}
-            op, _, *answer = await authorize(self._service, client.id, question)
+            op, _, *answer = await authorize(self._service, client.id, question, self.hub.count_failure)
             if op == Command.REJECT:
                 raise Reject(*answer)
             state, client.subprotocol = answer[:2]

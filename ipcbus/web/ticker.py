@@ -19,10 +19,14 @@ logger = logging.getLogger("ipcbus.web")
 
 
 class Ticker:
-    """Calls functions at regular times; one that raises is logged, counted, and called again next time."""
+    """Calls functions at regular times; one that raises is logged, counted, and called again next time.
 
-    def __init__(self) -> None:
-        self.failures = 0
+    Args:
+        failed: called when one has raised.
+    """
+
+    def __init__(self, failed: Callable[[], None]) -> None:
+        self._failed = failed
         self._functions: list[tuple[float, Callable[[], Any]]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._running = False
@@ -73,5 +77,5 @@ class Ticker:
                 await result
         except FAILURES as error:
             pass_on_cancellation(error)
-            self.failures += 1
+            self._failed()
             logger.exception("%s, called at regular times, failed", getattr(function, "__qualname__", function))

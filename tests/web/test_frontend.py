@@ -684,7 +684,7 @@ async def test_nonsense_in_an_inbox_is_dropped(rooms: Rig, caplog: pytest.LogCap
         channel.send([1, 0, 1, 1, [[Command.SEND, 5, "T", b"x"]]])
     ada = await enter(rooms, "Ada", 0)
     assert (await receive(ada))["op"] == "welcome"
-    assert rooms.hosts[0].refused == 3
+    assert rooms.hosts[0].hub.counts.nonsense == rooms.fronts[0].counts.nonsense == 3
     assert len(caplog.records) == 6
 
 
@@ -700,6 +700,7 @@ async def test_a_wrong_command_takes_no_other_with_it(rooms: Rig, caplog: pytest
     assert [await receive(ada), await receive(ada)] == [1, 2]
     (record,) = caplog.records  # and so there was no gap
     assert "a command of service0 is dropped: op 36: field 2" in record.getMessage()
+    assert rooms.fronts[0].counts.nonsense == 1
 
 
 async def test_late_commands_hit_nobody(rooms: Rig) -> None:

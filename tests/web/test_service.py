@@ -126,10 +126,11 @@ async def test_what_a_handler_waits_for_may_be_cancelled_which_is_a_failure_like
         assert client.closed == (1011, "internal error")
         assert service.closed == [1011]
         await test.tick()
-        assert service._ticker.failures == 1
+        assert test.hub.counts.handler_failures == 2
         with pytest.raises(Reject) as refusal:
             await test.connect(query="later")
         assert refusal.value.status == 500
+        assert test.hub.counts.handler_failures == 3
 
 
 async def test_what_follows_the_services_own_close_is_not_delivered() -> None:
@@ -486,13 +487,13 @@ async def test_what_is_done_regularly() -> None:
         assert client.take() == ["tick", "tick"]
         assert service.started == 1
     assert service.stopped == 1
-    assert service._ticker.failures == 2
+    assert test.hub.counts.handler_failures == 2
     with pytest.raises(ValueError, match="more than 0"):
         service.every(0)(service.tick)
 
 
 async def test_a_ticker_keeps_its_times() -> None:
-    ticker = Ticker()
+    ticker = Ticker(lambda: None)
     times: list[float] = []
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
