@@ -148,6 +148,10 @@ class ServiceConfig:
     """Seconds for which a handler may keep the whole process from doing anything else; then it is killed and started again.
     0: for ever."""
 
+    def process_names(self, name: str) -> list[str]:
+        """Return what the processes of a service of that name are called."""
+        return [name] if self.processes == 1 else [f"{name}-{number}" for number in range(self.processes)]
+
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
@@ -181,11 +185,16 @@ class ServerConfig:
         _check_front(self.front)
         _at_least("server", self, 0, "restarts")
         _more_than_zero("server", self, "restart_period")
+        owners = {f"front-{index}": "a front end" for index in range(self.front.processes)}
         for name, service in self.services.items():
             if not 1 <= service.processes <= MAX_PROCESSES:
                 raise ConfigError(f"services.{name}: processes must be 1 to {MAX_PROCESSES}, not {service.processes}")
-            if service.shard != "connection" and not service.shard.removeprefix("query:").isidentifier():
+            kind, _, key = service.shard.partition(":")
+            if service.shard != "connection" and not (kind == "query" and key):
                 raise ConfigError(f"services.{name}: shard must be 'connection' or 'query:NAME', not {service.shard!r}")
+            for process in service.process_names(name):
+                if (owner := owners.setdefault(process, f"services.{name}")) != f"services.{name}":
+                    raise ConfigError(f"services.{name}: a process of {owner} is called {process!r}, too; choose another name")
             _at_least(f"services.{name}", service, 0.0, "grace", "finish_timeout", "heartbeat")
 
 
@@ -215,13 +224,13 @@ def _check_front(front: FrontConfig) -> None:
 
 def _at_least(where: str, config: object, least: float, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < least:
+        if not getattr(config, name) >= least:  # nor is what is no number
             raise ConfigError(f"{where}: {name} must be at least {least:g}, not {getattr(config, name)}")
 
 
 def _more_than_zero(where: str, config: object, *names: str) -> None:
     for name in names:
-        if getattr(config, name) <= 0:
+        if not getattr(config, name) > 0:
             raise ConfigError(f"{where}: {name} must be more than 0, not {getattr(config, name)}")
 
 

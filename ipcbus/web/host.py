@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ipcbus.errors import ConfigError, PeerDied, SerializationError
 from ipcbus.web.frontlink import FrontLink
 from ipcbus.web.hub import Hub
+from ipcbus.web.limits import Limits
 from ipcbus.web.link import CREDIT, EVENTS, Batch, Command, Event, LinkError, Sequence, decode, draw, start
 from ipcbus.web.moments import pause
 from ipcbus.web.outside import Outside, answers
@@ -72,8 +73,7 @@ class Host:
         finish_timeout: float = 10.0,
         paths: Paths | None = None,
     ) -> None:
-        if not service.path.startswith("/") or "?" in service.path:
-            raise ConfigError(f"{name}: path = {service.path!r} is no path; it starts with '/' and has no '?'")
+        _check(service, name)
         self.name = name
         self._service = service
         self._inbox = inbox.receiver
@@ -457,6 +457,19 @@ class Host:
 
 
 _OF_THE_LINK = frozenset({Event.HELLO, Event.SNAP, Event.BYE, Event.RESULT, Event.PING, Event.PONG})
+
+
+def _check(service: Service, name: str) -> None:
+    path: Any = service.path
+    limits: Any = service.limits
+    if not isinstance(path, str) or not path.startswith("/") or "?" in path:
+        raise ConfigError(f"{name}: path = {path!r} is no path; it starts with '/' and has no '?'")
+    if not isinstance(limits, Limits):
+        raise ConfigError(f"{name}: limits = {limits!r} are no ipcbus.web.Limits; write limits = Limits(rate=5)")
+    try:
+        limits.check()
+    except ValueError as error:
+        raise ConfigError(f"{name}: limits: {error}") from error
 
 
 async def _call(handler: Callable[[], Any]) -> None:

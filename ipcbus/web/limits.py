@@ -28,6 +28,15 @@ class Limits:
     groups: int | None = None
     """Rooms that a connection may be in; one more closes it with 1008."""
 
+    def check(self) -> None:
+        """Raise ``ValueError`` if one is no number that is at least 0, or no whole one where something is counted."""
+        for name, value in self.given().items():
+            kinds = (int, float) if name in ("rate", "bytes") else (int,)
+            if type(value) not in kinds:
+                raise ValueError(f"{name} must be a{' whole' * (len(kinds) == 1)} number, not {value!r}")
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, not {value!r}")
+
     def given(self) -> dict[str, float]:
         """Return those that are not None, by name."""
         return {name: value for name in self.__dataclass_fields__ if (value := getattr(self, name)) is not None}

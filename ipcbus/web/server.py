@@ -210,7 +210,7 @@ class Server:
         known: list[ServiceInbox] = []
         for name, service in config.services.items():
             inboxes = []
-            for number, called in enumerate(_process_names(name, service.processes)):
+            for number, called in enumerate(service.process_names(name)):
                 inbox = self._open(service.channel, called)
                 args = ServiceArgs(
                     name=name,
@@ -270,7 +270,7 @@ class Server:
             return {}
         sources = [Source(name, "front") for name in self._fronts]
         for name, service in self._config.services.items():
-            sources += [Source(called, "service", name) for called in _process_names(name, service.processes)]
+            sources += [Source(called, "service", name) for called in service.process_names(name)]
         page = Snapshots([source.name for source in sources])
         self._resources.callback(page.close)
         self._metrics = Metrics(
@@ -363,10 +363,6 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _process_names(service: str, count: int) -> list[str]:
-    return [service] if count == 1 else [f"{service}-{number}" for number in range(count)]
 
 
 def _plugins() -> list[str]:

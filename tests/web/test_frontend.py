@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+import ipcbus
 from ipcbus.errors import ConfigError, PeerDied
-from ipcbus.web import Connection, Service, peers
+from ipcbus.web import Connection, Limits, Service, peers
 from ipcbus.web.gate import HELD_EVENTS
+from ipcbus.web.host import Host
 from ipcbus.web.hub import BACKLOG
 from ipcbus.web.link import CREDIT, CUT, Cid, Command, Event, start
 from ipcbus.web.pump import Pump
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from websockets.asyncio.client import ClientConnection
-
-    from ipcbus.web.host import Host
 
 HANDSHAKE = b"\r\n".join(
     [
@@ -721,6 +721,21 @@ async def test_late_commands_hit_nobody(rooms: Rig) -> None:
     assert [await receive(ada), await receive(ada)] == [3, 4]
     assert rooms.fronts[0].counts.unknown == 3
     assert rooms.fronts[0].counts.stale == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"path": None}, "service0: path = None is no path"),
+        ({"path": "echo"}, "service0: path = 'echo' is no path"),
+        ({"limits": {"rate": 5}}, "service0: limits = {'rate': 5} are no ipcbus.web.Limits"),
+        ({"limits": Limits(rate=-5)}, "service0: limits: rate must be at least 0, not -5"),
+    ],
+)
+async def test_what_is_wrong_with_a_class_is_said_at_its_start(wrong: dict[str, Any], why: str) -> None:
+    with ipcbus.open("inproc:") as inbox, pytest.raises(ConfigError) as error:
+        Host(type("Wrong", (Echo,), wrong)(), "service0", 0, inbox, [])
+    assert why in str(error.value)
 
 
 async def test_two_services_for_one_path_are_refused() -> None:

@@ -119,3 +119,19 @@ def test_an_address_of_the_older_kind_is_one_whichever_socket_it_came_to() -> No
 def test_limits_say_only_what_was_given() -> None:
     assert Limits(rate=0, groups=3).given() == {"rate": 0, "groups": 3}
     assert Limits().given() == {}
+    Limits(message=1, rate=0.5, burst=0, bytes=1.5, groups=0).check()
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        ({"rate": "fast"}, "rate must be a number, not 'fast'"),
+        ({"message": 1.5}, "message must be a whole number, not 1.5"),
+        ({"groups": True}, "groups must be a whole number"),
+        ({"bytes": -1}, "bytes must be at least 0, not -1"),
+        ({"rate": float("nan")}, "rate must be at least 0, not nan"),
+    ],
+)
+def test_limits_that_are_none_are_named(limits: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Limits(**limits).check()

@@ -479,6 +479,17 @@ def test_a_configuration_file_says_what_is_wrong(tmp_path: Path) -> None:
         (TOML.replace("processes = 1", "max_size = 0"), "max_size"),
         (TOML.replace("processes = 1", "ping_interval = 0"), "ping_interval"),
         (TOML.replace("processes = 1", "write_limit = 10"), "write_limit"),
+        (TOML.replace("processes = 1", "ping_timeout = nan"), "ping_timeout must be more than 0, not nan"),
+        (TOML + '\nshard = "room"', "shard must be 'connection' or 'query:NAME', not 'room'"),
+        (TOML + '\nshard = "query:"', "shard must be"),
+        (
+            TOML.replace("services.echo", "services.front-0"),
+            "services.front-0: a process of a front end is called 'front-0', too",
+        ),
+        (
+            TOML + '\n[services.x]\nfactory = "a:B"\nprocesses = 2\n[services.x-1]\nfactory = "a:C"',
+            "a process of services.x is called 'x-1'",
+        ),
         ("restarts = -1\n" + TOML, "server: restarts must be at least 0"),
         ("restart_period = 0\n" + TOML, "server: restart_period must be more than 0"),
     ):
