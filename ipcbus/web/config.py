@@ -63,7 +63,7 @@ class FrontConfig:
     channel: str | None = None
     """URL of the front ends' inboxes, if it is not ``transport``."""
     headers: tuple[str, ...] = ("user-agent", "accept-language")
-    """Request headers that services get to see."""
+    """Request headers that services get to see; those called ``x-forwarded-...`` only if a trusted proxy sent them."""
     max_size: int = 64 << 10
     """Bytes of the largest message a client may send; a larger one closes its connection with 1009."""
     soft_limit: int = 256 << 10
@@ -112,7 +112,7 @@ class FrontConfig:
     accept_burst: int = 500
     """Connections that may come at once."""
     trusted_proxies: tuple[str, ...] = ()
-    """Networks or addresses of proxies whose X-Forwarded-For is believed."""
+    """Networks or addresses of proxies whose X-Forwarded-For is believed, and what else begins with X-Forwarded."""
     tls_certificate: str | None = None
     """A PEM file with the certificate and those it depends on, for ``wss://``; relative to the configuration file."""
     tls_key: str | None = None

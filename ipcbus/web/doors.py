@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from ipcbus.web import http
 from ipcbus.web.health import health
-from ipcbus.web.limits import Doorman, client_address, networks
+from ipcbus.web.limits import Doorman, client_address, networks, within
 from ipcbus.web.link import Cid
 from ipcbus.web.servicelink import Grant, Refusal
 
@@ -33,6 +33,8 @@ logger = logging.getLogger("ipcbus.web")
 
 ASKED = ("authorization", "cookie", "x-forwarded-for", "x-forwarded-proto")
 """Headers that are for deciding about a client, and nothing else."""
+FORWARDED = "x-forwarded-"
+"""What headers begin with that are only believed if a trusted proxy sent them."""
 _DESCRIPTORS_LEFT = 0.9
 """Part of the descriptors that clients may have."""
 
@@ -139,6 +141,7 @@ class Doors:
             return self._refuse(
                 request, "origin", 403, "Pages of that origin may not connect; the server's 'origins' says which may."
             )
+        ws.proxied = within(ws.address, self._proxies)
         client = client_address(ws.address, request.headers.get_all("X-Forwarded-For"), self._proxies)
         if self.doorman.move(ws.address, client) is not None:
             return self._refuse(request, "address", 429, "Too many connections from your address.", ("Retry-After", "60"))
@@ -197,10 +200,13 @@ class Doors:
     def seen(self, ws: Socket, request: Request, headers: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Return what a service gets to see of a request."""
         path, _, query = request.path.partition("?")
+        names = self._config.headers if headers is None else headers
+        if not ws.proxied:
+            names = tuple(name for name in names if not name.lower().startswith(FORWARDED))
         return {
             "path": path,
             "query": query,
-            "headers": http.picked(request, self._config.headers if headers is None else headers),
+            "headers": http.picked(request, names),
             "peer": f"{ws.address}:{ws.port}" if ws.address else "",
             "at": time(),  # the wall clock: it is told to other processes
         }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Bucket", "Doorman", "Limits", "client_address", "networks", "plain_address"]
+__all__ = ["Bucket", "Doorman", "Limits", "client_address", "networks", "plain_address", "within"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class Doorman:
         self._release(address)
 
     def _counts(self, address: str) -> bool:
-        return not self._per_address or self._addresses[address] < self._per_address or _within(address, self._exempt)
+        return not self._per_address or self._addresses[address] < self._per_address or within(address, self._exempt)
 
     def _release(self, address: str) -> None:
         self._addresses[address] -= 1
@@ -179,14 +179,14 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: tuple[Network, 
             and only for as long as a trusted proxy wrote them.
         trusted: networks of the proxies that are believed.
     """
-    if not trusted or not _within(peer, trusted):
+    if not within(peer, trusted):
         return peer
     hops = [plain_address(hop.strip()) for value in forwarded for hop in value.split(",")]
     for hop in reversed(hops):
         if not _is_address(hop):
             break
         peer = hop
-        if not _within(hop, trusted):
+        if not within(hop, trusted):
             break
     return peer
 
@@ -199,7 +199,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _within(address: str, nets: tuple[Network, ...]) -> bool:
+def within(address: str, nets: tuple[Network, ...]) -> bool:
+    """Tell whether an address belongs to one of some networks."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -35,7 +35,8 @@ class Request:
     Attributes:
         path: of the URL.
         query: what followed ``?``; of a key given twice, the last.
-        headers: those that the configuration lets through, and ``authorization``, by lower-case name.
+        headers: those that the configuration lets through, ``authorization`` and ``cookie``, by lower-case name; and
+            ``x-forwarded-for`` and ``x-forwarded-proto``, if they come from one of the ``trusted_proxies``.
         cookies: by name.
         peer: the client's address, ``host:port``.
         protocols: the subprotocols it offers, in its order of preference.

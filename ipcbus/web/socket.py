@@ -64,6 +64,7 @@ class Socket(ServerConnection):
         keeper: the front end's.
         address: of whom it counts for: the client, or what a trusted proxy says of it.
         port: the client's; 0 behind a proxy.
+        proxied: whether a trusted proxy speaks for it.
         refused: whether it was turned away before it said a word.
         early: whether it sent more than its request before that was answered.
         peer: what the front end keeps of it, once it is open.
@@ -75,7 +76,7 @@ class Socket(ServerConnection):
     keeper: Keeper
     address = ""
     port = 0
-    refused = False
+    proxied = refused = False
     half_open = True
     early = False
     peer: Peer | None = None

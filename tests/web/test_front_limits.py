@@ -136,6 +136,28 @@ async def test_a_trusted_proxy_names_the_client() -> None:
         assert (await receive(ws)).startswith("127.0.0.1:")
 
 
+@pytest.mark.parametrize("trusted", [(), ("192.0.2.1",), ("127.0.0.1",)])
+async def test_what_proxies_say_is_believed_of_trusted_ones_only(trusted: tuple[str, ...]) -> None:
+    class Asks(Service):
+        path, codec = "/asks", "json"
+
+        def authorize(self, request: Request) -> Any:
+            return {"asked": request.headers}
+
+        def on_open(self, conn: Connection) -> None:
+            conn.send([conn.state["asked"], conn.headers])
+
+    said = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.7", "X-Forwarded-Host": "other", "X-Own": "1"}
+    headers = {name.lower(): value for name, value in said.items()}
+    async with Rig(Asks(), trusted_proxies=trusted, headers=("X-Forwarded-Host", "x-own")) as rig:
+        asked, kept = await receive(await rig.connect("/asks", additional_headers=said))
+    if "127.0.0.1" in trusted:
+        assert asked == headers
+        assert kept == {"x-forwarded-host": "other", "x-own": "1"}
+    else:
+        assert asked == kept == {"x-own": "1"}
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no sockets for both kinds of addresses")
 async def test_addresses_are_the_same_behind_a_socket_for_both_kinds() -> None:
     def both(rig: Rig) -> Rig:
