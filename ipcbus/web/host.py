@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ConfigError, PeerDied, SerializationError
+from ipcbus.web.failures import FAILURES, pass_on_cancellation
 from ipcbus.web.frontlink import FrontLink
 from ipcbus.web.hub import Hub
 from ipcbus.web.limits import Limits
@@ -252,7 +253,12 @@ class Host:
         if not parted:
             logger.warning("%s: not every front end has answered the goodbye", self.name)
         await self._service._ticker.stop()  # noqa: SLF001  as above
-        await _call(self._service.on_stop)
+        try:
+            await _call(self._service.on_stop)
+        except FAILURES as error:  # what the service has said is sent nevertheless
+            pass_on_cancellation(error)
+            self.hub.count_failure()
+            logger.exception("%s: on_stop failed", self.name)
         self.hub.flush()
         await asyncio.gather(*(front.pump.flush(GRACE) for front in self._fronts))
         # What the next process says travels by a lane of its own, and must not arrive before the last of this.

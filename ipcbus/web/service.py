@@ -268,7 +268,10 @@ class Service:
         """Answer another service's ``request``; plain or async. Called only if you define it; several may run at a time."""
 
     def on_stop(self) -> Awaitable[None] | None:
-        """Clean up: called once when this process is asked to stop, after every other handler has run."""
+        """Clean up: called once when this process is asked to stop, after every other handler has run.
+
+        What it raises is logged and counted.
+        """
 
     # ------------------------------------------------------------------ what you may call
 

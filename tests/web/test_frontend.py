@@ -382,6 +382,24 @@ async def test_a_replaced_service_hands_over_without_losing_anything() -> None:
                 assert [number for who, number, _ in got if who == name] == list(range(600))
 
 
+async def test_what_a_service_says_last_arrives_though_its_on_stop_fails(caplog: pytest.LogCaptureFixture) -> None:
+    class Last(Memory):
+        def on_stop(self) -> None:
+            self.publish("all", "bye")
+            raise RuntimeError("on purpose")
+
+    async with Rig(Last()) as rig:
+        ada = await rig.connect("/memory?name=Ada")
+        assert await receive(ada) == "hello"
+        rig.hosts[0].stop()
+        await rig.tasks.pop(rig.hosts[0])
+        assert await receive(ada) == "bye"
+        await rig.start_service(0, Memory())
+        await ada.send("1")
+        assert await receive(ada) == ["Ada", 1, ["Ada"]]
+    assert "service0: on_stop failed" in caplog.text
+
+
 async def test_on_open_is_run_by_the_next_process_if_the_first_dies_over_it() -> None:
     class Never(Memory):
         async def on_open(self, conn: Connection) -> None:
