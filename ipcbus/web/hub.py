@@ -246,7 +246,7 @@ class Hub:
         except BadPayload as error:
             self.counts.bad_messages += 1
             logger.debug("connection %x of %s: %s", client.conn.id, client.conn.peer, error)
-            return self.close(client.conn, error.code, str(error))
+            return self.close(client.conn, error.code, error.reason)
         return self._service.on_message(client.conn, message)
 
     def _close(self, client: _Client, code: int) -> None:

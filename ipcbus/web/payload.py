@@ -15,14 +15,29 @@ __all__ = ["BadPayload", "Codec", "codec"]
 
 UNSUPPORTED_DATA = 1003
 INVALID_DATA = 1007
+REASON_BYTES = 123
+"""Bytes of UTF-8 that a close frame has for a reason."""
 
 
 class BadPayload(ValueError):
-    """A client sent what the service's codec cannot read. ``code`` is the close code that says so."""
+    """A client sent what the service's codec cannot read.
 
-    def __init__(self, message: str, code: int) -> None:
+    Args:
+        message: says so without a word of what was sent.
+        code: the close code that says so.
+        detail: where it is wrong, for the client itself.
+    """
+
+    def __init__(self, message: str, code: int, detail: str = "") -> None:
         super().__init__(message)
         self.code = code
+        self.detail = detail
+
+    @property
+    def reason(self) -> str:
+        """The reason of the close frame, which has little room."""
+        text = f"{self}: {self.detail}" if self.detail else str(self)
+        return text.encode()[:REASON_BYTES].decode(errors="ignore")
 
 
 class Codec(NamedTuple):
@@ -64,7 +79,9 @@ def _json(message_type: Any) -> Codec:
     def encode(message: Any) -> tuple[str, bytes]:
         return TEXT, json.encode(message)
 
-    return Codec("json", _reader("JSON", TEXT, _decoder(json, message_type), msgspec.DecodeError), encode)
+    return Codec(
+        "json", _reader("JSON", TEXT, _decoder(json, message_type), msgspec.DecodeError, msgspec.ValidationError), encode
+    )
 
 
 def _msgpack(message_type: Any) -> Codec:
@@ -74,7 +91,11 @@ def _msgpack(message_type: Any) -> Codec:
     def encode(message: Any) -> tuple[str, bytes]:
         return BINARY, msgpack.encode(message)
 
-    return Codec("msgpack", _reader("MessagePack", BINARY, _decoder(msgpack, message_type), msgspec.DecodeError), encode)
+    return Codec(
+        "msgpack",
+        _reader("MessagePack", BINARY, _decoder(msgpack, message_type), msgspec.DecodeError, msgspec.ValidationError),
+        encode,
+    )
 
 
 def _decoder(format_: Any, message_type: Any) -> Callable[[bytes], Any]:
@@ -137,7 +158,9 @@ _TYPED: dict[str, Callable[[Any], Codec]] = {"json": _json, "msgpack": _msgpack,
 _MAKERS: dict[str, Callable[[], Codec]] = {"text": _text, "bytes": _bytes, "raw": _raw}
 
 
-def _reader(noun: str, wanted: str, loads: Callable[[bytes], Any], wrong: type[Exception]) -> Callable[[str, bytes], Any]:
+def _reader(
+    noun: str, wanted: str, loads: Callable[[bytes], Any], wrong: type[Exception], misfit: type[Exception] | tuple[()] = ()
+) -> Callable[[str, bytes], Any]:
     frames = "text" if wanted == TEXT else "binary"
 
     def decode(kind: str, data: bytes) -> Any:
@@ -145,6 +168,8 @@ def _reader(noun: str, wanted: str, loads: Callable[[bytes], Any], wrong: type[E
             raise BadPayload(f"{noun} comes in {frames} frames here", UNSUPPORTED_DATA)
         try:
             return loads(data)
+        except misfit as error:
+            raise BadPayload(f"{noun} that does not fit", INVALID_DATA, str(error)) from error
         except (wrong, ValueError, RecursionError) as error:
             raise BadPayload(f"not valid {noun}", INVALID_DATA) from error
 

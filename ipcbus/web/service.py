@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 from ipcbus.errors import IpcbusError
 from ipcbus.web.limits import Limits
+from ipcbus.web.payload import REASON_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -21,12 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["Accept", "Connection", "Reject", "Request", "Service"]
 
 _OWN_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
-_REASON_BYTES = 123
 
 
 def _check_reason(reason: str) -> None:
-    if (size := len(reason.encode())) > _REASON_BYTES:
-        raise ValueError(f"a close reason has at most {_REASON_BYTES} bytes of UTF-8, this one has {size}; make it shorter")
+    if (size := len(reason.encode())) > REASON_BYTES:
+        raise ValueError(f"a close reason has at most {REASON_BYTES} bytes of UTF-8, this one has {size}; make it shorter")
 
 
 class Request:
@@ -204,7 +204,8 @@ class Service:
     """Where clients connect."""
     codec: ClassVar[str] = "json"
     """What messages are: ``"json"``, ``"text"``, ``"bytes"``, ``"msgpack"``, ``"protobuf"`` or ``"raw"``. What a client sends
-    and the codec cannot read closes its connection with 1007, or 1003 if it came in the wrong kind of frame."""
+    and the codec cannot read closes its connection with 1007, or 1003 if it came in the wrong kind of frame. The reason of the
+    close says what is wrong."""
     message_type: ClassVar[Any] = None
     """What ``on_message`` gets: for ``json`` and ``msgpack`` a type that msgspec can check (a Struct, a union of tagged
     Structs, a dataclass, a TypedDict), else whatever came; for ``protobuf`` the message class, which is required."""

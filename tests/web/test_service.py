@@ -544,8 +544,16 @@ async def test_messages_of_a_type(codec: str) -> None:
         await client.send({"type": "shout", "text": "hi"})
         assert client.take() == [{"sum": 3}, {"type": "shout", "text": "HI"}]
         await client.send({"type": "move", "x": "1", "y": 2})
-        assert client.closed is not None
-        assert client.closed[0] == 1007
+        noun = {"json": "JSON", "msgpack": "MessagePack"}[codec]
+        assert client.closed == (1007, f"{noun} that does not fit: Expected `int`, got `str` - at `$.x`")
+        other = await test.connect()
+        await other.send({"type": "é" * 200})
+        assert other.closed is not None
+        assert other.closed[1].startswith(f"{noun} that does not fit: Invalid value 'éé")
+        assert len(other.closed[1].encode()) <= 123
+        third = await test.connect()
+        await third.send_raw("T" if codec == "json" else "B", b"\xc1")
+        assert third.closed == (1007, f"not valid {noun}")
 
 
 async def test_protobuf_messages() -> None:
