@@ -354,9 +354,10 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
         signal.signal(number, on_signal)
     try:
         with server:
-            logger.info("serving at %s", server.url)
-            if ready is not None:
-                ready(server)
+            if not asked:  # else it was told to stop while it started, and serves nobody
+                logger.info("serving at %s", server.url)
+                if ready is not None:
+                    ready(server)
             if asked:
                 server.request_stop()
             return server.wait() or 0

@@ -446,6 +446,30 @@ if __name__ == "__main__":
 """
 
 
+START = """
+    async def on_start(self):
+        open("begun", "w").close()
+        await asyncio.sleep(600)
+"""
+
+
+def test_a_server_that_is_stopped_while_it_starts_does_not_say_that_it_serves(tmp_path: Path) -> None:
+    app = "import asyncio\n" + APP + START
+    for name, text in (("app.toml", TOML), ("index.html", ""), ("my_app.py", app), ("run.py", RUN)):
+        (tmp_path / name).write_text(text)
+    with subprocess.Popen(
+        [sys.executable, "run.py", "app.toml"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+    ) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+    assert "serving at" not in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_runs_a_file_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     for name, text in (("app.toml", TOML), ("index.html", "<p>mine</p>"), ("my_app.py", APP), ("run.py", RUN)):
