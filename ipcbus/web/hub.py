@@ -472,14 +472,20 @@ def _room(room: object) -> str:
         raise TypeError(
             f"a room's name is a str, not {type(room).__qualname__}; check what clients send before it is used as one"
         )
-    if not room.isascii():
-        room.encode()  # half of a surrogate pair is no text that could travel
-    return str.__str__(room)  # and a plain one, whatever class of its own it has
+    return _text(room)
+
+
+def _text(text: str) -> str:
+    if not text.isascii():
+        text.encode()  # half of a surrogate pair is no text that could travel
+    return str.__str__(text)  # and a plain one, whatever class of its own it has
 
 
 def _policy(slow: str) -> str:
     if not isinstance(slow, str):
         raise TypeError(f"slow is a str, not {type(slow).__qualname__}")
-    if slow in (CUT, DROP) or (slow.startswith(LATEST) and len(slow) > len(LATEST)):
+    if slow in (CUT, DROP):
         return slow
+    if slow.startswith(LATEST) and len(slow) > len(LATEST):
+        return slow if slow.isascii() else _text(slow)
     raise ValueError(f"slow={slow!r} must be 'close', 'drop' or 'latest:KEY'")

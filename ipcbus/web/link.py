@@ -414,14 +414,14 @@ class Batcher:
         self._sizes.append(size)
         self.bytes += size
 
-    def take(self) -> tuple[Any, ...] | None:
-        """Return the next batch as it goes into the channel, or None when nothing waits."""
+    def take(self, most: int = BATCH_EVENTS) -> tuple[Any, ...] | None:
+        """Return the next batch as it goes into the channel, of at most so many events, or None when nothing waits."""
         if not self._events:
             return None
         count = total = 0
         for size in self._sizes:
             # The first event always goes, however large: it has to travel some time.
-            if count == BATCH_EVENTS or (count and total + size > BATCH_BYTES):
+            if count == most or (count and total + size > BATCH_BYTES):
                 break
             count += 1
             total += size

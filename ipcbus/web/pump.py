@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelBroken, ChannelClosed, PeerDied
+from ipcbus.errors import ChannelBroken, ChannelClosed, EncodeError, MessageTooLarge, PeerDied
 from ipcbus.web.link import Batcher
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ class Pump:
         self._room.set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._apart = 0  # events at the head of what waits that go one by one
         self.lost = 0
-        """Events that could not be delivered because the receiver was dead."""
+        """Events that could not be delivered because the receiver was dead, or that the channel cannot carry."""
 
     @property
     def full(self) -> bool:
@@ -101,14 +102,32 @@ class Pump:
             # put() sets the event in one turn of the loop and this task runs in the next: the turn's events are together.
             await self._wake.wait()
             self._wake.clear()
-            while (batch := self._batcher.take()) is not None:
+            while (batch := self._batcher.take(1) if self._apart else self._batcher.take()) is not None:
                 try:
                     await self._send(aio, batch)
                 except ChannelClosed:
                     self._batcher.discard()
                     self._settle()
                     return
+                except (EncodeError, MessageTooLarge) as error:
+                    self._refuse(batch, error)
+                else:
+                    if self._apart:
+                        self._apart -= 1
                 self._settle()
+
+    def _refuse(self, batch: tuple[Any, ...], error: Exception) -> None:
+        """Leave out the event that the channel cannot carry, and no other: those around it concern other clients."""
+        events = batch[4]
+        if len(events) > 1:
+            self._batcher.back(batch)
+            self._apart = len(events)
+            return
+        self._batcher.back((*batch[:4], []))  # so that it leaves no gap
+        if self._apart:
+            self._apart -= 1
+        self.lost += 1
+        logger.error("what was to be said to %s cannot be sent and is left out (op %d): %s", self._name, events[0][0], error)
 
     async def _send(self, aio: AsyncChannel, batch: tuple[Any, ...]) -> None:
         try:

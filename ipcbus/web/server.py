@@ -22,7 +22,7 @@ from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.config import ServerConfig, load_server_config
 from ipcbus.web.database import Database
-from ipcbus.web.link import start
+from ipcbus.web.link import MAX_PAYLOAD, start
 from ipcbus.web.metrics import Metrics, Source
 from ipcbus.web.outside import bus_config
 from ipcbus.web.paths import Paths
@@ -50,6 +50,8 @@ _PRELOAD = ("ipcbus.web.server", "ipcbus.web.host", "ipcbus.requests", "ipcbus.a
 """What every process of a server imports anyhow, besides its transports. What cannot be imported is passed over."""
 _PRELOAD_DATABASE = ("sqlalchemy.orm", "ipcbus.web.database")
 """And where there is a database: SQLAlchemy takes longer to import than everything else together."""
+LARGEST = 2 * MAX_PAYLOAD
+"""Bytes that a message of a link may have: one of a client, or what there is to tell of 500 clients."""
 STOP_TIMEOUT = 10.0
 """Seconds that a process may take to stop, besides the time in which connections are closed or handlers finish."""
 _ENDED = frozenset({"died", "done", "late", "stuck", "stopped", "killed"})
@@ -313,6 +315,14 @@ class Server:
         channel = self._resources.enter_context(open_channel(url, serializer=_SERIALIZER, accept=(_SERIALIZER,)))
         if not channel.capabilities.crosses_processes:
             raise ConfigError(f"{name}: {channel.url} works between threads only; a server needs one between processes: pipe:")
+        end = channel._end  # noqa: SLF001  what a channel does when it is full is not told elsewhere
+        if end.options.overflow != "block":
+            raise ConfigError(
+                f"{name}: {channel.url} has overflow={end.options.overflow!r}, and nothing that front ends and services say to "
+                "each other may be lost; make it without"
+            )
+        if end.codec.max_message < LARGEST:
+            raise ConfigError(f"{name}: {channel.url} has max_message={end.codec.max_message}; it has to be {LARGEST} at least")
         return channel
 
 

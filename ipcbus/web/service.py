@@ -83,6 +83,7 @@ class Reject(Exception):
             raise ValueError(f"{status} is neither an HTTP status that refuses nor a close code that may be sent")
         if status >= 1000:
             _check_reason(reason)
+        reason.encode()  # what is no text raises here, where the mistake is
         self.status = status
         self.reason = reason
 

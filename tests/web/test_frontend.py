@@ -721,6 +721,25 @@ async def test_a_wrong_command_takes_no_other_with_it(rooms: Rig, caplog: pytest
     assert rooms.fronts[0].counts.nonsense == 1
 
 
+async def test_a_command_that_cannot_be_sent_takes_no_other_with_it(rooms: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    ada = await enter(rooms, "Ada", 0)
+    cid = int((await receive(ada))["id"], 16)
+    for command in (
+        (Command.SEND, cid, "T", b"1", CUT),
+        (Command.REJECT, 5, 403, "\ud800"),  # half of a surrogate pair, which no serializer can express
+        (Command.SEND, cid, "T", b"2", CUT),
+        (Command.REJECT, 6, 403, "\ud800"),
+    ):
+        rooms.hosts[0].put(0, command)
+    assert [await receive(ada), await receive(ada)] == [1, 2]
+    await ada.send(json.dumps({"op": "join", "room": "tea"}))
+    assert (await receive(ada))["op"] == "users"
+    assert rooms.hosts[0]._fronts[0].pump.lost == 2
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "what was to be said to front end 0 cannot be sent and is left out (op 43)"
+    ] * 2  # and so there was no gap
+
+
 async def test_late_commands_hit_nobody(rooms: Rig) -> None:
     ada = await enter(rooms, "Ada", 0)
     cid = int((await receive(ada))["id"], 16)

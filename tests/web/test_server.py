@@ -396,6 +396,12 @@ def test_two_services_for_one_path_are_named(programs: Any) -> None:
         Server(ServerConfig(services=services, front=FrontConfig(bind="127.0.0.1:0", processes=1), transport="pipe:")).start()
 
 
+@pytest.mark.parametrize("option", ["overflow=fail", "overflow=drop_old", "max_message=1MiB"])
+def test_links_that_could_not_carry_everything_are_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"front-0: .* has {option.partition('=')[0]}="):
+        Server(chat_config(f"unix:?{option}", bind="127.0.0.1:0")).start()
+
+
 def test_a_transport_between_threads_is_refused() -> None:
     with pytest.raises(ConfigError, match="between threads only"):
         Server(chat_config("inproc:", bind="127.0.0.1:0")).start()

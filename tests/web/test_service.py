@@ -335,6 +335,9 @@ def test_the_reason_of_a_close_code_has_to_fit_and_that_of_an_http_error_has_not
         with pytest.raises(ValueError, match="at most 123 bytes of UTF-8, this one has 124; make it shorter"):
             Reject(4403, reason)
         assert Reject(403, reason).reason == reason
+    for status in (403, 4403):
+        with pytest.raises(ValueError, match="surrogates"):
+            Reject(status, "\ud800")
 
 
 # ---------------------------------------------------------------------- what outlives a process
