@@ -171,6 +171,10 @@ class ServerConfig:
     and the server stops with exit status 1. 0: the first death stops it."""
     restart_period: float = 10.0
     """Seconds over which deaths are counted."""
+    start_timeout: float = 30.0
+    """Seconds that a process has for being ready: for a service from the import of its module to the end of ``on_start``. One
+    that takes longer is killed. That ends the start of the server; at a reload the old process goes on; at any other time it
+    counts as a death."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """What the processes write to stderr."""
 
@@ -184,7 +188,7 @@ class ServerConfig:
             raise ConfigError("a server needs a service: add [services.NAME] with factory = 'module:Class'")
         _check_front(self.front)
         _at_least("server", self, 0, "restarts")
-        _more_than_zero("server", self, "restart_period")
+        _more_than_zero("server", self, "restart_period", "start_timeout")
         owners = {f"front-{index}": "a front end" for index in range(self.front.processes)}
         for name, service in self.services.items():
             if not 1 <= service.processes <= MAX_PROCESSES:

@@ -128,7 +128,8 @@ class FrontEnd:
         """Serve until ``stop``.
 
         Args:
-            ready: called once clients are served, which is when every service has answered.
+            ready: called once clients are served, which is when every service has answered; but at once if it takes the place
+                of another one: nobody need wait for a service that is away but its own clients.
 
         Raises:
             ConfigError: two services want the same path, and the server has not served yet.
@@ -220,7 +221,7 @@ class FrontEnd:
             logger.warning("front end %d: not every service has answered the goodbye", self._index)
 
     async def _attached(self) -> None:
-        while not all(link.up or link.refused for link in self.links):
+        while self._starting and not all(link.up or link.refused for link in self.links):
             await self.news.wait()
 
     def _announce(self) -> None:

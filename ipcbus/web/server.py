@@ -251,6 +251,7 @@ class Server:
             start_method=config.start_method,
             intensity=config.restarts,
             period=config.restart_period,
+            ready_timeout=config.start_timeout,
             stop_timeout=max(front.drain, *(service.finish_timeout for service in config.services.values())) + STOP_TIMEOUT,
             at_end=self._hang_up,
             on_event=self._spread,

@@ -232,7 +232,7 @@ class Service:
         """
 
     def on_start(self) -> Awaitable[None] | None:
-        """Prepare: called once in each process, before it is told of any client.
+        """Prepare: called once in each process, before it is told of any client. It has ``start_timeout`` seconds.
 
         It is cancelled if the process is asked to stop meanwhile; ``on_stop`` is not called then.
         """

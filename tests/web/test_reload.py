@@ -299,6 +299,13 @@ def test_requests_that_were_taken_are_answered_by_the_old_process(module: Path) 
             assert [answer for answer, _ in answers] == list(range(asked[number]))
 
 
+def test_how_long_a_start_may_take_is_configured(module: Path) -> None:
+    write(module, 1, on_start="return asyncio.sleep(600)")
+    front, services = FrontConfig(bind="127.0.0.1:0", processes=1), {"counting": ServiceConfig("counting:Counting")}
+    with pytest.raises(StartFailed, match=r"counting was not ready within 0\.5 seconds"):
+        Server(ServerConfig(services, front, transport="unix:", start_timeout=0.5)).start()
+
+
 def test_stopping_during_a_reload_leaves_nothing(module: Path) -> None:
     with Server(config()) as server:
         write(module, 2, on_start="import time; time.sleep(600)")

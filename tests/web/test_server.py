@@ -350,6 +350,28 @@ def test_a_stuck_service_is_replaced(programs: Any) -> None:
         ]
 
 
+def test_a_front_end_that_was_killed_serves_others_while_a_service_is_stuck(programs: Any) -> None:
+    config = ServerConfig(
+        services={"echo": ServiceConfig("web_programs:Echo"), "stuck": ServiceConfig("web_programs:Stuck", heartbeat=0)},
+        front=FrontConfig(bind="127.0.0.1:0", processes=1),
+        transport="unix:",
+        start_timeout=5.0,
+    )
+    with Server(config) as server:
+        os.kill(server.pids["stuck"], signal.SIGSTOP)
+        try:
+            os.kill(server.pids["front-0"], signal.SIGKILL)
+            while (happened := server.events.recv(PATIENCE)).what != "died":
+                pass
+            assert [server.events.recv(PATIENCE).what for _ in range(2)] == ["started", "ready"]
+            with connect(f"ws://{server.address}/echo", proxy=None) as ws:
+                ws.send("x")
+                assert ws.recv(PATIENCE) == "x"
+        finally:
+            os.kill(server.pids["stuck"], signal.SIGCONT)
+        assert happened.name == "front-0"
+
+
 # ---------------------------------------------------------------------- starting
 
 
