@@ -330,9 +330,9 @@ class Hub:
     def _touch(self, client: _Client) -> None:
         if client.dirty:
             return
-        client.dirty = True
         if not self._changed:
-            asyncio.get_running_loop().call_soon(self.flush)
+            asyncio.get_running_loop().call_soon(self.flush)  # raises in another thread, and nothing may be noted then
+        client.dirty = True
         self._changed.append(client)
 
     def flush(self) -> None:

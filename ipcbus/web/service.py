@@ -199,6 +199,9 @@ class Service:
     Handlers are plain or async functions. Those of one connection run one after another, in the order in which the
     client sent; those of different connections interleave wherever one awaits. A plain handler runs at once, so it
     should not take long. An exception in a handler is logged, counted, and closes that one connection with 1011.
+
+    All of it belongs to the thread of the event loop. What runs in another one, such as a function given to ``database.run``,
+    returns what there is to say, or has it said by ``loop.call_soon_threadsafe``.
     """
 
     path: ClassVar[str] = "/ws"

@@ -12,7 +12,7 @@ from ipcbus.errors import ConfigError, IpcbusError, MessageTooLarge
 from ipcbus.web import Accept, Connection, Limits, Reject, Request, Service
 from ipcbus.web.hub import BACKLOG
 from ipcbus.web.link import MAX_PAYLOAD, Cid, Command, Event
-from ipcbus.web.state import State, encode_state
+from ipcbus.web.state import State, decode_state, encode_state
 from ipcbus.web.testing import ServiceTest
 from ipcbus.web.ticker import Ticker
 
@@ -398,6 +398,18 @@ def test_a_state_notices_every_kind_of_change() -> None:
     before = changes
     assert state.setdefault("f", 1) is None
     assert changes == before
+
+
+async def test_a_state_that_another_thread_has_tried_to_change_is_told_after_the_next_change() -> None:
+    service = Recorder()
+    async with ServiceTest(service) as test:
+        client = await test.connect()
+        (conn,) = service.connections
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            await asyncio.to_thread(conn.state.update, {"by": "a thread"})
+        conn.state["then"] = 1
+        test.hub.flush()
+        assert decode_state(test._states[client.id]) == {"by": "a thread", "then": 1}
 
 
 async def test_the_state_of_another_processs_connection_is_what_that_process_says() -> None:
