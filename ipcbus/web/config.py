@@ -40,6 +40,7 @@ from ipcbus.web.database import DatabaseConfig  # noqa: TC001  read at run time,
 from ipcbus.web.limits import networks
 from ipcbus.web.link import MAX_FRONTS, MAX_PAYLOAD
 from ipcbus.web.metrics import MetricsConfig  # noqa: TC001  as above
+from ipcbus.web.origins import Origins
 
 __all__ = ["FrontConfig", "ServerConfig", "ServiceConfig", "load_server_config"]
 
@@ -59,7 +60,8 @@ class FrontConfig:
     """A file served at ``/``; relative to the configuration file. Read once, at the start. It is meant to be small: who has not
     read it within some ``open_timeout`` seconds is cut off, as in any opening handshake."""
     origins: tuple[str, ...] = ()
-    """Origins whose pages may connect, besides this host itself; ``"*"`` is all of them."""
+    """Origins whose pages may connect, besides this host itself: ``"https://example.org"``, ``"https://*.example.org"`` for all
+    below it, ``"*"`` for all there are."""
     channel: str | None = None
     """URL of the front ends' inboxes, if it is not ``transport``."""
     headers: tuple[str, ...] = ("user-agent", "accept-language")
@@ -76,12 +78,15 @@ class FrontConfig:
     open_timeout: float = 5.0
     """Seconds for a client's opening handshake, TLS, waiting for the service and ``authorize`` included."""
     ping_interval: float = 20.0
-    """Seconds between two pings of a client."""
+    """Seconds between two pings of a client, at most; up to a tenth less, so that who came together is not pinged together."""
     ping_timeout: float = 20.0
     """Seconds for its answer, or for anything else it sends that is whole; without it the connection is closed with 1011. A
     client is given this anew when it has not been read for a while, because its service was away or it sends too fast."""
     first_message: float = 0.0
     """Seconds for a client to say something, after which it is closed with 4408; 0 is no limit."""
+    idle_timeout: float = 0.0
+    """Seconds between two messages of a client, after which it is closed with 4408; 0 is no limit. Answers to pings are none,
+    and time in which it is not read because its service is away does not count."""
     max_lifetime: float = 0.0
     """Seconds that a connection may last; at nine tenths of it or a little later it is closed with 1001. 0 is no limit."""
     max_queue: int = 16
@@ -215,11 +220,13 @@ def _check_front(front: FrontConfig) -> None:
         raise ConfigError(f"front: max_queue must be at least 1 message, not {front.max_queue}")
     _at_least("front", front, 1, "message_burst", "max_groups", "half_open", "accept_burst", "soft_limit")
     _at_least("front", front, 0, "message_rate", "byte_rate", "rate_patience", "frame_rate", "drain", "heartbeat", "coalesce")
-    _at_least("front", front, 0, "max_connections", "per_address", "accept_rate", "first_message", "max_lifetime")
+    _at_least(
+        "front", front, 0, "max_connections", "per_address", "accept_rate", "first_message", "max_lifetime", "idle_timeout"
+    )
     _more_than_zero("front", front, "open_timeout", "ping_interval", "ping_timeout", "link_timeout", "drain_rate")
-    for name in ("exempt", "trusted_proxies"):
+    for name, read in (("exempt", networks), ("trusted_proxies", networks), ("origins", Origins)):
         try:
-            networks(getattr(front, name))
+            read(getattr(front, name))
         except ValueError as error:
             raise ConfigError(f"front: {name}: {error}") from error
     if front.tls_key is not None and front.tls_certificate is None:

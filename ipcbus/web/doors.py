@@ -13,6 +13,7 @@ from ipcbus.web import http
 from ipcbus.web.health import health
 from ipcbus.web.limits import Doorman, client_address, networks, within
 from ipcbus.web.link import Cid
+from ipcbus.web.origins import Origins
 from ipcbus.web.servicelink import Grant, Refusal
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Doors:
         self._page = page
         self._number = number
         self._proxies = networks(config.trusted_proxies)
+        self._origins = Origins(config.origins)
         self.doorman = Doorman(
             total=config.max_connections or int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _DESCRIPTORS_LEFT),
             half_open=config.half_open,
@@ -137,7 +139,7 @@ class Doors:
         return http.plain(request, 404, "There is nothing here.")
 
     async def _admit(self, ws: Socket, request: Request, path: str, query: str) -> Response | None:
-        if not http.allowed_origin(request, self._config.origins):
+        if not self._origins.allow(request.headers.get_all("Origin"), request.headers.get_all("Host")):
             return self._refuse(
                 request, "origin", 403, "Pages of that origin may not connect; the server's 'origins' says which may."
             )

@@ -16,15 +16,16 @@ from ipcbus.errors import ConfigError, SerializationError
 from ipcbus.web.counts import Counts
 from ipcbus.web.delivery import Delivery
 from ipcbus.web.doors import Doors, draw_numbers
-from ipcbus.web.limits import Bucket, Limits
-from ipcbus.web.link import BINARY, COMMANDS, TEXT, Batch, Command, Event, LinkError, decode, start
+from ipcbus.web.limits import Limits
+from ipcbus.web.link import COMMANDS, Batch, Command, Event, LinkError, decode, start
 from ipcbus.web.moments import pause
 from ipcbus.web.orders import Orders
 from ipcbus.web.paths import both_want
 from ipcbus.web.peers import Peer
+from ipcbus.web.reading import read
 from ipcbus.web.servicelink import Grant, Route, ServiceInbox, ServiceLink
 from ipcbus.web.socket import Socket
-from ipcbus.web.terms import GOING_AWAY, TOO_MANY, Terms
+from ipcbus.web.terms import GOING_AWAY, Terms
 
 if TYPE_CHECKING:
     import socket
@@ -117,6 +118,15 @@ class FrontEnd:
     async def stopped(self) -> None:
         """Wait until ``stop`` is called."""
         await self._stop.wait()
+
+    def gauges(self) -> dict[str, int]:
+        """Return what there is now of what is counted."""
+        peers = (peer for route in self.all_routes for peer in route.table.peers.values())
+        return {
+            "connections": self.counts.connections,
+            "waiting_bytes": sum(peer.ws.transport.get_write_buffer_size() for peer in peers),
+            "waiting_events": sum(len(link.gate) + len(link.pump) for link in self.links),
+        }
 
     async def prepare(self) -> None:
         """Do what can be done before ``run``: nothing."""
@@ -276,55 +286,15 @@ class FrontEnd:
             await socket.close(*grant.close)
             return
         peer = self._open(socket, grant)
-        terms = Terms(self._config, partial(self._close, peer))
+        close = partial(self._close, peer)
+        terms = Terms(self._config, close)
         try:
-            await self._read(peer, self.links[peer.owner], terms)
+            await read(peer, self.links[peer.owner], terms, self._config, self.counts, close)
         except ConnectionClosed:
             pass  # however it ended, the code says it
         finally:
             terms.end()
             self._gone(peer)
-
-    async def _read(self, peer: Peer, link: ServiceLink, terms: Terms) -> None:
-        """Take a client's messages to its service, no faster than it takes them and the limits allow."""
-        ws, counts, limits, now = peer.ws, self.counts, link.route.limits, peer.ws.loop.time
-        config = self._config
-        rate = config.message_rate if limits.rate is None else limits.rate
-        burst = config.message_burst if limits.burst is None else limits.burst
-        volume = config.byte_rate if limits.bytes is None else limits.bytes
-        messages = Bucket(rate, max(burst, 1), now())
-        octets = Bucket(volume, volume, now())
-        since = None
-        while True:
-            message = await ws.recv()
-            if terms.waits:
-                terms.spoke()
-            if peer.closing:
-                continue  # what a client says before it notices is not wanted any more
-            if isinstance(message, str):
-                kind, data = TEXT, message.encode()
-            else:
-                kind, data = BINARY, message
-            size = len(data)
-            counts.received += 1
-            counts.received_bytes += size
-            link.gate.put((Event.MSG, peer.cid, kind, data), size)
-            moment = now()
-            wait = max(messages.take(moment), octets.take(moment, size))
-            if link.full:
-                await link.room(peer)
-                unread = now() - moment
-                moment += unread
-                wait = max(messages.make_up(unread), octets.make_up(unread))
-            if wait <= 0:
-                since = None
-                continue
-            counts.delayed += 1
-            since = since or moment
-            if config.rate_patience and moment - since > config.rate_patience:
-                counts.reasons["rate"] += 1
-                self._close(peer, TOO_MANY, "too many messages")
-            await pause(wait)
 
     def _open(self, ws: Socket, grant: Grant) -> Peer:
         request = ws.request

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ipcbus.errors import ConfigError, PeerDied, SerializationError
 from ipcbus.web.failures import FAILURES, pass_on_cancellation
 from ipcbus.web.frontlink import FrontLink
-from ipcbus.web.hub import Hub
+from ipcbus.web.hub import Counts, Hub
 from ipcbus.web.limits import Limits
 from ipcbus.web.link import CREDIT, EVENTS, Batch, Command, Event, LinkError, Sequence, decode, draw, start
 from ipcbus.web.moments import pause
@@ -123,6 +123,19 @@ class Host:
     async def stopped(self) -> None:
         """Wait until ``stop`` is called."""
         await self._stop.wait()
+
+    @property
+    def counts(self) -> Counts:
+        """What has happened here."""
+        return self.hub.counts
+
+    def gauges(self) -> dict[str, int]:
+        """Return what there is now of what is counted."""
+        return {
+            "connections": self.counts.connections,
+            "waiting_events": self.hub.turns.waiting,
+            "waiting_commands": sum(len(front.pump) for front in self._fronts),
+        }
 
     async def prepare(self) -> None:
         """Do what can be done while an earlier process of the service still serves; call it before ``run``.
@@ -335,11 +348,11 @@ class Host:
             except EOFError:
                 return
             except (SerializationError, LinkError) as error:
-                self.hub.counts.nonsense += 1
+                self.counts.nonsense += 1
                 logger.warning("%s: a message in the inbox is dropped: %s", self.name, error)
                 continue
             for fault in batch.wrong:
-                self.hub.counts.nonsense += 1
+                self.counts.nonsense += 1
                 logger.warning("%s: an event of front end %d is dropped: %s", self.name, batch.sender, fault)
             self._take(batch)
             await asyncio.sleep(0)  # recv does not yield while there is more, and handlers want their turn
@@ -347,7 +360,7 @@ class Host:
     def _take(self, batch: Batch) -> None:
         front = self._fronts[batch.sender]
         if batch.epoch < front.epoch:
-            self.hub.counts.stale += 1
+            self.counts.stale += 1
             return
         front.heard = monotonic()
         if batch.epoch > front.epoch:
@@ -372,7 +385,7 @@ class Host:
             elif event[0] == Event.MSG and len(front.left) < LEFT_OVER:
                 front.left.append(event)  # an earlier process never read it, so this one may
             else:
-                self.hub.counts.stale += 1
+                self.counts.stale += 1
         if front.taken >= CREDIT // 4:
             front.pump.put((Command.CREDIT, front.taken))
             front.taken = 0

@@ -1,4 +1,4 @@
-"""Plain HTTP on the port of the WebSockets: a page, a health check, refusals, and who may connect from where."""
+"""Plain HTTP on the port of the WebSockets: a page, a health check, refusals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from websockets.http11 import Request
 
-__all__ = ["allowed_origin", "answer", "cookies", "is_upgrade", "page", "picked", "plain"]
+__all__ = ["answer", "cookies", "is_upgrade", "page", "picked", "plain"]
 
 _HTML = "text/html; charset=utf-8"
 _TEXT = "text/plain; charset=utf-8"
@@ -57,28 +57,6 @@ def plain(request: Request, status: int, text: str, *more: tuple[str, str]) -> R
 def page(request: Request, body: bytes) -> Response:
     """Make a response of an HTML page that is asked for anew each time."""
     return answer(request, body, kind=_HTML, more=[("Cache-Control", "no-cache")])
-
-
-def allowed_origin(request: Request, origins: tuple[str, ...]) -> bool:
-    """Tell whether a page of that origin may open a WebSocket here.
-
-    Browsers send the cookies of this host with every WebSocket, whichever page opens it, and always say whose page it is.
-    Programs that are no browsers send no Origin and are let in.
-
-    Args:
-        request: the opening handshake.
-        origins: origins let in besides this host itself, as browsers write them (``https://example.org``); ``"*"`` is all.
-    """
-    given = request.headers.get_all("Origin")
-    if not given:
-        return True
-    if len(given) != 1:
-        return False
-    origin = given[0]
-    if "*" in origins or origin in origins:
-        return True
-    hosts = request.headers.get_all("Host")
-    return len(hosts) == 1 and origin.partition("://")[2].lower() == hosts[0].lower()
 
 
 def picked(request: Request, names: Iterable[str]) -> dict[str, str]:

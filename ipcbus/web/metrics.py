@@ -40,6 +40,9 @@ HELP = {
     "bad_messages": "Messages that the codec could not read",
     "nonsense": "Batches of a link, and what is in them, that made no sense",
     "connections": "Connections open now",
+    "waiting_bytes": "Bytes that wait in front ends for clients that read slowly",
+    "waiting_events": "Events that wait for service processes, or there for their handlers",
+    "waiting_commands": "Commands of service processes that wait for front ends",
 }
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -124,6 +127,9 @@ def _family(prefix: str, labels: list[str], sums: dict[str, dict[str, Any]], *, 
 def _processes(sources: list[Source], snapshots: Mapping[str, Mapping[str, Any]], pids: Mapping[str, int]) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+    lag = GaugeMetricFamily(
+        "ipcbus_process_loop_lag_seconds", "How late its event loop was when last looked at", labels=["process"]
+    )
     starts = CounterMetricFamily("ipcbus_process_starts", "How often the process was started", labels=["process"])
     cpu = CounterMetricFamily("ipcbus_process_cpu_seconds", "Processor time of the running process", labels=["process"])
     memory = GaugeMetricFamily("ipcbus_process_resident_memory_bytes", "Memory of the running process", labels=["process"])
@@ -135,7 +141,8 @@ def _processes(sources: list[Source], snapshots: Mapping[str, Mapping[str, Any]]
             continue  # it does not run
         cpu.add_metric([source.name], (int(stat[11]) + int(stat[12])) / _TICKS)
         memory.add_metric([source.name], int(stat[21]) * _PAGE)
-    yield from (starts, cpu, memory)
+        lag.add_metric([source.name], snapshots.get(source.name, {}).get("lag", 0.0))
+    yield from (starts, cpu, memory, lag)
 
 
 def registry(collect: Callable[[], Iterator[Metric]]) -> CollectorRegistry:

@@ -8,7 +8,7 @@ import logging
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ipcbus.errors import ConfigError
 from ipcbus.supervisor import TAKE_OVER
@@ -47,8 +47,10 @@ class _Runs(Protocol):
 
     def notice(self, index: int, at: int, /) -> None: ...
 
+    @property
+    def counts(self) -> Any: ...
 
-R = TypeVar("R", bound=_Runs)
+    def gauges(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def run_service(life: Life, log_level: str, inbox: Channel, args: ServiceArgs, s
             paths=args.paths,
         )
 
-    _run(make, life, slot, lambda host: host.hub.counts)
+    _run(make, life, slot)
 
 
 def run_front_end(
@@ -119,12 +121,7 @@ def run_front_end(
 
     _log(log_level)
     tls = tls_context(config)
-    _run(
-        lambda: FrontEnd(config, index, life.incarnation, sock, inbox, services, page, tls),
-        life,
-        slot,
-        lambda front: front.counts,
-    )
+    _run(lambda: FrontEnd(config, index, life.incarnation, sock, inbox, services, page, tls), life, slot)
 
 
 def tls_context(config: FrontConfig) -> ssl.SSLContext | None:
@@ -170,7 +167,7 @@ def load_service(factory: str) -> Service:
     return service
 
 
-def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[[R], Any]) -> None:
+def _run(make: Callable[[], _Runs], life: Life, slot: Slot | None) -> None:
     async def main() -> None:
         running = make()
         loop = asyncio.get_running_loop()
@@ -178,8 +175,7 @@ def _run(make: Callable[[], R], life: Life, slot: Slot | None, counts: Callable[
         beating = asyncio.create_task(_beat(life))
         turn = asyncio.Event()
         loop.add_reader(life.fileno(), _hear, life, running, turn)
-        here = counts(running)
-        report = reporting(slot, lambda: counted(here), lambda: {"connections": here.connections})
+        report = reporting(slot, lambda: counted(running.counts), running.gauges)
         try:
             async with AsyncExitStack() as stack:
                 if not life.replaces:

@@ -53,6 +53,9 @@ class Pump:
         self.lost = 0
         """Events that could not be delivered because the receiver was dead, or that the channel cannot carry."""
 
+    def __len__(self) -> int:
+        return len(self._batcher)
+
     @property
     def full(self) -> bool:
         """Whether more waits than should."""

@@ -1,6 +1,7 @@
 """Reporter: writes what a process counts into its slot, now and then and at its end.
 
-Counters go on where the process's last start left them, so that they never go back; gauges are those of this start.
+Counters go on where the process's last start left them, so that they never go back; gauges are those of this start. How
+late it was woken for a report is in the next one: so late is everything that this process does.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Reporter:
         self._counters = counters
         self._gauges = gauges
         self._failing = False
+        self._lag = 0.0
 
     def write(self) -> None:
         """Report now.
@@ -75,7 +77,8 @@ class Reporter:
             ValueError: it takes more than a slot has.
         """
         counters = added(self._before, self._counters())
-        self._slot.write({"pid": os.getpid(), "starts": self._starts, "counters": counters, "gauges": dict(self._gauges())})
+        now = {"counters": counters, "gauges": dict(self._gauges()), "lag": self._lag}
+        self._slot.write({"pid": os.getpid(), "starts": self._starts, **now})
 
     def attempt(self) -> None:
         """Report now, or log why that cannot be, once until it can be again: nobody's work is to end over it."""
@@ -93,10 +96,13 @@ class Reporter:
 
     async def run(self, interval: float = INTERVAL) -> None:
         """Report every so many seconds until cancelled."""
-        never = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        never = loop.create_future()
         while True:
             self.attempt()
+            due = loop.time() + interval
             await asyncio.wait((never,), timeout=interval)
+            self._lag = max(0.0, loop.time() - due)
 
 
 @asynccontextmanager

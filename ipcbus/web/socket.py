@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Protocol
 
 from websockets.asyncio.server import ServerConnection
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Keeper", "Socket"]
 
 POLICY = 1008
+_EARLIEST_PING = 0.9
+"""The part of the interval after which a client is pinged at the earliest: who came together is not pinged together."""
 _END = b"\r\n\r\n"
 """What a request ends with."""
 _BUSY = (
@@ -92,6 +95,8 @@ class Socket(ServerConnection):
         peer = transport.get_extra_info("peername")
         if peer:
             self.address, self.port = plain_address(peer[0]), peer[1]
+        if self.ping_interval:
+            self.ping_interval *= random.uniform(_EARLIEST_PING, 1)  # noqa: S311  a spread, not a secret
         if self.keeper.knock(self) is None:
             super().connection_made(transport)
             self.recv_messages.pause = self._pause_reading

@@ -1,8 +1,9 @@
-"""Terms: how long a client may take to speak, and how long a connection may last."""
+"""Terms: how long a client may be silent, and how long a connection may last."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from typing import TYPE_CHECKING
 
@@ -31,28 +32,45 @@ class Terms:
         close: called with a close code and a reason when a term is over.
 
     Attributes:
-        waits: whether the client has yet to speak.
+        listen: whether it matters what the client says from here on.
     """
 
-    __slots__ = ("_aging", "_silence", "waits")
+    __slots__ = ("_aging", "_close", "_heard", "_idle", "_limit", "_loop", "_silence", "listen")
 
     def __init__(self, config: FrontConfig, close: Callable[[int, str], object]) -> None:
-        loop = asyncio.get_running_loop()
-        self.waits = config.first_message > 0
-        self._silence = loop.call_later(config.first_message, close, SILENT, "nothing was said") if self.waits else None
+        self._loop = loop = asyncio.get_running_loop()
+        self._close = close
+        first, self._limit = config.first_message, config.idle_timeout
+        self.listen = first > 0 or self._limit > 0
+        self._silence = loop.call_later(first, close, SILENT, "nothing was said") if first else None
+        self._heard = loop.time()
+        self._idle = loop.call_later(self._limit, self._look) if self._limit else None
         age = config.max_lifetime * random.uniform(_EARLIEST, 1)  # noqa: S311  a spread, not a secret
         self._aging = loop.call_later(age, close, GOING_AWAY, "connect again") if age else None
 
     def spoke(self) -> None:
         """Note that the client has said something."""
-        self.waits = False
+        self._heard = self._loop.time()
+        self.listen = self._limit > 0
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None
 
+    def pause(self) -> None:
+        """Note that the client is not read from here on, whatever it says, until ``spoke``."""
+        self._heard = math.inf
+
+    def _look(self) -> None:
+        # Where a message came meanwhile the timer is set anew only now: most clients send many in this time.
+        left = self._heard + self._limit - self._loop.time()
+        if left <= 0:
+            self._close(SILENT, "nothing was said for too long")
+            return
+        self._idle = self._loop.call_later(min(left, self._limit), self._look)
+
     def end(self) -> None:
         """Forget all terms. Idempotent."""
-        self.spoke()
-        if self._aging is not None:
-            self._aging.cancel()
-            self._aging = None
+        for timer in (self._silence, self._idle, self._aging):
+            if timer is not None:
+                timer.cancel()
+        self._silence = self._idle = self._aging = None

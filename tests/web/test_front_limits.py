@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from websockets.asyncio.client import connect
@@ -19,6 +19,7 @@ from ipcbus.web import Accept, Connection, Limits, Reject, Request, Service
 from ipcbus.web.config import FrontConfig
 from ipcbus.web.gate import HELD_BYTES, HELD_EVENTS
 from ipcbus.web.processes import tls_context
+from ipcbus.web.terms import Terms
 
 from .rig import PATIENCE, Echo, Rig, eventually, receive, refused, until_closed
 
@@ -334,6 +335,36 @@ async def test_who_says_nothing_is_closed_and_who_says_something_is_not() -> Non
         await talks.send("still")
         assert [await asyncio.wait_for(talks.recv(), PATIENCE) for _ in range(2)] == ["I am here", "still"]
         await eventually(lambda: rig.fronts[0].counts.codes[4408] == 1)
+
+
+async def test_who_stays_silent_for_too_long_is_closed_and_who_goes_on_talking_is_not() -> None:
+    async with Rig(Echo(), idle_timeout=0.5) as rig:
+        talks, is_silent = await rig.connect("/echo"), await rig.connect("/echo")
+        await is_silent.send("I was here")
+        ending = asyncio.create_task(until_closed(is_silent))
+        said = 0
+        while not ending.done():
+            await talks.send("still")
+            assert await asyncio.wait_for(talks.recv(), PATIENCE) == "still"
+            said += 1
+            await asyncio.wait((ending,), timeout=0.1)
+        assert (ending.result(), said > 2) == (4408, True)
+        await talks.send("and now")
+        assert await until_closed(talks) == 4408
+
+
+async def test_time_in_which_nobody_listens_is_no_silence_of_the_client() -> None:
+    class Term(Terms):
+        closed: ClassVar[list[int]] = []
+
+    limit = 0.05
+    terms = Terms(FrontConfig(idle_timeout=limit), lambda code, _: Term.closed.append(code))
+    terms.pause()
+    await asyncio.sleep(4 * limit)  # the timer comes by several times
+    assert Term.closed == []
+    terms.spoke()
+    await eventually(lambda: Term.closed == [4408])
+    terms.end()
 
 
 async def test_a_connection_does_not_last_for_ever() -> None:

@@ -202,6 +202,8 @@ async def test_a_service_that_does_not_take_messages_stops_the_reading_of_socket
     stuck = Stuck()
     async with Rig(stuck, message_rate=0, byte_rate=0) as rig:
         ws = await rig.connect("/stuck", write_limit=1024)
+        (front,), (host,) = rig.fronts, rig.hosts
+        assert front.gauges() == {"connections": 1, "waiting_bytes": 0, "waiting_events": 0}
         total = 0
 
         async def pour() -> None:
@@ -216,10 +218,13 @@ async def test_a_service_that_does_not_take_messages_stops_the_reading_of_socket
             before = total
             await asyncio.wait((pouring,), timeout=0.5)
         assert not pouring.done()
-        assert rig.fronts[0].counts.received < BACKLOG + CREDIT + HELD_EVENTS
+        assert front.counts.received < BACKLOG + CREDIT + HELD_EVENTS
+        assert front.gauges()["waiting_events"] + host.gauges()["waiting_events"] > HELD_EVENTS
         stuck.gate.set()
         await asyncio.wait_for(pouring, 30)
         await asyncio.wait_for(stuck.all.wait(), 30)
+        await eventually(lambda: front.gauges()["waiting_events"] == host.gauges()["waiting_events"] == 0)
+        assert host.gauges() == {"connections": 1, "waiting_events": 0, "waiting_commands": 0}
 
 
 # ---------------------------------------------------------------------- HTTP and handshakes
@@ -272,6 +277,18 @@ async def test_pages_of_other_hosts_may_not_connect() -> None:
         ):
             assert await refused(rig, "/echo", origin=origin) == 403
         assert rig.fronts[0].counts.refused == 5
+    async with Rig(Echo(), origins=("https://*.friend.example", "http://*.other.example:81", "null")) as rig:
+        for origin in ("https://a.friend.example", "https://a.b.friend.example", "http://a.other.example:81", "null"):
+            await (await rig.connect("/echo", origin=origin)).close()
+        for origin in (
+            "https://friend.example",
+            "https://.friend.example",
+            "http://a.friend.example",
+            "https://evil.example/.friend.example",
+            "https://a.friend.example.evil.example",
+            "http://a.other.example",
+        ):
+            assert await refused(rig, "/echo", origin=origin) == 403
     async with Rig(Echo(), origins=("*",)) as rig:
         await (await rig.connect("/echo", origin="https://anybody.example")).close()
 

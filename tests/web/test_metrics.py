@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -159,6 +160,19 @@ async def test_a_report_that_fails_is_logged_once_and_the_next_ones_are_made(cap
     assert caplog.text.count("cannot be reported") == 2  # as often as it began
 
 
+async def test_a_report_says_how_late_the_event_loop_was() -> None:
+    reports = asyncio.Semaphore(0)
+    with snapshots("a") as page:
+        reporter = Reporter(page.slot("a"), dict, lambda: reports.release() or {})
+        task = asyncio.create_task(reporter.run(interval=0.01))
+        await asyncio.wait_for(reports.acquire(), PATIENCE)
+        assert page.read()["a"]["lag"] == 0
+        time.sleep(0.2)  # noqa: ASYNC251  a handler that blocks is what this is about
+        await asyncio.wait_for(reports.acquire(), PATIENCE)
+        assert page.read()["a"]["lag"] >= 0.15
+        task.cancel()
+
+
 async def test_a_last_report_that_fails_ends_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     with snapshots("a") as page:
         async with reporting(page.slot("a"), lambda: {"codes": {"x" * HALF: 1}}):
@@ -203,7 +217,7 @@ def test_front_ends_are_added_up_and_services_are_told_apart() -> None:
     said = {
         "front-0": {"pid": me, "starts": 1, "counters": {"opened": 3, "reasons": {"origin": 1}}, "gauges": {"connections": 3}},
         "front-1": {"pid": me, "starts": 2, "counters": {"opened": 4, "reasons": {"full": 2}}, "gauges": {"connections": 1}},
-        "chat": {"pid": me, "starts": 1, "counters": {"messages": 9}, "gauges": {"connections": 4}},
+        "chat": {"pid": me, "starts": 1, "counters": {"messages": 9}, "gauges": {"connections": 4}, "lag": 0.25},
     }
     found = made(said, dict.fromkeys(said, me))
     assert found["ipcbus_front_opened_total", ""] == 7
@@ -214,6 +228,7 @@ def test_front_ends_are_added_up_and_services_are_told_apart() -> None:
     assert found["ipcbus_process_up", "process=front-1"] == 1
     assert found["ipcbus_process_starts_total", "process=front-1"] == 2
     assert found["ipcbus_process_resident_memory_bytes", "process=chat"] > 1 << 20
+    assert found["ipcbus_process_loop_lag_seconds", "process=chat"] == 0.25
 
 
 def test_of_a_dead_process_what_it_had_does_not_count_and_what_it_did_does() -> None:

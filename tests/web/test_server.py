@@ -542,6 +542,10 @@ def test_a_configuration_file_says_what_is_wrong(tmp_path: Path) -> None:
             TOML + '\n[services.x]\nfactory = "a:B"\nprocesses = 2\n[services.x-1]\nfactory = "a:C"',
             "a process of services.x is called 'x-1'",
         ),
+        (
+            TOML.replace("processes = 1", 'origins = ["https://x.example/"]'),
+            "front: origins: 'https://x.example/' is no origin; it reads scheme://host",
+        ),
         ("restarts = -1\n" + TOML, "server: restarts must be at least 0"),
         ("restart_period = 0\n" + TOML, "server: restart_period must be more than 0"),
     ):
