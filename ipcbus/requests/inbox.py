@@ -23,6 +23,7 @@ from ipcbus.requests import reply
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
 from ipcbus.requests.losses import death, orphaned, unread
+from ipcbus.requests.outage import Outage
 from ipcbus.requests.table import ANSWERED, GIVEN_UP, Requests
 from ipcbus.requests.turns import Turns
 
@@ -177,15 +178,15 @@ class Inbox:
                 self._steward.start()
 
     def _serve(self) -> None:
+        outage = Outage()
         while not self.closed:
             try:
                 self._turns.wait_for(self._endless, Deadline(None))
             except ChannelClosed:
                 return
-            except ChannelError as error:  # nothing comes any more
-                logger.exception("the inbox of this process is broken")
-                self._fail(list(self._waiting.copy()), error)
-                return
+            except ChannelError as error:  # a lack of descriptors for one, and what waits in the channel is not lost by that
+                if not outage.endure(error):
+                    self._fail(list(self._waiting.copy()), error)
 
     def _lead(self, future: Future[Any], deadline: Deadline) -> None:
         receive = self._receive or self._open()

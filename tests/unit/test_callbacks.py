@@ -190,6 +190,16 @@ def _logged(caplog, text):
     return False
 
 
+def test_a_moment_in_which_nothing_can_be_received_is_survived(server, programs, no_descriptors, caplog):
+    with ipcbus.callback(len) as callback:
+        assert _call(server, callback, b"small") == 5
+        with no_descriptors():
+            waiting = server.submit(("call", programs.call_with_much, callback))
+            _logged(caplog, "nothing can be received")
+        assert waiting.result(PATIENCE) == 8 << 20
+        assert _call(server, callback, b"again") == 5
+
+
 def test_what_comes_home_is_the_same_object(server):
     with ipcbus.callback(len) as callback:
         assert server.request(("echo", callback), PATIENCE) is callback

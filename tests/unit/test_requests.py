@@ -19,9 +19,9 @@ import ipcbus
 from ipcbus.directory import client
 from ipcbus.frame import Routed
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.requests import asking, reply
+from ipcbus.requests import asking, outage, reply
 from ipcbus.requests.future import Future
-from ipcbus.requests.inbox import inbox
+from ipcbus.requests.inbox import Inbox, inbox
 from ipcbus.requests.turns import Turns
 from ipcbus.testing.children import Interrupter
 from ipcbus.testing.subject import LATE, Subject, raises
@@ -574,6 +574,23 @@ def test_a_forked_child_asks_for_itself_and_is_told_what_is_not_its_own(question
         child.result()
     unanswered.recv_message(PATIENCE).reply("here")
     assert pending.result(PATIENCE) == "here"
+
+
+def test_what_waits_fails_where_nothing_can_be_received_for_long(monkeypatch):
+    def receive(_):
+        raise ipcbus.ChannelBroken("worn out")
+
+    monkeypatch.setattr(outage, "PATIENCE", 0.2)
+    box, future, done = Inbox("pipe:"), Future(), threading.Event()
+    try:
+        monkeypatch.setattr(box, "_receive", receive)
+        future.enter(box, None)
+        future.add_done_callback(lambda _: done.set())
+        assert done.wait(PATIENCE)
+        with pytest.raises(ipcbus.ChannelBroken, match="worn out"):
+            future.result(0)
+    finally:
+        box.close()
 
 
 def test_closing_while_threads_ask_ends_them_all(subject):

@@ -66,6 +66,10 @@ def handle(message):
     return rest[0](*rest[1:])
 
 
+def call_with_much(callback):
+    return callback(bytes(8 << 20))
+
+
 def serve(line, questions):
     line.say(os.getpid())
     questions.serve(handle)
