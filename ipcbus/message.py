@@ -44,7 +44,8 @@ class Message:
             Unsupported: nobody asked, or it was answered before.
             PeerDied: who asked is gone.
             EncodeError: the value cannot travel; who asked is told so.
-            ChannelFull: who asked does not take its replies.
+            ChannelFull: who asked does not take its replies. Nothing was sent, and it can be tried again.
+            ChannelBroken: it could not be sent, for lack of descriptors, say. The same.
         """
         self._replier().send(value, timeout)
 

@@ -25,5 +25,5 @@ def unread() -> ChannelBroken:
     """Return what ends a request whose reply could not be delivered."""
     return ChannelBroken(
         f"the reply was lost: this process took nothing in for {PATIENCE:g} s, because it was stopped or a function that "
-        "a future called took so long; what was asked may have been done"
+        "a future called took so long, or who answered could not send it, as its log says; what was asked may have been done"
     )

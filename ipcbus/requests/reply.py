@@ -151,6 +151,17 @@ class Route:
         """Whether the process is there, as far as its directory's socket tells."""
         return self.pid is None or directory.current(self.home) >= 0
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended, and not but the connection to its directory, as an interrupted call ends it."""
+        if self.pid is None or self.alive:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except OSError:
+            return True
+        return False
+
     def check(self) -> None:
         """Make sure that the process is there; raises ``PeerDied``."""
         if not self.alive:
@@ -199,7 +210,6 @@ class ReplyTo:
         try:
             self._answer(_VALUE, value, timeout)
         except (EncodeError, MessageTooLarge) as error:
-            self.answered = False
             self.fail(error, timeout)
             raise
 
@@ -209,7 +219,6 @@ class ReplyTo:
         try:
             self._answer(_ERROR, said, timeout)
         except MessageTooLarge:
-            self.answered = False
             self._answer(_ERROR, (said[0], said[1][:_BRIEF], "", None), timeout)
 
     def refuse(self, why: str) -> None:
@@ -251,8 +260,8 @@ class ReplyTo:
         self.answered = True
         try:
             way.send(self._number, kind, value, timeout)
-        except ChannelFull:
-            self.answered = False  # nothing was sent; it may be tried again
+        except Exception:
+            self.answered = False  # nothing was sent; it may be tried again, or given up
             raise
 
     def _look_again(self) -> Route:
@@ -321,7 +330,7 @@ def route(address: bytes) -> Route:
         if found is not None:
             return found
         for other, old in list(_here.routes.items()):
-            if not old.alive or len(_here.routes) >= _MOST:
+            if old.ended or len(_here.routes) >= _MOST:
                 del _here.routes[other]
                 old.close()
         home = address[_ID:].decode(errors="replace")

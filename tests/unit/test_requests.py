@@ -19,7 +19,7 @@ import ipcbus
 from ipcbus.directory import client
 from ipcbus.frame import Routed
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.requests import asking, outage, reply
+from ipcbus.requests import asking, outage, reply, serving
 from ipcbus.requests.future import Future
 from ipcbus.requests.inbox import Inbox, inbox
 from ipcbus.requests.turns import Turns
@@ -264,6 +264,44 @@ def test_an_asker_that_was_stopped_and_went_on_is_answered(stopped_asker, unansw
     unanswered.recv_message(PATIENCE).reply("second")
     assert asker.hear() == "second"
     asker.result()
+
+
+def test_what_could_not_be_sent_can_be_sent_again_and_fails_if_it_is_not(subject, programs, unanswered, monkeypatch):
+    def refuse(*_):
+        raise ipcbus.ChannelBroken("no descriptors")
+
+    asker = subject.start(programs.ask_twice, unanswered)
+    assert asker.hear() == "asked"
+    message = unanswered.recv_message(PATIENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(reply.Route, "send", refuse)
+        with pytest.raises(ipcbus.ChannelBroken, match="no descriptors"):
+            message.reply("first")
+    message.reply("first")
+    assert asker.hear() == "first"
+    message = unanswered.recv_message(PATIENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(reply.Route, "send", refuse)
+        serving.handle(message, lambda _: "second")
+    assert asker.hear() == "ChannelBroken"
+    asker.result()
+
+
+def test_who_asked_is_answered_though_the_connection_to_it_was_lost_and_another_one_asks(subject, programs, unanswered):
+    askers = []
+    messages = []
+    for _ in range(2):
+        askers.append(subject.start(programs.ask_twice, unanswered))
+        assert askers[-1].hear() == "asked"
+        messages.append(unanswered.recv_message(PATIENCE))
+        client.place(messages[-1].reply_to._way.home).close()  # as an interrupted call does
+    for asker, message in zip(askers, messages, strict=True):
+        message.reply("first")
+        assert asker.hear() == "first"
+        unanswered.recv_message(PATIENCE).reply("second")
+        assert asker.hear() == "second"
+        unanswered.recv_message(PATIENCE)  # its last one, for which it does not wait
+        asker.result()
 
 
 def test_an_answerer_whose_connection_was_lost_is_watched_again(programs):
