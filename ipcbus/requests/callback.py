@@ -219,6 +219,8 @@ def _run(known: Callback[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     def look(run: Run[None]) -> None:
         if run.cancelled():
             _tell(function, answer, None, ChannelClosed("the executor that this callback runs on was shut down before it ran"))
+        elif isinstance(error := run.exception(), Exception):
+            _tell(function, answer, None, error)  # the executor's: what the function raises was told, and does not come here
 
     on.submit(_call, function, args, kwargs, answer).add_done_callback(look)
 

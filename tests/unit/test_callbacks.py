@@ -5,7 +5,7 @@ import functools
 import gc
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,6 +75,19 @@ def test_an_executor_that_is_shut_down_tells_who_called(server):
         assert isinstance(ends[-1], ipcbus.ChannelClosed), ends
         with pytest.raises(ipcbus.RemoteError, match="shutdown"):
             _call(server, callback, 0)
+
+
+def _fail():
+    raise ValueError("no")
+
+
+def test_an_executor_that_breaks_tells_who_called(server):
+    executor = ThreadPoolExecutor(1, initializer=_fail)
+    with executor, ipcbus.callback(len, on=executor) as callback, pytest.raises(ipcbus.RemoteError, match="initializer"):
+        _call(server, callback, "x")
+    executor = ThreadPoolExecutor(1, initializer=_fail)
+    with executor, ipcbus.callback(len, on=executor) as callback, pytest.raises(BrokenExecutor, match="initializer"):
+        callback.submit("x").result(PATIENCE)
 
 
 async def _name_of_loop(value):
