@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.bus import page
 from ipcbus.channel import rebuild
 from ipcbus.directory import client
-from ipcbus.errors import ChannelFull, IpcbusError
+from ipcbus.errors import ChannelClosed, IpcbusError, PeerDied
 from ipcbus.plumbing.fds import unpacking
 from ipcbus.transport import LINGER, RecvLink, SendLink
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["CountedReceiver", "CountedSender", "Meter"]
 
 logger = logging.getLogger("ipcbus.bus")
+
+_RETRY = 1.0
+"""Seconds after which a tap that could not be reached is tried again, though the page says nothing new."""
 
 
 class Meter:
@@ -138,7 +143,11 @@ class _Copies:
         self._slot = slot
         self._lock = threading.Lock()
         self._links: dict[bytes, tuple[int, Endpoint, SendLink]] = {}
+        self._unreached: list[int] = []
+        """The numbers of those that could not be reached when they were asked for last."""
         self._generation = 0
+        self._ask_at = inf
+        """When they are asked for again, though the page says nothing new."""
 
     def send(self, frame: Frame) -> int:
         """Offer a message to every tap. Never waits for one, never fails: the message itself is sent already.
@@ -148,14 +157,20 @@ class _Copies:
         """
         with self._lock:
             self._refresh()
+            for number in self._unreached:
+                self._miss(number)
             for key, (number, _, link) in list(self._links.items()):
                 try:
                     link.send(frame, 0)
-                except ChannelFull:
-                    self._slot.words[self._slot.start + page.MISSED + number] += 1
-                except IpcbusError:
+                except ChannelClosed:
                     del self._links[key]  # it has ended; the home will say so, too
-            return -1 if self._links else self._generation
+                except IpcbusError as error:
+                    # Whatever else it is may be over with the next message, a lack of descriptors for one.
+                    if isinstance(error, PeerDied) and error.pid is not None:
+                        del self._links[key]
+                    else:
+                        self._miss(number)
+            return -1 if self._links or self._ask_at < inf else self._generation
 
     def end(self) -> None:
         """Tell every tap that the channel was shut down."""
@@ -172,18 +187,36 @@ class _Copies:
         with self._lock:
             self._links.clear()
 
+    def _miss(self, number: int) -> None:
+        self._slot.words[self._slot.start + page.MISSED + number] += 1
+
     def _refresh(self) -> None:
         generation = self._slot.words[page.GENERATION]
-        if generation == self._generation:
+        if generation == self._generation and (self._ask_at == inf or monotonic() < self._ask_at):
             return
-        self._generation = generation
-        links = {}
+        self._generation, began = generation, monotonic()
+        trouble: Exception | None = None
+        links, unreached = self._links, self._unreached
         try:
-            for number, key in self._meter.taps():
-                links[key] = self._links.get(key) or (number, *self._meter.open_tap(key))
+            taps = self._meter.taps()
+            links, unreached = {}, []
+            for number, key in taps:
+                try:
+                    links[key] = self._links.get(key) or (number, *self._meter.open_tap(key))
+                except (IpcbusError, OSError) as error:
+                    trouble = error
+                    unreached.append(number)
         except (IpcbusError, OSError) as error:
-            logger.warning("a tap gets nothing from this process: %s", error)
-        self._links = links
+            trouble = error  # who is known gets copies, as before
+        self._links, self._unreached = links, unreached
+        if trouble is None:
+            self._ask_at = inf
+            return
+        level = logging.WARNING if self._ask_at == inf else logging.DEBUG
+        logger.log(level, "a tap gets nothing from this process for now: %s", trouble)
+        # A home that hangs takes long to find out about, and must not take most of a sender's time.
+        now = monotonic()
+        self._ask_at = now + max(_RETRY, 10 * (now - began))
 
 
 class CountedSender(SendLink):

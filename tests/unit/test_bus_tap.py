@@ -10,6 +10,7 @@ import time
 import pytest
 
 import ipcbus
+from ipcbus.bus import meter
 from ipcbus.bus.looking import StandIn
 from ipcbus.testing import children, guests
 from ipcbus.testing.children import PATIENCE
@@ -222,6 +223,39 @@ def test_misses_are_each_taps_own(bus):
         assert (small.missed, large.missed) == (8, 0)
     with bus.tap("orders", 100) as later:
         assert later.missed == 0
+
+
+def test_a_moment_without_descriptors_costs_a_tap_what_is_sent_meanwhile(bus, no_descriptors, monkeypatch):
+    monkeypatch.setattr(meter, "_RETRY", 0.0)
+    orders = bus.channel("orders")
+    orders.send("before")
+    with bus.tap("orders") as tap:
+        with no_descriptors():
+            orders.send("meanwhile")
+            assert tap.missed == 1
+
+        def comes():
+            orders.send("after")
+            return tap.ready()
+
+        wait_until(comes)
+        assert tap.recv_message(timeout=0).body == "after"
+
+
+def test_a_copy_that_could_not_be_sent_is_missed_and_the_next_one_is_not(bus, monkeypatch):
+    def refuse(*_):
+        raise ipcbus.ChannelBroken("no descriptors")
+
+    orders = bus.channel("orders")
+    with bus.tap("orders") as tap:
+        orders.send(1)
+        ((_, _, link),) = orders._end.tx._copies._links.values()
+        with monkeypatch.context() as patch:
+            patch.setattr(type(link), "send", refuse)
+            assert orders._end.tx._copies.send([b"2"]) == -1
+        orders.send(3)
+        assert [tap.recv_message(timeout=PATIENCE).body for _ in range(2)] == [1, 3]
+        assert tap.missed == 1
 
 
 def test_what_did_not_fit_into_the_channel_has_no_copy():
