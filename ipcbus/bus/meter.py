@@ -103,12 +103,15 @@ class Meter:
     def _attach(self, end: Endpoint) -> _Slot | None:
         """Return this process's slot; None where it has none, which must not keep the channel from working."""
         if not self._asked:
-            self._asked = True  # once: a home that is stopped keeps everybody waiting who asks
+            began = monotonic()
             try:
                 self._slot = self._ask(end)
+                self._asked = True
             except (IpcbusError, OSError) as error:
                 # The home has ended, or the channel came here from a bus that this process cannot reach.
                 logger.info("%s is not counted here: %s", end.url, error)
+                # One that is stopped keeps everybody waiting who asks; all else may be over when an end is opened again.
+                self._asked = monotonic() - began >= _RETRY
         return self._slot
 
     def _ask(self, end: Endpoint) -> _Slot | None:

@@ -176,6 +176,32 @@ def test_a_channel_whose_home_is_gone_goes_on_uncounted(subject):
         child.result()
 
 
+_SEND_WITH_NOTHING_AND_AGAIN = """
+import contextlib, os, resource
+limit, held = resource.getrlimit(resource.RLIMIT_NOFILE), []
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, limit[1]))
+with contextlib.suppress(OSError):
+    while True:
+        held.append(os.dup(0))
+result = ""
+try:
+    obj.send(1)
+except OSError as error:
+    result = type(error).__name__
+for fd in held:
+    os.close(fd)
+resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+obj.send(2)
+obj.close()
+"""
+
+
+def test_a_process_that_had_no_descriptors_when_it_began_is_counted_once_it_has(child):
+    with ipcbus.Bus({"channels": {"orders": "pipe:"}}) as bus:
+        assert child.run(_SEND_WITH_NOTHING_AND_AGAIN, bus.channel("orders")) == "ChannelBroken"
+        assert facts(bus).sent == 1
+
+
 def test_a_page_cannot_be_made_shorter():
     descriptor, words = page.create()
     with pytest.raises(PermissionError):
