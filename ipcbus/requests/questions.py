@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ipcbus import frame as wire
-from ipcbus.errors import ChannelBroken, ChannelError
+from ipcbus.errors import ChannelBroken, ChannelError, ChannelFull
 from ipcbus.requests import reply
 from ipcbus.requests.inbox import inbox
 
@@ -29,20 +29,23 @@ def ask(address: bytes, body: tuple[Any, ...], future: Future[Any], timeout: flo
         EncodeError: the question cannot travel.
     """
     try:
-        way = reply.route(address)
-        box = inbox(way.end)
-        if future.asked:
-            box.entrust(future, way.pid)
-        else:
-            future.enter(box, way.pid)
-        frame = way.end.codec.encode_routed(body, box.route, future.number)
-        patience = reply.PATIENCE if timeout is None else min(timeout, reply.PATIENCE)
-        (way.end.tx or way.end.open_sender()).send(frame, patience)
+        _put(address, body, future, reply.PATIENCE if timeout is None else min(timeout, reply.PATIENCE))
     except ChannelError as error:
         future.abort(error)
     except BaseException:
         future.abort(ChannelBroken("the question was not sent"))
         raise
+
+
+def _put(address: bytes, body: tuple[Any, ...], future: Future[Any], timeout: float) -> None:
+    way = reply.route(address)
+    box = inbox(way.end)
+    if future.asked:
+        box.entrust(future, way.pid)
+    else:
+        future.enter(box, way.pid)
+    frame = way.end.codec.encode_routed(body, box.route, future.number)
+    (way.end.tx or way.end.open_sender()).send(frame, timeout)
 
 
 def tell(address: bytes, body: tuple[Any, ...]) -> None:
@@ -55,18 +58,26 @@ def tell(address: bytes, body: tuple[Any, ...]) -> None:
 
 def ask_for(future: Future[Any], address: bytes, export: int) -> None:
     """Ask for the value of a future of another process, if nobody has asked."""
-    box = inbox()
+    box, question = inbox(), ("future", export)
     with box.seeking:
         if future.asked:
             return
-        if reply.is_near(address):
-            ask(address, ("future", export), future)
-            return
-        # That process may be stopped, and who wants the value may have a deadline, or an event loop to go on with.
-        future.enter(box, None)
         try:
-            asking = threading.Thread(target=ask, args=(address, ("future", export), future), name="ipcbus-asks", daemon=True)
-            asking.start()
+            future.enter(box, None)
+            # That process may be stopped, and who wants the value may have a deadline, or an event loop to go on with.
+            if not (reply.is_near(address) and _is_put(address, question, future)):
+                threading.Thread(target=ask, args=(address, question, future), name="ipcbus-asks", daemon=True).start()
+        except ChannelError as error:
+            future.abort(error)
         except BaseException:
-            future.abort(ChannelBroken("the question was not sent: there was no thread for it"))
+            future.abort(ChannelBroken("the question was not sent: it was interrupted, or there was no thread for it"))
             raise
+
+
+def _is_put(address: bytes, body: tuple[Any, ...], future: Future[Any]) -> bool:
+    """Ask at once; false if the process takes nothing in just now."""
+    try:
+        _put(address, body, future, 0)
+    except ChannelFull:
+        return False
+    return True

@@ -585,6 +585,25 @@ def test_nobody_waits_longer_than_was_said_for_a_process_that_is_stopped(subject
     assert callback("abc") == 3
 
 
+def test_nor_where_it_takes_in_nothing_more(subject, programs, unanswered):
+    lent = subject.open()
+    owner = subject.start(programs.lend_pending, lent, unanswered)
+    future, callback = lent.recv(PATIENCE)
+    callback.timeout = PATIENCE
+    assert callback("abc") == 3
+    _stop(owner)
+    way = reply._here.routes[callback._origin[0]].end
+    with contextlib.suppress(ipcbus.ChannelFull):
+        for _ in range(100_000):
+            way.tx.send(way.codec.encode(None), 0)
+    started = time.monotonic()
+    raises(ipcbus.ChannelEmpty, future.result, 0.1)
+    assert time.monotonic() - started < LATE < reply.PATIENCE
+    os.kill(owner.pid, signal.SIGCONT)
+    unanswered.recv_message(PATIENCE).reply("here")
+    assert future.result(PATIENCE) == "here"
+
+
 def _stop(child):
     os.kill(child.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)  # until then some of its threads may run on
