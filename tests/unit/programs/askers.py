@@ -154,8 +154,9 @@ def ask_and_dawdle(line, questions):
         called.set()
         over.wait(PATIENCE)
 
-    first = questions.submit(("echo", 0))
-    first.add_done_callback(dawdle)
+    first, frame = inbox.inbox(questions._end).begin(questions._end, ("echo", 0), None, None)
+    first.add_done_callback(dawdle)  # before it is sent: if it were done by now, this thread would dawdle
+    questions._end.open_sender().send(frame, PATIENCE)
     assert called.wait(PATIENCE)
     futures = [questions.submit(("echo", 0)) for _ in range(8)]
     lost = futures[-1].exception(PATIENCE)
