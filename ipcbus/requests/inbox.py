@@ -23,7 +23,7 @@ from ipcbus.requests import reply
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
 from ipcbus.requests.losses import death, orphaned, unread
-from ipcbus.requests.outage import Outage
+from ipcbus.requests.outage import AGAIN, Outage
 from ipcbus.requests.table import ANSWERED, GIVEN_UP, Requests
 from ipcbus.requests.turns import Turns
 
@@ -301,14 +301,17 @@ class Inbox:
             return
         if isinstance(addressee, str):
             self._directory.later(_LOOK, self._came)
-            return
-        pid = addressee
+        else:
+            self._watch_process(addressee)
+
+    def _watch_process(self, pid: int) -> None:
         try:
             self._directory.watch(os.pidfd_open(pid), lambda: self._died(pid))
         except ProcessLookupError:
             self._died(pid)
         except OSError as error:  # ChannelBroken is one
-            logger.warning("the death of process %d would not be known: %s", pid, error)
+            logger.warning("the death of process %d would not be known for now: %s", pid, error)
+            self._directory.later(AGAIN, lambda: self._watch_process(pid))
 
     def _came(self, _guest: Guest | None = None) -> None:
         """Watch who has opened channels since requests were sent there: it may have received more than it has taken."""

@@ -1,4 +1,4 @@
-"""Outages: times in which nothing can be received from an inbox, most of which are over soon."""
+"""Outages: what an inbox cannot do for a moment, for lack of descriptors, say: receive, or watch a process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from time import monotonic, sleep
 
 from ipcbus.requests.reply import PATIENCE
 
-__all__ = ["Outage"]
+__all__ = ["AGAIN", "Outage"]
 
 logger = logging.getLogger("ipcbus.requests")
 
+AGAIN = 0.5
+"""Seconds after which it is tried again to watch a process that could not be watched, for lack of descriptors, say."""
 _PAUSE = 0.1
 """Seconds between two tries."""
 _OVER = 1.0

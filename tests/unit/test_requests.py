@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import pickle
 import select
@@ -92,6 +93,24 @@ def test_who_has_answered_before_and_dies_with_what_was_sent_before_it_opened_th
             with pytest.raises(ipcbus.PeerDied):
                 future.result(1)
         assert not any(isinstance(key, str) for key in _box(second)._watched), "it looks on though it knows"
+
+
+def test_a_death_is_known_though_there_was_no_descriptor_to_see_it_by_for_a_moment(subject, programs, monkeypatch, caplog):
+    def refuse(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    first, second = subject.open(), subject.open()
+    child = subject.start(programs.answer_here_and_open_there, first, second)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", refuse)
+        child.say()
+        assert first.request("known", PATIENCE) == "here"
+        assert child.hear() == "open"
+        future = second.submit("never taken")
+        assert "would not be known" in caplog.text
+    child.kill()
+    with pytest.raises(ipcbus.PeerDied):
+        future.result(PATIENCE)
 
 
 # --------------------------------------------------------------------------- errors
