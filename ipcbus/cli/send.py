@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ipcbus.channel import Channel
 from ipcbus.cli.target import Address, Name, connect, mention
 from ipcbus.errors import ConfigError
 
@@ -42,8 +43,23 @@ def send(
     bus = connect(address)
     mention(bus, name)
     with bus.channel(name) as channel:
-        for message in first or messages:
-            channel.send(message, timeout, headers=headers)
+        try:
+            for message in first or messages:
+                channel.send(message, timeout, headers=headers)
+        finally:
+            lost = _say_dropped(channel)
+    if lost:
+        raise typer.Exit(1)
+
+
+def _say_dropped(channel: Channel) -> bool:
+    """Say how many messages found no room, where the channel drops them, and return whether it was those sent here."""
+    dropped, overflow = channel.stats().dropped, channel._end.options.overflow  # noqa: SLF001  as recv
+    own = overflow == "drop_new"
+    if dropped:
+        what = "of these messages found no room and were dropped" if own else "older messages were dropped to make room"
+        typer.echo(f"ipcbus: {dropped} {what}: this channel has overflow={overflow!r}", err=True)
+    return own and dropped > 0
 
 
 def _messages(value: str | None, file: Path | None, *, text: bool) -> Iterator[Any]:

@@ -215,6 +215,23 @@ class TestSend:
         assert done.returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("url", "code", "said", "left"),
+    [
+        ("pipe:?capacity=1&overflow=drop_new", 1, "2 of these messages found no room", 1),
+        ("unix:?capacity=1&overflow=drop_old", 0, "2 older messages were dropped", 3),
+    ],
+)
+def test_what_a_channel_drops_is_said(url, code, said, left):
+    with ipcbus.Bus({"channels": {"orders": url}}) as bus:
+        orders = bus.channel("orders")
+        orders.ready()  # somebody receives
+        ran = ipcbus_command("send", "orders", "-", input="1\n2\n3\n")
+        assert (ran.returncode, ran.stdout) == (code, ""), ran.stderr
+        assert said in ran.stderr
+        assert orders.recv(PATIENCE) == left
+
+
 class TestRecv:
     def test_so_many(self, orders):
         for value in ({"a": b"x"}, "text", 3):
