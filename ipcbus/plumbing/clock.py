@@ -7,17 +7,21 @@ from time import monotonic
 __all__ = ["Deadline"]
 
 
+_EVER = 2_000_000.0
+"""Seconds, 23 days, from which on a timeout is without limit: the system can wait for no more than 2**31 milliseconds."""
+
+
 class Deadline:
     """A moment by which an operation must be over.
 
     Args:
-        timeout: seconds from now; None is never.
+        timeout: seconds from now; None is never, and so is what is too long to be waited for.
     """
 
     __slots__ = ("_at",)
 
     def __init__(self, timeout: float | None) -> None:
-        self._at = None if timeout is None else monotonic() + timeout
+        self._at = None if timeout is None or timeout > _EVER else monotonic() + timeout
 
     def remaining(self) -> float | None:
         """Return the seconds left, never negative; None is without limit."""

@@ -113,6 +113,17 @@ def test_a_death_is_known_though_there_was_no_descriptor_to_see_it_by_for_a_mome
         future.result(PATIENCE)
 
 
+@pytest.mark.parametrize("timeout", [3e6, 1e10, float("inf")])
+def test_a_timeout_that_is_longer_than_the_system_can_wait_is_none(questions, unanswered, subject, timeout):
+    future = questions.submit(("echo", 1), timeout)
+    assert future.result(timeout) == 1
+    assert questions.request(("echo", 2), timeout) == 2
+    assert asyncio.run(questions.aio.request(("echo", 3), timeout)) == 3
+    waiting = subject.thread(ipcbus.wait, [unanswered], timeout)
+    unanswered.send("here")
+    assert waiting.result() == [unanswered]
+
+
 # --------------------------------------------------------------------------- errors
 
 
