@@ -89,10 +89,11 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
+    global opening  # noqa: PLW0603  a thread that the child does not have may hold the parent's, where that took too long
+    opening = threading.RLock()
     for owner in list(_closing):
         owner.close()
     _closing.clear()
-    release(opening)
 
 
 def at_exit(function: Callable[[], None], priority: int) -> None:

@@ -11,9 +11,9 @@ import fcntl
 import os
 import select
 import signal
-import weakref
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import TravellingFd
 
 if TYPE_CHECKING:
@@ -84,15 +84,12 @@ class Line:
     """
 
     def __init__(self, context: BaseContext, parent: int) -> None:
-        global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
-        if not _hooked:
-            _hooked = True
-            os.register_at_fork(after_in_child=_let_go)
-        self.heard: Connection[Any, Any]
-        self.voice: Connection[Any, Any]
-        self.heard, self.voice = context.Pipe(duplex=True)
-        reading, self._writing = os.pipe()
-        _lines.add(self)
+        self._own = own = _Own()
+        with forks.opening:
+            forks.close_in_child(own)  # first, for with the first of all, forks begin to wait
+            own.heard, self.voice = context.Pipe(duplex=True)
+            reading, own.writing = os.pipe()
+        self.heard: Connection[Any, Any] = own.heard
         self.tether = Tether(TravellingFd(reading), parent)
 
     def hand_over(self) -> None:
@@ -103,10 +100,23 @@ class Line:
     def close(self) -> None:
         """Let go; the process is killed if it still runs. Idempotent."""
         self.hand_over()
-        self.heard.close()
-        fd, self._writing = self._writing, -1
-        if fd >= 0:
-            os.close(fd)
+        self._own.close()
+
+
+class _Own:
+    """What no other process may have: with a writing end in there, nothing would tell that the supervisor died."""
+
+    def __init__(self) -> None:
+        self.heard: Connection[Any, Any] | None = None
+        self.writing = -1
+
+    def close(self) -> None:
+        with forks.opening:
+            if self.heard is not None:
+                self.heard.close()
+            fd, self.writing = self.writing, -1
+            if fd >= 0:
+                os.close(fd)
 
 
 def has_room(end: Connection[Any, Any]) -> bool:
@@ -115,16 +125,3 @@ def has_room(end: Connection[Any, Any]) -> bool:
     poller = select.poll()
     poller.register(end, select.POLLOUT)
     return bool(poller.poll(0))
-
-
-_lines: weakref.WeakSet[Line] = weakref.WeakSet()
-_hooked = False
-
-
-def _let_go() -> None:
-    """Free a forked child's copies: with a writing end in there, nothing would tell the others that the supervisor died."""
-    for line in list(_lines):
-        fd, line._writing = line._writing, -1  # noqa: SLF001  a function of the same module
-        if fd >= 0:
-            os.close(fd)
-        line.heard.close()

@@ -97,6 +97,67 @@ channel.receiver.close()
 receiver = pickle.loads(receiver)
 assert not receiver.ready(), "the child kept the receiver's part"
 """
+FORK_WHILE_TIED = """
+import multiprocessing, os, threading
+from ipcbus.supervisor.line import Line
+begin, begun = threading.Event(), threading.Event()
+alive, lives = os.pipe()
+ended, ends = os.pipe()
+pipe = os.pipe
+
+def fork():
+    begin.wait(10)
+    if not os.fork():
+        os.close(ends)
+        os.write(lives, b"!")
+        os.read(ended, 1)
+        os._exit(0)
+
+def pipe_and_fork():
+    opened = pipe()
+    begin.set()
+    assert begun.wait(10)
+    return opened
+
+forking = threading.Thread(target=fork)
+forking.start()
+context = multiprocessing.get_context("fork")
+Line(context, os.getpid()).close()  # from the first one on forks wait
+os.register_at_fork(before=begun.set)
+os.pipe = pipe_and_fork
+line = Line(context, os.getpid())
+os.pipe = pipe
+forking.join()
+os.read(alive, 1)
+reading = os.dup(line.tether._fd.fileno())
+os.set_blocking(reading, False)
+line.close()
+assert os.read(reading, 1) == b"", "the child holds the tether"
+"""
+FORK_WHILE_STUCK = """
+import os, threading, ipcbus
+from ipcbus.plumbing import forks
+channel = ipcbus.open("pipe:")
+channel.receiver.ready()
+held, over = threading.Event(), threading.Event()
+
+def hold():
+    with forks.opening:
+        held.set()
+        over.wait(20)
+
+holding = threading.Thread(target=hold)
+holding.start()
+assert held.wait(10)
+child = os.fork()
+if not child:
+    with ipcbus.open("pipe:") as own:
+        own.send(1)
+        os._exit(own.recv(5))
+over.set()
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+holding.join()
+"""
 SHUTDOWN_ELSEWHERE = """
 import os, sys, ipcbus
 url, first = sys.argv[1:]
@@ -141,6 +202,14 @@ def test_a_finalizer_may_call_it_at_any_moment():
 
 def test_an_end_whose_other_side_was_closed_and_had_again_is_closed_at_exit():
     assert run(HALF_CLOSED) == "closed\n"
+
+
+def test_a_fork_while_a_supervisor_ties_a_process_to_itself_leaves_the_child_nothing():
+    run(FORK_WHILE_TIED)
+
+
+def test_a_child_that_was_forked_though_something_took_too_long_to_open_goes_on():
+    run(FORK_WHILE_STUCK)
 
 
 @pytest.mark.parametrize("url", ["unix:", "pipe:", "queue:"])
