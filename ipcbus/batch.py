@@ -112,10 +112,10 @@ def recv_many(channel: Channel, end: Endpoint, limit: int, timeout: float | None
         raise end.postponed.pop()
     got = [channel.recv(timeout)]
     rx = end.rx
-    # To find out once that nothing is left costs more than to ask, and less than to ask before each message.
-    if limit == 1 or rx is None or not rx.ready():
-        return got
     try:
+        # To find out once that nothing is left costs more than to ask, and less than to ask before each message.
+        if limit == 1 or rx is None or not rx.ready():
+            return got
         for _ in range(limit - 1):
             got.append(channel.recv(0))  # noqa: PERF401  what came before an error is kept
     except (ChannelEmpty, EndOfChannel, ChannelClosed):

@@ -501,6 +501,16 @@ class TestShutdown:
                 channel.recv(0)
 
 
+def test_recv_many_keeps_what_it_received_where_another_thread_closes_the_channel_then(monkeypatch):
+    def closed(_):
+        raise ChannelClosed("closed meanwhile")
+
+    with ipcbus.open("pipe:") as channel:
+        channel.send(1)
+        monkeypatch.setattr(type(channel._end.open_receiver()), "ready", closed)
+        assert channel.recv_many(5, 10) == [1]
+
+
 def test_recv_many_keeps_what_came_before_poison():
     with ipcbus.open("pipe:") as channel:
         channel.send(1)
