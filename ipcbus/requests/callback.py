@@ -82,7 +82,14 @@ class Callback(Generic[P, T]):
                 future.cancel()
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call it without waiting, and return a future of what it returns: wait for that, or ``await`` it."""
+        """Call it and return a future of what it returns: wait for that, or ``await`` it.
+
+        Waits for nothing but to hand over the arguments: up to 5 seconds where its process is stopped and was not called from
+        here before, or has no room for them. Then the future fails.
+
+        Raises:
+            EncodeError: an argument cannot travel.
+        """
         future = self._begin(args, kwargs)
         future.done()  # has it come in while nobody waits
         return future
@@ -103,10 +110,11 @@ class Callback(Generic[P, T]):
         return future
 
     def post(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call it and want no answer; what it raises is logged in its own process.
+        """Call it and want no answer; what it raises is logged in its own process. Waits as ``submit`` does.
 
         Raises:
-            PeerDied: its process is gone.
+            PeerDied: its process is gone, or did not answer for 5 seconds when it was called from here for the first time.
+            ChannelFull: its process had no room for the arguments for 5 seconds.
             EncodeError: an argument cannot travel.
         """
         if self._local:
