@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelEmpty, ChannelFull
+from ipcbus.errors import ChannelBroken, ChannelEmpty, ChannelFull
 from ipcbus.plumbing.clock import Deadline
 
 if TYPE_CHECKING:
@@ -157,7 +157,10 @@ class _Group:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
         # A descriptor of our own: two channel objects may watch the same end, and it may be closed while we do.
-        self._fd = os.dup(fd)
+        try:
+            self._fd = os.dup(fd)
+        except OSError as error:
+            raise ChannelBroken(f"no descriptor to wait with: {error.strerror}; see 'ulimit -n'") from error
         self._loop = loop
         self.futures: list[asyncio.Future[None]] = []
         loop.add_reader(self._fd, self._wake)

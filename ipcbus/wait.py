@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelError
+from ipcbus.errors import ChannelBroken, ChannelError
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.wakeup import Wakeup
 
@@ -30,6 +30,7 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
     Raises:
         ChannelClosed: a channel among them is closed in this process.
         ChannelBusy: a channel among them has its one receiver in another process.
+        ChannelBroken: there is no descriptor left to wait with; none is needed without a channel.
     """
     waiting = list(objects)
     deadline = Deadline(timeout)
@@ -40,10 +41,15 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
         fd = thing if isinstance(thing, int) else thing.fileno()
         watched.setdefault(fd, []).append(thing)
         poller.register(fd, select.POLLIN)
-    bell = _Bell()
+    sets = [thing._watchers() for thing in channels if hasattr(thing, "_watchers")]  # noqa: SLF001  of this package
+    if not sets:  # nothing here is closed by another thread, so no descriptor is needed, of which there may be none
+        return _wait(waiting, channels, watched, poller, deadline)
+    try:
+        bell = _Bell()
+    except OSError as error:
+        raise ChannelBroken(f"no descriptor to wait with: {error.strerror}; see 'ulimit -n'") from error
     poller.register(bell.fileno(), select.POLLIN)
     watched[bell.fileno()] = []
-    sets = [thing._watchers() for thing in channels if hasattr(thing, "_watchers")]  # noqa: SLF001  of this package
     for watchers in sets:
         watchers.add(bell)
     try:

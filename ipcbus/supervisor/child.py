@@ -71,7 +71,12 @@ class Child:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.line.hand_over()
         self.deadline = Deadline(ready_timeout)
-        self._pidfd = _pidfd(self.process.pid) if own else -1
+        try:
+            self._pidfd = _pidfd(self.process.pid) if own else -1
+        except BaseException:
+            self.kill()
+            self.line.close()
+            raise
         # multiprocessing's sentinel is a pipe that a process inherited by ours keeps open when ours has long ended. The
         # fork server keeps its own, which nobody inherits.
         self.sentinel: int = self._pidfd if self._pidfd >= 0 else self.process.sentinel

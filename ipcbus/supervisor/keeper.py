@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
 from collections import deque
-from time import monotonic, time  # history is read by people, so it has the wall clock
+from time import monotonic, sleep, time  # history is read by people, so it has the wall clock
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import GaveUp, StartFailed
+from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.deaf import be_deaf
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.supervisor.child import Child
@@ -29,6 +31,12 @@ __all__ = ["Keeper"]
 
 logger = logging.getLogger("ipcbus.supervisor")
 
+_LACKS = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
+"""Errors that say that the system has no descriptors, processes or memory for another process."""
+_SHORTAGE = 2.0
+"""Seconds for which it is tried to start one all the same; meanwhile the others are not looked at."""
+_PAUSE = 0.1
+"""Seconds between two tries."""
 _MEMORY = 1000
 """Occurrences that the history keeps, and that may wait to be received."""
 
@@ -180,13 +188,19 @@ class Keeper:
 
     def _launch(self, program: Program, incarnation: int, *, heir: bool = False) -> str | None:
         """Start a process; return why that cannot be, else None."""
-        try:
-            child = Child(self._context, program, incarnation, self._ready_timeout, heir=heir)
-        except Exception as error:  # noqa: BLE001  of multiprocessing, or of pickling; whoever wants the process is told
-            return f"{program.name} cannot be started: {type(error).__name__}: {error}"
-        self.roster.add(child)
-        self._note(child, "started")
-        return None
+        until = Deadline(_SHORTAGE)
+        while True:
+            try:
+                child = Child(self._context, program, incarnation, self._ready_timeout, heir=heir)
+            except Exception as error:  # noqa: BLE001  of multiprocessing, or of pickling; whoever wants the process is told
+                # What the system lacks for a moment must not be the end of everything.
+                if getattr(error, "errno", None) not in _LACKS or self._stopping or until.expired:
+                    return f"{program.name} cannot be started: {type(error).__name__}: {error}"
+                sleep(_PAUSE)
+                continue
+            self.roster.add(child)
+            self._note(child, "started")
+            return None
 
     def _listen(self, child: Child) -> None:
         was_ready = child.ready

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import select
@@ -99,6 +100,43 @@ def test_a_killed_process_is_started_again_with_the_same_arguments(programs: Any
         death = until(supervisor, "a", "died")
         assert (death.pid, death.exitcode, death.signal) == (told["a"], -9, "SIGKILL")
         assert death.detail == "was killed by SIGKILL"
+
+
+def test_a_moment_without_descriptors_is_survived(programs: Any, no_descriptors: Any) -> None:
+    with Supervisor([Program("a", programs.stay)], start_method="fork") as supervisor:
+        until(supervisor, "a", "ready")
+        with no_descriptors():
+            os.kill(supervisor.pids["a"], signal.SIGKILL)
+            over = threading.Event()
+            for _ in range(int(PATIENCE * 100)):
+                if supervisor.history[-1].what == "died":
+                    break
+                over.wait(0.01)  # what is received from needs a descriptor
+        until(supervisor, "a", "ready")
+        assert supervisor.failure is None
+
+
+def test_a_process_that_cannot_be_watched_is_started_again(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_pidfd, unwatched = os.pidfd_open, []
+
+    def refuse_once(pid: int) -> int:
+        if not unwatched:
+            unwatched.append(pid)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open_pidfd(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", refuse_once)
+    with Supervisor([Program("a", programs.stay)], start_method="fork") as supervisor:
+        assert supervisor.pids["a"] not in unwatched
+        assert gone(unwatched[0])
+
+
+def test_waiting_for_processes_needs_no_descriptor(no_descriptors: Any) -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    with no_descriptors():
+        assert ipcbus.wait([reading], PATIENCE) == [reading]
+    os.close(reading)
 
 
 def test_a_signal_without_a_name_is_told_by_its_number(programs: Any) -> None:
