@@ -501,6 +501,17 @@ class TestShutdown:
                 channel.recv(0)
 
 
+async def test_who_waits_without_descriptors_is_told_what_is_missing(no_descriptors):
+    with ipcbus.open("pipe:") as channel:
+        channel.fileno()
+        aio = channel.aio
+        with no_descriptors():
+            with pytest.raises(ChannelBroken, match="ulimit"):
+                ipcbus.wait([channel], 0)
+            with pytest.raises(ChannelBroken, match="ulimit"):
+                await aio.recv(1)
+
+
 def test_recv_many_keeps_what_it_received_where_another_thread_closes_the_channel_then(monkeypatch):
     def closed(_):
         raise ChannelClosed("closed meanwhile")
