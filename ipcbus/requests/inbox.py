@@ -174,8 +174,9 @@ class Inbox:
         """Have a thread receive from now on whenever nobody waits."""
         with self._lock:
             if self._steward is None and not self.closed:
-                self._steward = threading.Thread(target=self._serve, name="ipcbus-inbox", daemon=True)
-                self._steward.start()
+                steward = threading.Thread(target=self._serve, name="ipcbus-inbox", daemon=True)
+                steward.start()
+                self._steward = steward
 
     def _serve(self) -> None:
         outage = Outage()
@@ -189,7 +190,8 @@ class Inbox:
                     self._fail(list(self._waiting.copy()), error)
 
     def _lead(self, future: Future[Any], deadline: Deadline) -> None:
-        receive = self._receive or self._open()
+        if (receive := self._receive) is None:
+            self._receive = receive = awake(self._end.open_receiver())
         while future.outcome is None:
             try:
                 frame = receive(deadline.remaining())
@@ -197,12 +199,10 @@ class Inbox:
                 return
             try:
                 self._dispatch(frame)
-            except Exception:  # else the others who wait would learn nothing more
+            except BaseException as error:  # else the others who wait would learn nothing more
+                if not isinstance(error, Exception) and threading.current_thread() is not self._steward:
+                    raise  # an exit or an interrupt of somebody's own thread
                 logger.exception("what came to the inbox could not be taken in")
-
-    def _open(self) -> Callable[[float | None], Frame]:
-        self._receive = receive = awake(self._end.open_receiver())
-        return receive
 
     # ------------------------------------------------------------------ what comes
 

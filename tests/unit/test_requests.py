@@ -517,6 +517,35 @@ def test_what_a_future_calls_may_raise_and_ask_and_wait(questions):
     assert seen[-1] is future
 
 
+def test_what_a_future_calls_may_exit_and_does_not_end_the_thread_that_receives(questions):
+    def leave(_):
+        called.set()
+        sys.exit(3)
+
+    for _ in range(2):
+        called = threading.Event()
+        future, frame = _box(questions).begin(questions._end, ("echo", 1), None, None)
+        future.add_done_callback(leave)  # before it is sent: if it were done by now, this thread would exit
+        questions._end.open_sender().send(frame, PATIENCE)
+        assert called.wait(PATIENCE)
+
+
+def test_a_thread_that_could_not_be_had_is_had_later(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    box = Inbox("pipe:")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError):
+                box.attend()
+        box.attend()
+        assert box._steward.is_alive()
+    finally:
+        box.close()
+
+
 def test_what_a_done_future_calls_may_raise_too(caplog):
     future, seen = Future(), []
     future.finish(7, None)
