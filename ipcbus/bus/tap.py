@@ -38,10 +38,11 @@ class Tap:
     A sender offers each message once it was accepted, and never waits: what finds no room is missed, and counted.
     """
 
-    __slots__ = ("_address", "_baseline", "_board", "_channel", "_key", "_number", "_words")
+    __slots__ = ("_address", "_baseline", "_board", "_channel", "_key", "_number", "_pid", "_words")
 
     def __init__(self, address: str, channel: Channel, capacity: int, board: Board | None) -> None:
         self._address = address
+        self._pid = os.getpid()
         self._board = board
         end = channel._end  # noqa: SLF001  this package's
         shared = {name: getattr(end.options, name) for name in _SHARED}
@@ -102,6 +103,8 @@ class Tap:
 
     def close(self) -> None:
         """Have no more copies sent. Idempotent."""
+        if self._pid != os.getpid():
+            return  # a forked child's copy: the tap is its parent's
         if self._board is not None:
             self._board.untap(self._key)
         else:

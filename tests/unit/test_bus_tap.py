@@ -202,6 +202,27 @@ def test_a_tap_that_is_closed(bus):
         child.result()
 
 
+def test_a_forked_child_does_not_end_its_parents_tap(bus, child):
+    child.run(
+        """
+import builtins, os
+tap = obj.tap("orders")
+pid = os.fork()
+if not pid:
+    tap.close()
+    os._exit(0)
+os.waitpid(pid, 0)
+builtins.kept = tap
+""",
+        bus,
+    )
+    try:
+        bus.channel("orders").send("copied")
+        assert child.run("result = kept.recv_message(timeout=10).body") == "copied"
+    finally:
+        child.run("kept.close()")
+
+
 def test_no_more_than_a_few(bus):
     held = [bus.tap("orders") for _ in range(4)]
     error = raises(ipcbus.Unsupported, bus.tap, "orders")
