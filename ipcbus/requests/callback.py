@@ -9,7 +9,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 
-from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError, EncodeError
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError, EncodeError, Unsupported
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.requests import inbox, questions, reply
@@ -67,10 +67,13 @@ class Callback(Generic[P, T]):
             PeerDied: its process died.
             ChannelEmpty: it took longer than ``timeout`` (a ``TimeoutError`` too).
             EncodeError: an argument cannot travel.
+            Unsupported: it runs on the event loop that this is called on; ``await`` what ``submit`` returns.
         """
         if self._local and not isinstance(self._on, asyncio.AbstractEventLoop):
             assert self._function is not None
             return self._function(*args, **kwargs)  # type: ignore[no-any-return]  # a function as the caller knows it
+        if self._local and _runs_here(self._on):
+            raise Unsupported(f"{self!r} runs on this event loop, which would wait for itself: await submit() instead")
         deadline = Deadline(self.timeout)
         if not self._local:
             reply.reach(self._origin[0], deadline)
@@ -207,6 +210,14 @@ class _Local:
 
     def waits(self) -> bool:
         return not self._future.is_done
+
+
+def _runs_here(loop: Executor | asyncio.AbstractEventLoop | None) -> bool:
+    """Tell whether this is called on an event loop."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False  # none runs in this thread
 
 
 def _run(known: Callback[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], answer: ReplyTo | _Local | None) -> None:

@@ -139,6 +139,13 @@ def test_a_loop_that_is_closed_tells_who_called(server, subject):
             callback.submit(4)
 
 
+async def test_at_home_its_own_loop_does_not_wait_for_itself():
+    with ipcbus.callback(_name_of_loop) as callback:
+        with pytest.raises(ipcbus.Unsupported, match="await submit"):
+            callback(1)
+        assert await callback.submit(1)
+
+
 def test_at_home_it_waits_for_the_loop(subject):
     ready, loops = threading.Event(), []
 
