@@ -7,6 +7,7 @@ not begun.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -46,12 +47,16 @@ class Worker:
         self._closed = False
 
     def submit(self, function: Callable[..., None], *args: Any) -> None:
-        """Have a function called; raises ``ChannelClosed``."""
+        """Have a function called; raises ``ChannelClosed``, and ``RuntimeError`` where no thread can be had."""
         with self._change:
             if self._closed:
                 raise ChannelClosed("the callbacks of this process are called no more: it ends")
             self._todo.append((function, args))
-            self._staff()
+            try:
+                self._staff()
+            except RuntimeError:  # no thread can be had
+                self._todo.pop()  # who is told so must not find it done later
+                raise
 
     def begin_aside(self) -> bool:
         """Let others run while the function that calls this waits; false if it has stepped aside before."""
@@ -60,7 +65,8 @@ class Worker:
                 return False
             self._aside.add(get_ident())
             self._busy = False
-            self._staff()
+            with contextlib.suppress(RuntimeError):  # no thread can be had: they run when this one has gone on
+                self._staff()
             return True
 
     def end_aside(self) -> None:

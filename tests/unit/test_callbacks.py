@@ -299,6 +299,23 @@ def test_who_stepped_aside_goes_on_before_what_has_not_begun():
     assert after - before < 200
 
 
+def test_what_no_thread_could_be_had_for_is_not_done_later(monkeypatch):
+    worker, done, ran = Worker(), threading.Event(), []
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            worker.submit(ran.append, "refused")
+    worker.submit(ran.append, "taken")
+    worker.submit(done.set)
+    assert done.wait(PATIENCE)
+    assert ran == ["taken"]
+    assert worker.close(PATIENCE) == []
+
+
 def test_a_worker_that_is_closed_gives_back_what_it_did_not_do():
     worker, go, begun = Worker(), threading.Event(), threading.Event()
     worker.submit(lambda: (begun.set(), go.wait(PATIENCE)))
