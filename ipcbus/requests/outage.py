@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from time import monotonic, sleep
+import threading
+from time import monotonic
 
 from ipcbus.requests.reply import PATIENCE
 
@@ -31,6 +32,6 @@ class Outage:
         if now - self._last >= _OVER:
             self._began = now
             logger.error("nothing can be received from the inbox of this process, which is tried again: %s", error)
-        sleep(_PAUSE)
+        threading.Event().wait(_PAUSE)  # nothing tells when it is over
         self._last = monotonic()
         return now - self._began < PATIENCE

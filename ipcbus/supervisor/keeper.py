@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections import deque
-from time import monotonic, sleep, time  # history is read by people, so it has the wall clock
+from time import monotonic, time  # history is read by people, so it has the wall clock
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import GaveUp, StartFailed
@@ -196,7 +196,7 @@ class Keeper:
                 # What the system lacks for a moment must not be the end of everything.
                 if getattr(error, "errno", None) not in _LACKS or self._stopping or until.expired:
                     return f"{program.name} cannot be started: {type(error).__name__}: {error}"
-                sleep(_PAUSE)
+                threading.Event().wait(_PAUSE)  # nothing tells when there is some again
                 continue
             self.roster.add(child)
             self._note(child, "started")
