@@ -29,7 +29,8 @@ class Advice:
 
     url: str
     reasons: tuple[str, ...]
-    toml: str
+    toml: str | None
+    """None where every channel needs an address of its own, so that no line says it for all."""
 
 
 def advise(results: Sequence[Result], capabilities: Mapping[str, Capabilities]) -> Advice | None:
@@ -37,8 +38,8 @@ def advise(results: Sequence[Result], capabilities: Mapping[str, Capabilities]) 
 
     The measure of a channel is how many times slower than the fastest one it is, as the geometric mean of all blocks of
     comparable figures: throughput and latency, small messages and large, count alike. Only channels that could be measured
-    in every block are considered, if there are any. Among those that are about as fast as the best, one whose users may be
-    killed is taken.
+    in every block are considered, and of those only channels that need no address, if there are any: only they can be what
+    ``auto:`` means. Among those that are about as fast as the best, one whose users may be killed is taken.
 
     Args:
         results: of one or several scenarios and messages.
@@ -50,11 +51,14 @@ def advise(results: Sequence[Result], capabilities: Mapping[str, Capabilities]) 
     most = max(len(slow) for slow in factors.values())
     complete = {name: slow for name, slow in factors.items() if len(slow) == most}
     means = {name: _mean(list(slow.values())) for name, slow in complete.items()}
-    best = min(means.values())
-    close = [name for name, mean in means.items() if mean <= best * CLOSE]
+    lacking = {name for name in means if capabilities[name].addressable and not parse_url(_url(name)).address}
+    usable = {name: mean for name, mean in means.items() if name not in lacking} or means
+    best = min(usable.values())
+    close = [name for name, mean in usable.items() if mean <= best * CLOSE]
     chosen = min(close, key=lambda name: (not capabilities[name].survives_kill, capabilities[name].addressable, means[name]))
     fastest = min(means, key=lambda name: means[name])
-    return Advice(_url(chosen), tuple(_reasons(chosen, fastest, complete, means, capabilities)), _toml(_url(chosen)))
+    toml = None if chosen in lacking else f'transport = "{_url(chosen)}"'
+    return Advice(_url(chosen), tuple(_reasons(chosen, fastest, complete, means, capabilities)), toml)
 
 
 _Block = tuple[str, str]
@@ -98,6 +102,9 @@ def _reasons(
             slower = mean / means[chosen]
             how = f"{slower:.1f} times slower" if slower > CLOSE else "about as fast"
             reasons.append(f"over all that was measured the fastest; next is {name}, {how}")
+    elif means[chosen] > means[fastest] * CLOSE:
+        slower = means[chosen] / means[fastest]
+        reasons.append(f"{fastest} was {slower:.1f} times faster, but each of its channels needs an address of its own")
     else:
         reasons.append(f"about as fast as {fastest}, which was first")
         if capabilities[chosen].survives_kill and not capabilities[fastest].survives_kill:
@@ -117,7 +124,3 @@ def _url(name: str) -> str:
     """Return the URL of a channel as it is called in a report: its own, and the serializer behind a space."""
     url, _, serializer = name.partition(" ")
     return f"{url}{'&' if parse_url(url).options else '?'}serializer={serializer}" if serializer else url
-
-
-def _toml(url: str) -> str:
-    return f'transport = "{url}"'

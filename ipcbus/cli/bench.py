@@ -287,6 +287,9 @@ def _show_advice(console: "Console", advice: "Advice") -> None:
     console.print(Text.assemble("For this message on this machine: ", (advice.url, "bold green")))
     for reason in advice.reasons:
         console.print(Text(f"  - {reason}"), soft_wrap=True)
+    if advice.toml is None:
+        console.print(Text("\neach channel needs an address of its own, so there is no line for all that are opened as auto:"))
+        return
     console.print(Text("\nin ipcbus.toml, for every channel that is opened as auto:"))
     console.print(Text(f"  {advice.toml}", style="bold"))
 

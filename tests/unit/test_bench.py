@@ -340,6 +340,16 @@ class TestAdvice:
     def test_one_that_strangers_cannot_reach_is_taken_where_it_is_about_as_fast(self):
         assert advise([result("zmq+tcp:", 1e-6), result("unix:", 1.1e-6)], CAN).url == "unix:"
 
+    def test_one_that_needs_an_address_is_not_what_auto_can_mean(self):
+        advice = advise([result("zmq+tcp:", 1e-6), result("unix:", 2e-6), result("pipe:", 3e-6)], CAN)
+        assert (advice.url, advice.toml) == ("unix:", 'transport = "unix:"')
+        assert advice.reasons[0] == "zmq+tcp: was 2.0 times faster, but each of its channels needs an address of its own"
+
+    def test_there_is_no_line_for_one_that_needs_an_address(self):
+        assert advise([result("zmq+tcp:", 1e-6)], CAN).toml is None
+        named = "zmq+tcp://127.0.0.1:5555"
+        assert advise([result(named, 1e-6)], {named: CAN["zmq+tcp:"]}).toml == f'transport = "{named}"'
+
     def test_all_that_was_measured_counts_alike(self):
         large = Message("bytes", 1 << 20)
         both = [
