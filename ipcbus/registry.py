@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from ipcbus.errors import ConfigError, IpcbusError
 from ipcbus.options import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from importlib.metadata import EntryPoint
+    from importlib.metadata import Distribution, EntryPoint
 
 __all__ = ["Registry"]
 
@@ -127,6 +131,21 @@ class Registry(Generic[T]):
         distribution = entry.dist
         if distribution is None:
             return ""
+        if (folder := _beside(distribution, entry.module)) is not None:
+            return f"; try: pip install {shlex.quote(str(folder))}"
         extras = distribution.metadata.get_all("Provides-Extra") or []
         extra = next((extra for extra in (name, name.split("+", maxsplit=1)[0]) if extra in extras), None)
         return f"; try: pip install '{distribution.name}[{extra}]'" if extra else ""
+
+
+def _beside(distribution: Distribution, module: str) -> Path | None:
+    """Return the folder in which a module's own distribution lies in the checkout that this one was installed from.
+
+    pip notes where that is; a registry of packages need not have what lies there.
+    """
+    said = distribution.read_text("direct_url.json")
+    origin = json.loads(said) if said else {}
+    if "dir_info" not in origin:
+        return None
+    checkout = Path(unquote(urlsplit(origin["url"]).path))
+    return next((found.parent for found in checkout.glob(f"*/{module}/pyproject.toml")), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -71,6 +73,16 @@ class TestOutside:
         answer = ask(tmp_path, "upper")
         assert answer.startswith("SerializerUnavailable serializer 'upper' cannot be used: No module named 'something_not_inst")
         assert answer.endswith("; try: pip install 'outside[upper]'")
+
+    def test_what_lies_in_the_checkout_is_installed_from_there(self, tmp_path: Path) -> None:
+        folder = tmp_path / "my checkout" / "plugins" / "apart"
+        folder.mkdir(parents=True)
+        distribute(tmp_path, "outside", "upper = apart:Upper", "Provides-Extra: upper\n")
+        origin = {"url": (tmp_path / "my checkout").as_uri(), "dir_info": {}}
+        (tmp_path / "outside-1.0.dist-info" / "direct_url.json").write_text(json.dumps(origin), encoding="utf-8")
+        assert ask(tmp_path, "upper").endswith("; try: pip install 'outside[upper]'")  # nothing to install lies there
+        (folder / "pyproject.toml").touch()
+        assert ask(tmp_path, "upper").endswith(f"; try: pip install {shlex.quote(str(folder))}")
 
     @pytest.mark.parametrize(
         ("value", "why"),
