@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ipcbus.cli.table import make_table, print_whole
 from ipcbus.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
+    from rich.table import Table
 
     from ipcbus.bench.advice import Advice
     from ipcbus.bench.carriers import Carrier
@@ -265,7 +267,7 @@ def _show_blocks(console: "Console", group: "list[Block]") -> None:
     first, several = group[0], len(group) > 1
     what = ("median time" if first.trips else "messages per second") if several else first.size
     console.print(Text(f"{first.title}: {first.message}{what and ', ' + what}", style="bold"), soft_wrap=True)
-    _print_wide(console, _matrix(group) if several else _detail(first))
+    print_whole(console, _matrix(group) if several else _detail(first))
     if several and any(row.bare or row.peer for block in group for row in block.rows):
         legend = "below a channel: times faster than the bare primitive | than the fastest peer\n"
         console.print(Text(legend, style="dim italic"), soft_wrap=True)
@@ -294,26 +296,9 @@ def _show_advice(console: "Console", advice: "Advice") -> None:
     console.print(Text(f"  {advice.toml}", style="bold"))
 
 
-def _print_wide(console: "Console", table: Any) -> None:
-    from rich.measure import Measurement
-
-    # Too wide for a narrow terminal is better than cut.
-    widest = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    before, console.width = console.width, max(console.width, widest)
-    console.print(table)
-    console.width = before
-
-
-def _table() -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    return Table(box=SIMPLE_HEAD, padding=(0, 1))
-
-
 def _head(peer: str) -> str:
-    """Return the head of the column of ratios to a peer; a long name takes two lines, for the table has to fit."""
-    return "x " + peer.replace(".", ".\n").replace(" ", "\n", 1)
+    """Return the head of the column of ratios to a peer; a long name takes lines of its own, for the table has to fit."""
+    return "x\n" + peer.replace(".", ".\n").replace(" ", "\n", 1)
 
 
 def _name(row: "Row") -> Any:
@@ -322,11 +307,10 @@ def _name(row: "Row") -> Any:
     return Text(row.name, "bold green" if row.best else "bold" if row.ours else "dim")
 
 
-def _detail(block: "Block") -> Any:
+def _detail(block: "Block") -> "Table":
     """Make a table of one message: a column for each thing that is known."""
-    table = _table()
-    table.add_column("")
-    heads = ("round trip", "99 of 100 within") if block.trips else ("messages/s", "bytes/s")
+    table = make_table("")
+    heads = ("round trip", "99 of 100\nwithin") if block.trips else ("messages/s", "bytes/s")
     with_bare = any(row.bare for row in block.rows)
     ratios = [*(["x bare"] if with_bare else []), *([_head(block.best_peer)] if block.best_peer else [])]
     for head in (*heads, "spread", *ratios):
@@ -340,10 +324,9 @@ def _detail(block: "Block") -> Any:
     return table
 
 
-def _matrix(group: "Sequence[Block]") -> Any:
+def _matrix(group: "Sequence[Block]") -> "Table":
     """Make a table of several sizes: a column each, and below the figure of a channel its ratios."""
-    table = _table()
-    table.add_column("")
+    table = make_table("")
     for block in group:
         table.add_column(block.size, justify="right")
     names = {row.name: row for block in group for row in sorted(block.rows, key=lambda row: not row.ours)}
@@ -362,5 +345,5 @@ def _cell(row: "Row | None") -> Any:
         return Text("failed", "red")
     text = Text.assemble((row.figure, "bold green" if row.best else "" if row.ours else "dim"), (f" {row.spread:>4}", "dim"))
     if row.bare or row.peer:
-        text.append(f"\n{row.bare or '-'} | {row.peer or '-'}", "dim")
+        text.append(f"\n{row.bare or '-'}|{row.peer or '-'}", "dim")
     return text

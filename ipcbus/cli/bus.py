@@ -4,13 +4,17 @@ import dataclasses
 import json
 import select
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
+from ipcbus.cli.table import fit, make_table, print_whole
 from ipcbus.cli.target import Address, connect
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
     from ipcbus.bus.facts import ChannelFacts
 
 __all__ = ["bus", "ls"]
@@ -91,16 +95,22 @@ class _Table:
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
     def show(self, channels: "list[ChannelFacts]") -> None:
-        from rich.measure import Measurement
+        from rich.text import Text
 
-        table = _table(channels, self._address)
-        if self._live is not None:
-            self._live.update(table, refresh=True)
-            return
-        # Too wide for a narrow page is better than cut.
-        widest = Measurement.get(self._console, self._console.options.update(max_width=1000), table).maximum
-        self._console.width = max(self._console.width, widest)
-        self._console.print(table)
+        if not channels:
+            self._put(Text(f"no process has opened a channel by name on the bus at {self._address} yet"))
+        elif self._live is None:
+            print_whole(self._console, _table(channels))
+        else:
+            table = _table(channels)
+            fit(self._console, table)  # what is too wide even then is folded: it takes the place of the one before
+            self._put(table)
+
+    def _put(self, shown: "Table | Text") -> None:
+        if self._live is None:
+            self._console.print(shown, soft_wrap=True)
+        else:
+            self._live.update(shown, refresh=True)
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -112,19 +122,17 @@ class _Table:
             self._live.stop()
 
 
-def _table(channels: "list[ChannelFacts]", address: str) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def _table(channels: "list[ChannelFacts]") -> "Table":
     from rich.text import Text
 
-    if not channels:
-        return Text(f"no process has opened a channel by name on the bus at {address} yet")
-    table = Table("channel", "url", box=SIMPLE_HEAD, padding=(0, 1))
+    table = make_table()
+    for head in ("channel", "url"):
+        table.add_column(head, overflow="fold")
     for head in ("waiting", "capacity", "in/s", "out/s", "sent", "received"):
-        table.add_column(head, justify="right")
-    table.add_column("users")
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("users", overflow="fold")
     if tapped := any(facts.taps for facts in channels):
-        table.add_column("taps")
+        table.add_column("taps", overflow="fold")
     for facts in channels:
         numbers = (facts.depth, facts.capacity, facts.sent_per_second, facts.received_per_second, facts.sent, facts.received)
         pids = [_pids(facts.users), *([_pids(facts.taps)] if tapped else [])]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ipcbus.cli.table import make_table
 from ipcbus.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,11 +84,9 @@ def _check(transports: list[str] | None) -> None:
 
 
 def _table(rows: "list[Row]") -> object:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("transport", "chat", "messages", "seconds", "what failed", box=SIMPLE_HEAD, padding=(0, 1))
+    table = make_table("transport", "chat", "messages", "seconds", "what failed")
     for row in rows:
         state = Text("ok", "green") if row.ok else Text("FAILED", "bold red")
         table.add_row(Text(row.url), state, str(row.messages), f"{row.seconds:.2f}", Text(row.failed or ""))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ipcbus.cli.table import make_table
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,12 +41,10 @@ def doctor(
 
 
 def _show(findings: "Sequence[Finding]") -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    table = make_table()
     table.add_column("subject", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("found", overflow="fold")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ipcbus.cli.table import make_table, print_whole
 from ipcbus.errors import TransportUnavailable
 from ipcbus.selection import transports as registry
 from ipcbus.transport import Capabilities, Guarantees, Transport
@@ -78,25 +79,20 @@ def transports(
 
 
 def _show_all(rows: list[Row]) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
 
     # One column per transport: there are more things to know about one than there are transports.
-    table = Table("", *(row.scheme for row in rows), box=SIMPLE_HEAD, padding=(0, 1))
+    table = make_table("", *(row.scheme for row in rows))
     table.add_row("works here", *(_word(row.works) for row in rows))
     for field in dataclasses.fields(Capabilities):
         values = [getattr(row.transport.capabilities, field.name) if row.transport else None for row in rows]
         table.add_row(_label(field.name), *map(_word, values))
     table.add_row("delivery", *(_fold(row.transport.guarantees.delivery) if row.transport else "-" for row in rows))
     console = Console()
-    # Too wide for a narrow terminal is better than cut.
-    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
-    console.print(table)
+    print_whole(console, table)
     for row in rows:
         if row.problem:
-            console.print(f"{row.scheme}: {row.problem}", style="red", markup=False, highlight=False)
+            console.print(f"{row.scheme}: {row.problem}", style="red", markup=False, highlight=False, soft_wrap=True)
     console.print("More about one of them: ipcbus transports SCHEME", style="dim", highlight=False)
 
 

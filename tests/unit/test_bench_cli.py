@@ -90,12 +90,21 @@ def test_several_sizes_stand_side_by_side(bench):
 
 def test_a_narrow_terminal_cuts_nothing(bench):
     wide, narrow = (bench(*QUICK, "--transport", "unix:", "--no-peers", columns=columns).stdout for columns in (200, 30))
-    assert wide.splitlines()[2].split() == narrow.splitlines()[2].split() == ["messages/s", "bytes/s", "spread"]
+    assert wide.splitlines()[2].split() == narrow.splitlines()[1].split() == ["messages/s", "bytes/s", "spread"]
+
+
+@pytest.mark.parametrize("words", [(), ("--size", "1KiB", "--size", "64KiB", "--size", "1MiB")], ids=["one size", "four"])
+@pytest.mark.parametrize("scenario", ["one-way", "round-trip"])
+def test_an_ordinary_terminal_is_wide_enough(bench, scenario, words):
+    done = bench(*QUICK[:-1], scenario, *words, "--transport", "unix:", columns=80)
+    table = done.stdout.partition("ipcbus ")[0].splitlines()
+    assert any("multiprocessing.SimpleQueue" in line for line in table)
+    assert max(map(len, table)) <= 80, done.stdout
 
 
 def test_round_trips(bench):
     done = bench(*QUICK[:-1], "round-trip", "--transport", "unix:", "--no-peers")
-    assert re.search(r"round trip +99 of 100 within", done.stdout)
+    assert re.search(r"99 of 100 *\n +round trip +within", done.stdout)
     assert re.search(r"unix: +[\d.]+ [µm]s +[\d.]+ [µm]s", done.stdout)
 
 

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ class TestLs:
     def test_the_table(self, bus, orders):
         orders.send(1)
         bus.channel("prices")
-        done = ipcbus_command("bus", "ls")
+        done = ipcbus_command("bus", "ls", env={**os.environ, "COLUMNS": "100"})
         assert (done.returncode, done.stderr) == (0, "")
         rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if ":" in line}
         head = done.stdout.splitlines()[1].split()
@@ -118,6 +119,23 @@ class TestLs:
                 pass
         os.close(here)
         assert process.wait(TIMEOUT) == 0
+
+    def test_an_ordinary_terminal_cuts_no_name(self, start):
+        with ipcbus.Bus() as bus, bus.channel("orders.incoming.europe"):
+            here, there = pty.openpty()
+            termios.tcsetwinsize(there, (24, 80))
+            process = start("bus", "ls", "--interval", "0", stdin=there, stdout=there, stderr=there)
+            os.close(there)
+            said = b""
+            with contextlib.suppress(OSError):  # the other end is closed
+                while select.select([here], [], [], TIMEOUT)[0] and (more := os.read(here, 4096)):
+                    said += more
+            os.close(here)
+            assert process.wait(TIMEOUT) == 0
+            text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+            assert "orders.incoming.europe" in text
+            assert "capacity" in text
+            assert max(map(len, text.splitlines())) <= 80
 
     def test_nothing_to_show(self, bus):
         done = ipcbus_command("bus", "ls", "--interval", "0")

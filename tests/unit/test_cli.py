@@ -89,7 +89,7 @@ class TestTransports:
     """In processes of their own: a survey opens channels, and what these have of names stays until the process ends."""
 
     def test_the_table_has_every_scheme_and_every_capability(self, schemes):
-        done = ipcbus_command("transports")
+        done = ipcbus_command("transports", env={**os.environ, "COLUMNS": "100"})
         assert done.returncode == 0, done.stderr
         assert done.stdout.split("\n")[1].split() == schemes
         rows = {line[:24].strip() for line in done.stdout.splitlines()}
@@ -97,7 +97,11 @@ class TestTransports:
 
     def test_a_narrow_terminal_cuts_nothing(self, schemes):
         done = ipcbus_command("transports", env={**os.environ, "COLUMNS": "30"})
-        assert done.stdout.split("\n")[1].split() == schemes
+        assert done.stdout.split("\n")[0].split() == schemes
+
+    def test_an_ordinary_terminal_is_wide_enough(self):
+        done = ipcbus_command("transports", env={**os.environ, "COLUMNS": "80"})
+        assert max(map(len, done.stdout.splitlines())) <= 80
 
     def test_json_says_what_the_classes_declare(self, schemes):
         rows = {row["scheme"]: row for row in json.loads(ipcbus_command("transports", "--json").stdout)}
