@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ipcbus.cli.show import Printer, follow
-from ipcbus.cli.target import Address, Name, connect, mention
+from ipcbus.cli.target import Address, Name, connect, opened
 from ipcbus.errors import ChannelBusy
 
 __all__ = ["AsJson", "Count", "Headers", "Timeout", "look_here", "recv"]
@@ -42,8 +42,7 @@ def recv(
     printer = Printer(as_json=as_json, headers=headers)
     look_here()
     bus = connect(address)
-    mention(bus, name)
-    with bus.channel(name) as channel:
+    with opened(bus, name, bus.channel) as channel:
         end = channel._end  # noqa: SLF001  frames, not objects: what cannot be rebuilt here is printed as it came
         try:
             link = end.open_receiver()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ipcbus.channel import Channel
-from ipcbus.cli.target import Address, Name, connect, mention
+from ipcbus.cli.target import Address, Name, connect, opened
 from ipcbus.errors import ConfigError
 
 __all__ = ["send"]
@@ -41,8 +41,7 @@ def send(
     # What was typed is looked at before anything is opened.
     first = [] if value == "-" else list(messages)
     bus = connect(address)
-    mention(bus, name)
-    with bus.channel(name) as channel:
+    with opened(bus, name, bus.channel) as channel:
         try:
             for message in first or messages:
                 channel.send(message, timeout, headers=headers)

@@ -7,7 +7,7 @@ import typer
 from ipcbus.bus.tap import Tap
 from ipcbus.cli.recv import AsJson, Count, Headers, Timeout, look_here
 from ipcbus.cli.show import Printer, follow
-from ipcbus.cli.target import Address, Name, connect, mention
+from ipcbus.cli.target import Address, Name, connect, opened
 
 __all__ = ["tap"]
 
@@ -28,8 +28,7 @@ def tap(
     printer = Printer(as_json=as_json, headers=headers)
     look_here()
     bus = connect(address)
-    mention(bus, name)
-    with bus.tap(name, capacity) as taken:
+    with opened(bus, name, lambda name: bus.tap(name, capacity)) as taken:
         typer.echo(f"ipcbus: copies of what is sent to {name!r} from now on; Ctrl-C ends it", err=True)
         end = taken._channel._end  # noqa: SLF001  as recv
         follow(end.open_receiver(), end.codec, printer, count=count, timeout=timeout, also=_Missed(taken))

@@ -1,12 +1,15 @@
 """What the commands that look at a bus have in common: how they find it, and its channels."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import typer
 
 from ipcbus.bus.bus import Bus
 
-__all__ = ["Address", "Name", "connect", "mention"]
+__all__ = ["Address", "Name", "connect", "opened"]
+
+T = TypeVar("T")
 
 Address = Annotated[
     str | None,
@@ -27,9 +30,11 @@ def connect(address: str | None) -> Bus:
     return Bus.connect(find(address))
 
 
-def mention(bus: Bus, name: str) -> None:
-    """Say it if nobody has opened a channel by this name: it may be a slip."""
+def opened(bus: Bus, name: str, make: Callable[[str], T]) -> T:
+    """Return what ``make`` opens by a name, and say it if nobody has opened a channel by this name before: it may be a slip."""
     known = [facts.name for facts in bus.channels()]
+    made = make(name)
     if name not in known:
         there = f"; there are {', '.join(known)}" if known else ""
         typer.echo(f"ipcbus: nobody has opened {name!r} on this bus before, so it is made now{there}", err=True)
+    return made

@@ -217,6 +217,13 @@ class TestSend:
         assert problem in done.stderr
         assert done.stderr.count("\n") == 1
 
+    @pytest.mark.parametrize("words", [("send", "ordres", "1"), ("recv", "ordres"), ("tap", "ordres"), ("recv", "../x")])
+    def test_a_name_that_is_refused_is_not_said_to_be_made(self, words):
+        with ipcbus.Bus({"bus": {"strict": True}, "channels": {"orders": "pipe:"}}):
+            done = ipcbus_command(*words, "--timeout", "0")
+            assert done.returncode == 2
+            assert "is made now" not in done.stderr
+
     def test_a_full_channel(self):
         with ipcbus.Bus({"channels": {"orders": {"url": "pipe:", "capacity": 1}}}) as bus:
             bus.channel("orders").ready()
