@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ipcbus.cli.need import DATABASE, SERVER, need
 from ipcbus.cli.table import make_table
 from ipcbus.errors import ConfigError
 
@@ -35,6 +36,7 @@ def demo(
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Run a chat whose sockets and logic live in separate processes; open the page in two windows."""
+    need("demo", SERVER | DATABASE)
     if check:
         _check(transport)
         return

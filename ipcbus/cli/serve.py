@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ipcbus.cli.need import SERVER, need
+
 if TYPE_CHECKING:
     from ipcbus.web.server import Server
 
@@ -15,6 +17,7 @@ def serve(
     file: Annotated[Path, typer.Argument(metavar="APP.TOML", help="What to serve.", show_default=False)],
 ) -> None:
     """Run the WebSocket server that a TOML file describes, until SIGINT or SIGTERM."""
+    need("serve", SERVER)
     from ipcbus.web.server import serve as engine
 
     raise typer.Exit(engine(file, ready=announce))

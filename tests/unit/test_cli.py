@@ -68,6 +68,20 @@ class TestCommand:
         assert done.returncode == 1
         assert done.stderr == f"ipcbus: the command line needs {missing}; try: pip install 'ipcbus[cli]'\n"
 
+    @pytest.mark.parametrize(
+        ("words", "missing", "said"),
+        [
+            (("serve", "app.toml"), ("websockets", "msgspec"), "websockets and msgspec; try: pip install 'ipcbus[web]'"),
+            (("demo",), ("msgspec", "sqlalchemy"), "msgspec and sqlalchemy; try: pip install 'ipcbus[db,web]'"),
+            (("demo", "--check"), ("websockets",), "websockets; try: pip install 'ipcbus[web]'"),
+        ],
+    )
+    def test_without_another_extra_it_says_all_that_is_missing(self, words, missing, said):
+        code = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); sys.argv[1:] = {words!r}\n"
+        done = python(f"{code}from ipcbus.cli import main; main()")
+        assert done.returncode == 1
+        assert done.stderr == f"ipcbus: {words[0]} needs {said}\n"
+
     def test_a_mistake_of_ours_is_not_taken_for_a_missing_extra(self):
         done = python("import sys; sys.modules['ipcbus.registry'] = None\nfrom ipcbus.cli import main; main()")
         assert "Traceback" in done.stderr
