@@ -80,6 +80,8 @@ def bench(
     _look_here()
     if plot is not None:
         check_plot(plot)
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ConfigError(f"--json {json_file}: there is no directory {json_file.parent}")
     wish = _wish(target, scenario, size, senders, receivers)
     carriers, absent = _carriers(transport, _serializers(serializer, wish), peers=peers)
     plan = make_plan(wish, carriers)
@@ -89,12 +91,12 @@ def bench(
         raise ConfigError("there is no channel to measure: " + "; ".join(_say_absent(absent)))
     machine = describe(dict.fromkeys(case.carrier for case in plan.cases))
     results = _measure(plan, effort)
+    if json_file is None or str(json_file) != "-":  # before files, which the system may refuse
+        _show(results, machine, effort, absent, _advice(results, carriers))
     if json_file is not None:
         _write(json_file, data(machine, effort, results, absent))
     if plot is not None:
         draw(results, plot, machine)
-    if json_file is None or str(json_file) != "-":
-        _show(results, machine, effort, absent, _advice(results, carriers))
     if not any(result.measured and result.case.carrier == carrier.key for result in results for carrier, _ in carriers):
         raise typer.Exit(1)
 

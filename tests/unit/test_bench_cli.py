@@ -131,6 +131,13 @@ def test_every_serializer_that_can(bench):
     assert all(row["problem"] is None for row in found.values())
 
 
+def test_a_file_that_cannot_be_written_loses_no_table(bench, here):
+    (here / "taken").mkdir()
+    done = bench(*QUICK, "--transport", "unix:", "--no-peers", "--json", "taken", code=2)
+    assert "ipcbus: --json taken: cannot be written: Is a directory" in done.stderr
+    assert "For this message on this machine: unix:" in done.stdout
+
+
 def test_json_and_plot_files(bench, here):
     pytest.importorskip("matplotlib")
     done = bench(*QUICK, "--size", "1KiB", "--transport", "unix:", "--json", "out.json", "--plot", "out.svg")
@@ -190,6 +197,7 @@ def test_ctrl_c_ends_it_and_all_that_it_started(here):
         (["--serializer", "jsn"], "no serializer 'jsn' is installed; did you mean 'json'?"),
         (["--plot", "out.gif"], "the file must end in .png, .svg or .html"),
         (["--plot", "nowhere/out.png"], "there is no directory nowhere"),
+        (["--json", "nowhere/out.json"], "there is no directory nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
