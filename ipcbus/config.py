@@ -18,7 +18,7 @@ from ipcbus.options import build
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Config", "configured", "configured_transport", "load", "load_file"]
+__all__ = ["Config", "configured", "configured_transport", "load", "load_file", "who_configures"]
 
 T = TypeVar("T")
 
@@ -90,6 +90,11 @@ def configured_transport() -> str | None:
         return said
     found = configured()
     return None if found is None else found.transport
+
+
+def who_configures() -> str:
+    """Return the name of the variable or of the file by which ``auto:`` is configured, where it is."""
+    return TRANSPORT_VARIABLE if os.environ.get(TRANSPORT_VARIABLE) else os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE)
 
 
 def configured() -> Config | None:

@@ -54,13 +54,16 @@ def select(url: URL, wishes: Mapping[str, Any]) -> tuple[type[Transport], URL]:
         return transports.get(url.scheme), url
     if url.address:
         raise ConfigError(f"auto: takes no address, but {str(url)!r} has one; name the transport")
-    from ipcbus.config import configured_transport
+    from ipcbus.config import configured_transport, who_configures
 
     chosen = configured_transport()
     if chosen is not None:
-        given = parse_url(chosen)
-        if given.scheme != AUTO:
-            return transports.get(given.scheme), URL(given.scheme, given.address, {**given.options, **url.options})
+        try:
+            given = parse_url(chosen)
+            if given.scheme != AUTO:
+                return transports.get(given.scheme), URL(given.scheme, given.address, {**given.options, **url.options})
+        except (ConfigError, UnknownTransport, TransportUnavailable) as error:  # of a URL that the program does not have
+            raise type(error)(f"auto: is {chosen!r}, says {who_configures()}: {error}") from error
         url = URL(AUTO, "", {**given.options, **url.options})
     transport = best({**url.options, **wishes})
     return transport, URL(transport.scheme, "", url.options)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus import config
 from ipcbus.bus import find
+from ipcbus.channel import open_channel
 from ipcbus.directory import client
 from ipcbus.directory.server import SOCKET
 from ipcbus.doctor.finding import Finding, size, split
@@ -149,14 +150,13 @@ def configuration() -> Iterator[Finding]:
 
 def automatic() -> Iterator[Finding]:
     """Say what ``auto:`` is here, and who says so; loads every transport that is installed."""
-    variable = os.environ.get(config.TRANSPORT_VARIABLE)
+    who = config.who_configures()
     try:
         chosen = config.configured_transport()
         _, url = select(parse_url("auto:"), {})
+        open_channel("auto:").close()  # options and addresses are looked at only here
     except IpcbusError as error:
         said, advice = split(str(error))
-        wrong = config.TRANSPORT_VARIABLE if variable else "the configuration"
-        yield Finding("auto:", "problem", said, advice or f"correct {wrong}; ipcbus transports lists what is installed")
+        yield Finding("auto:", "problem", said, advice or f"correct {who}; ipcbus transports lists what is installed")
         return
-    why = config.TRANSPORT_VARIABLE if variable else "the configuration" if chosen else None
-    yield Finding("auto:", "ok", f"{url}, " + (f"says {why}" if why else "the best that is installed"))
+    yield Finding("auto:", "ok", f"{url}, " + (f"says {who}" if chosen else "the best that is installed"))

@@ -75,6 +75,14 @@ class TestAuto:
         with pytest.raises(ipcbus.ConfigError, match="cannot be read"):
             configured_transport()
 
+    def test_what_is_wrong_with_it_is_said_with_where_it_stands(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "ipcbus.toml").write_text('transport = "ppie:"', encoding="utf-8")
+        with pytest.raises(ipcbus.UnknownTransport, match=r"^auto: is 'ppie:', says ipcbus.toml: no transport 'ppie'"):
+            ipcbus.open()
+        monkeypatch.setenv(TRANSPORT_VARIABLE, "pipe:?capacity")
+        with pytest.raises(ipcbus.ConfigError, match=r"^auto: is 'pipe:\?capacity', says IPCBUS_TRANSPORT: "):
+            ipcbus.open("auto:")
+
     def test_channel_takes_scheme_and_options_from_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(TRANSPORT_VARIABLE, "inproc:?capacity=3&overflow=fail")
         with ipcbus.open("auto:?capacity=5") as channel:

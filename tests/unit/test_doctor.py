@@ -373,7 +373,7 @@ class TestConfiguration:
     def test_a_file(self, tmp_path):
         (tmp_path / "ipcbus.toml").write_text('transport = "pipe:?capacity=7"\n')
         assert one(places.configuration()).said == "ipcbus.toml (in this directory)"
-        assert one(places.automatic()).said == "pipe:?capacity=7, says the configuration"
+        assert one(places.automatic()).said == "pipe:?capacity=7, says ipcbus.toml"
 
     def test_a_file_elsewhere_and_a_variable_above_it(self, tmp_path, monkeypatch):
         file = tmp_path / "other.toml"
@@ -396,7 +396,15 @@ class TestConfiguration:
             assert said in found.said
             assert found.advice
 
-    @pytest.mark.parametrize(("url", "said"), [("ppie:", "'ppie'"), ("nonsense of mine", "not a channel URL")])
+    @pytest.mark.parametrize(
+        ("url", "said"),
+        [
+            ("ppie:", "auto: is 'ppie:', says IPCBUS_TRANSPORT: no transport 'ppie'"),
+            ("nonsense of mine", "not a channel URL"),
+            ("pipe:?capacty=7", "unknown option 'capacty'"),
+            ("zmq+tcp:", "names no host and port"),
+        ],
+    )
     def test_a_variable_that_will_not_do(self, monkeypatch, url, said):
         monkeypatch.setenv("IPCBUS_TRANSPORT", url)
         found = one(places.automatic())
