@@ -43,11 +43,13 @@ def demo(
     if transport and len(transport) > 1:
         raise ConfigError(f"one chat runs over one transport, but {len(transport)} are given; --check takes several")
     from ipcbus.demo import chat_config, sqlite
+    from ipcbus.demo.selfcheck import channel_url
     from ipcbus.web.server import serve
 
     bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    url = channel_url(transport[0] if transport else "auto:")
     with TemporaryDirectory(prefix="ipcbus-demo-") as folder:
-        config = chat_config(transport[0] if transport else "auto:", bind, database=database or sqlite(folder), ticker=True)
+        config = chat_config(url, bind, database=database or sqlite(folder), ticker=True)
         status = serve(config, ready=lambda server: _say(server, host, browse=browse))
     raise typer.Exit(status)
 

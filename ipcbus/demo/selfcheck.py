@@ -16,6 +16,7 @@ from websockets.typing import Subprotocol
 from ipcbus.demo import chat_config, sqlite
 from ipcbus.demo.token import offer
 from ipcbus.errors import ConfigError, IpcbusError, TransportUnavailable
+from ipcbus.selection import AUTO
 from ipcbus.selection import transports as installed
 from ipcbus.web.link import Cid
 from ipcbus.web.server import Server
@@ -68,15 +69,26 @@ def run_check(transports: list[str] | None = None) -> list[Row]:
     return [_check(url) for url in (transports if transports is not None else _usable())]
 
 
-def channel_url(scheme: str) -> str:
-    """Return a URL by which a server can open its channels on a transport, with ``{port}`` where it needs an address."""
+def channel_url(url: str) -> str:
+    """Return a URL by which a server can open its channels: with ``{port}`` where it needs an address and has none.
+
+    Args:
+        url: such a URL, or a scheme alone.
+
+    Raises:
+        UnknownTransport, TransportUnavailable: as :func:`ipcbus.open`.
+    """
     from ipcbus.channel import open_channel
 
+    scheme, _, rest = url.partition(":")
+    whole = f"{scheme}:{rest}"
+    if scheme == AUTO or rest.partition("?")[0] or not installed.get(scheme).capabilities.addressable:
+        return whole
     try:
-        open_channel(f"{scheme}:").close()
+        open_channel(whole).close()
     except ConfigError:
-        return f"{scheme}://127.0.0.1:{{port}}"
-    return f"{scheme}:"
+        return f"{scheme}://127.0.0.1:{{port}}{rest}"
+    return whole
 
 
 def _protocols(token: str) -> list[Subprotocol]:
@@ -101,7 +113,7 @@ def _check(url: str) -> Row:
     run = _Run()
     failed = None
     try:
-        url_of_channels = url if ":" in url else channel_url(url)
+        url_of_channels = channel_url(url)
         with TemporaryDirectory(prefix="ipcbus-demo-") as folder:
             config = chat_config(url_of_channels, "127.0.0.1:0", FRONT_ENDS, database=sqlite(folder))
             with Server(config) as server:

@@ -53,6 +53,21 @@ def test_the_chat_over_every_transport(scheme: str) -> None:
     assert row.messages > 200
 
 
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("pipe", "pipe:"),
+        ("pipe:?capacity=9", "pipe:?capacity=9"),
+        ("zmq+tcp", "zmq+tcp://127.0.0.1:{port}"),
+        ("zmq+tcp:?capacity=9", "zmq+tcp://127.0.0.1:{port}?capacity=9"),
+        ("zmq+tcp://127.0.0.1:5555", "zmq+tcp://127.0.0.1:5555"),
+        ("auto:", "auto:"),
+    ],
+)
+def test_what_needs_an_address_and_has_none_gets_one(given: str, url: str) -> None:
+    assert channel_url(given) == url
+
+
 def test_the_check_tells_what_is_wrong() -> None:
     rows = run_check(["inproc:", "nosuch:"])
     assert [row.ok for row in rows] == [False, False]
