@@ -307,3 +307,40 @@ def test_the_page_fits_a_phone(visit: Callable[..., Any]) -> None:
     room, new = page.locator("#rooms").bounding_box(), page.locator("#add").bounding_box()
     assert room["width"] > 150
     assert new["x"] + new["width"] <= 360
+
+
+def test_a_message_that_was_begun_stays_in_its_room(visit: Callable[..., Any]) -> None:
+    page = visit("Ivo", "lobby")
+    field = page.get_by_label("Message", exact=True)
+    field.fill("for the lobby al")
+    page.get_by_role("navigation").get_by_role("button", name="random").click()
+    sync_api.expect(field).to_have_value("")
+    field.fill("for random")
+    page.get_by_role("navigation").get_by_role("button", name="lobby").click()
+    sync_api.expect(field).to_have_value("for the lobby al")
+    page.get_by_role("button", name="Leave").click()  # what was begun there goes with it
+    sync_api.expect(page.get_by_role("heading", level=1)).to_have_text("# random")
+    sync_api.expect(field).to_have_value("for random")
+    page.get_by_role("button", name="Leave").click()
+    sync_api.expect(field).to_have_value("")
+
+
+def test_the_room_one_is_in_stays_in_sight_on_a_phone(visit: Callable[..., Any]) -> None:
+    page, friend = visit("Jan", "lobby", viewport={"width": 390, "height": 844}), visit("Kay", "lobby")
+    for name in ("a room of our own", "another room with a name"):
+        page.get_by_label("Name of another room").fill(name)
+        page.keyboard.press("Enter")
+    here = page.locator("#rooms [aria-current=true]")
+    sync_api.expect(here).to_have_text("another room with a name")
+    sync_api.expect(here).to_be_in_viewport(ratio=0.9)
+    say(friend, "hello")
+    sync_api.expect(page.locator("#rooms .badge")).to_have_text("1 unread")
+    sync_api.expect(here).to_be_in_viewport(ratio=0.5)  # the number beside another room takes some of it
+
+
+def test_long_names_end_in_dots(visit: Callable[..., Any]) -> None:
+    page = visit("W" * 24, "M" * 32, viewport={"width": 1280, "height": 800})
+    for name in (people(page).locator("span").last, page.locator("#rooms [aria-current=true] .name")):
+        assert name.evaluate("it => it.scrollWidth > it.clientWidth && getComputedStyle(it).textOverflow === 'ellipsis'")
+        box = name.evaluate("it => [it.getBoundingClientRect().right, it.closest('aside, nav').getBoundingClientRect().right]")
+        assert box[0] <= box[1]
