@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ConfigError
-from ipcbus.explain import Culprit, explain
+from ipcbus.explain import Culprit, explain, lines
 from ipcbus.options import nearest
 from ipcbus.remedies import say, type_name
 
@@ -105,9 +105,7 @@ class Report:
 
     def __str__(self) -> str:
         if self.culprits:
-            return "\n".join(
-                [f"{self.target} ({self.type_name}) cannot travel:", *(f"  {culprit}" for culprit in self.culprits)]
-            )
+            return "\n".join([f"{self.target} ({self.type_name}) cannot travel:", *lines(self.culprits)])
         head = f"{self.target} ({self.type_name}), {self.size} bytes"
         if self.decode_error is not None:
             return f"{head}, cannot be rebuilt in another process: {self.decode_error} -> {self.remedy}"
@@ -176,7 +174,8 @@ def locate(target: str) -> tuple[Any, str]:
         try:
             obj = getattr(obj, part)
         except AttributeError as error:
-            raise ConfigError(f"{target!r}: there is no {part!r}; {nearest(part, dir(obj))}") from error
+            names = [name for name in dir(obj) if not name.startswith("__")]
+            raise ConfigError(f"{target!r}: there is no {part!r}; {nearest(part, names)}") from error
     return obj, path
 
 

@@ -30,10 +30,10 @@ from ipcbus.paths import GETSTATE, REDUCE_EX, Call, Link, Step, ancestry, path_o
 from ipcbus.remedies import Advice, advise, advise_name, peek, say, short_repr, swallows, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from types import FrameType
 
-__all__ = ["Culprit", "Explanation", "explain"]
+__all__ = ["Culprit", "Explanation", "explain", "lines"]
 
 _PROTOCOL = 5
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray, type(...), type(NotImplemented)})
@@ -86,11 +86,13 @@ class Explanation:
             return f"{self.name} can travel"
         if len(self.culprits) == 1:
             return str(self.culprits[0])
-        lines = [f"{self.name} cannot travel because of {len(self.culprits)} of its parts:"]
-        lines += [f"  {culprit}" for culprit in self.culprits[:_MOST_LINES]]
-        if len(self.culprits) > _MOST_LINES:
-            lines.append(f"  ... and {len(self.culprits) - _MOST_LINES} more")
-        return "\n".join(lines)
+        return "\n".join([f"{self.name} cannot travel because of {len(self.culprits)} of its parts:", *lines(self.culprits)])
+
+
+def lines(culprits: Sequence[Culprit]) -> list[str]:
+    """Return a line for each culprit, and one for those that are too many to read."""
+    shown = [f"  {culprit}" for culprit in culprits[:_MOST_LINES]]
+    return [*shown, *([f"  ... and {len(culprits) - _MOST_LINES} more"] if len(culprits) > _MOST_LINES else [])]
 
 
 def explain(obj: object, *, reducers: Mapping[type, Callable[[Any], Any]] | None = None, name: str = "obj") -> Explanation:

@@ -52,6 +52,7 @@ point, plain, bad, mean, made = Point(3), Plain(), Bad(1, "no"), Mean(), MADE()
 forgetful = Forgetful(7)
 deadly, fatal, slow, loud = Here(dies, 3), Here(_kill), Here(sleeps, 60), Here(shouts, "hello")
 locked = {"lock": threading.Lock()}
+lambdas = [lambda: 1 for _ in range(40)]
 class Holder: inner = Point(5)
 def factory(): return [point]
 def options(*args, key=1, **more): return {"key": key}
@@ -120,6 +121,20 @@ def test_culprits_carry_the_path_from_the_target(shop):
     assert report.remedy == report.culprits[0].remedy
     assert "locked['lock']: thread lock cannot travel" in str(report)
     assert [c.path for c in check(f"{shop}:raises_lock").culprits] == ["raises_lock()[1]"]
+
+
+def test_more_culprits_than_anybody_reads_are_counted(shop):
+    report = check(f"{shop}:lambdas")
+    assert len(report.culprits) == 40
+    assert str(report).count("\n") < 30
+    assert str(report).endswith("\n  ... and 15 more")
+
+
+def test_what_is_known_instead_is_what_the_module_defines(shop):
+    with pytest.raises(ConfigError, match="there is no 'zzzz'; known: ") as caught:
+        check(f"{shop}:zzzz")
+    assert "lambdas" in str(caught.value)
+    assert "__" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
