@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the contract; return the number of failed checks, at most 100."""
     parser = argparse.ArgumentParser(prog="python -m ipcbus.testing", description="Run the contract over a transport.")
-    parser.add_argument("url", help="the channel URL, such as pipe:, or tcp://127.0.0.1:{port} for a free port each")
+    parser.add_argument("url", help="the channel URL, such as pipe:, or zmq+tcp://127.0.0.1:{port} for a free port each")
     parser.add_argument("-k", dest="word", default="", help="run only checks with this in their name")
     chosen = parser.parse_args(arguments)
     url = (lambda: chosen.url.replace("{port}", str(free_port()))) if "{port}" in chosen.url else chosen.url
@@ -28,11 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IpcbusError as error:
         print(error, file=sys.stderr)  # noqa: T201  a command talks to its user
         return 2
+    wanted = [check for check in checks_for(capabilities) if chosen.word in check.name]
+    if not wanted:
+        print(f"no check of {chosen.url} has {chosen.word!r} in its name", file=sys.stderr)  # noqa: T201  the same
+        return 2
     failed = 0
     print(f"{'check':32} {'rules':12} {'start':12} {'seconds':>8}  result")  # noqa: T201  the same
-    for check in checks_for(capabilities):
-        if chosen.word not in check.name:
-            continue
+    for check in wanted:
         for method in methods_for(check):
             verdict = run_apart(check, lambda method=method: Subject(url, method))  # type: ignore[misc]  # a default in a lambda
             start = "" if check.scope == "thread" else method

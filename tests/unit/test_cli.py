@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import ipcbus
 from ipcbus.cli.app import app
 from ipcbus.plumbing.kin import members
+from ipcbus.testing.__main__ import main as contract
 from ipcbus.transport import Capabilities, Guarantees
 
 COMMAND = Path(sys.executable).with_name("ipcbus")
@@ -314,3 +315,18 @@ class TestServe:
         assert said.stderr.startswith(f"ipcbus: {file}: ")
         assert problem in said.stderr
         assert said.stderr.count("\n") == 1
+
+
+class TestContract:
+    """``python -m ipcbus.testing``, which needs no extra."""
+
+    def test_one_check(self, capsys):
+        assert contract(["inproc:", "-k", "fifo"]) == 0
+        out = capsys.readouterr().out
+        assert "fifo" in out
+        assert out.endswith("all passed\n")
+
+    def test_that_nothing_was_checked_is_not_a_success(self, capsys):
+        assert contract(["inproc:", "-k", "fiffo"]) == 2
+        said = capsys.readouterr()
+        assert (said.out, said.err) == ("", "no check of inproc: has 'fiffo' in its name\n")
