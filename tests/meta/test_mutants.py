@@ -1,9 +1,13 @@
 """The contract catches what it is there to catch: every mutant is killed, and what is not broken passes everything."""
 
+import subprocess
+import sys
+
 import pytest
 
 from ipcbus.testing import contract, mutants
 from ipcbus.testing.runner import run_apart
+from ipcbus.testing.subject import Subject
 
 CHECKS = {check.name: check for check in contract.CHECKS}
 KILLABLE = [mutant for mutant in mutants.MUTANTS if mutant.killed_by]
@@ -23,6 +27,23 @@ def test_killed(mutant):
 @pytest.mark.parametrize("name", sorted({mutant.killed_by for mutant in KILLABLE}))
 def test_unharmed(name):
     verdict = run_apart(CHECKS[name], lambda: mutants.MutantSubject("mutant-none:"), timeout=30)
+    assert verdict.passed, verdict.report
+
+
+BUSY = """
+import select, sys, tempfile
+while not select.select([sys.stdin], [], [], 0.001)[0]:
+    tempfile.mkdtemp(prefix="ipcbus-1-", dir=sys.argv[1])
+    print("made", flush=True)
+"""
+
+
+def test_what_other_programs_make_is_not_blamed_on_a_channel(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    other = subprocess.Popen([sys.executable, "-c", BUSY, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"made\n"
+    verdict = run_apart(CHECKS["close_frees"], lambda: Subject("inproc:"), timeout=30)
+    other.communicate(b"enough", timeout=30)
     assert verdict.passed, verdict.report
 
 
