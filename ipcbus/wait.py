@@ -31,7 +31,10 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
         ChannelClosed: a channel among them is closed in this process.
         ChannelBusy: a channel among them has its one receiver in another process.
         ChannelBroken: there is no descriptor left to wait with; none is needed without a channel.
+        TypeError: one object was passed instead of several.
     """
+    if hasattr(objects, "fileno"):  # to iterate over a channel is to receive from it
+        raise TypeError(f"wait takes several objects, and was given {objects!r} alone; write wait([...])")
     waiting = list(objects)
     deadline = Deadline(timeout)
     poller = select.poll()

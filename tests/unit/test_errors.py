@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import ipcbus
 from ipcbus import errors
 from ipcbus.explain import Culprit
 
@@ -103,3 +104,11 @@ def test_old_habits_still_catch() -> None:
     }.items():
         for habit in habits:
             assert issubclass(kind, habit)
+
+
+def test_wait_for_one_channel_that_is_not_in_a_list_takes_nothing_from_it() -> None:
+    with ipcbus.open("inproc:") as channel:
+        channel.send(1)
+        with pytest.raises(TypeError, match=r"write wait\(\[...\]\)"):
+            ipcbus.wait(channel, timeout=0)
+        assert channel.recv(timeout=0) == 1
