@@ -71,7 +71,7 @@ def test_everything_public_is_in_the_reference():
     import ipcbus
 
     pages = "".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
-    documented = set(re.findall(r"^\.\. (?:auto\w+|py:data):: (?:ipcbus\.)?(\w+)$", pages, re.MULTILINE))
+    documented = set(re.findall(r"^\.\. (?:auto\w+|py:data):: (?:ipcbus\.)?(\w+)(?:\(\))?$", pages, re.MULTILINE))
     assert set(ipcbus.__all__) - {"__version__"} <= documented
 
 
