@@ -35,14 +35,12 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222 }}
-h1 {{ font-size: 1.3rem }} svg {{ width: 100%; height: auto }} pre {{ background: #f4f4f4; padding: .8rem; overflow-x: auto }}
+body {{ margin: 2rem auto; max-width: 75rem; padding: 0 1rem; overflow-x: auto }}
+svg {{ width: 100%; min-width: 56rem; height: auto }}
 </style>
 </head>
 <body>
-<h1>{title}</h1>
 {svg}
-<p>{said}</p>
 </body>
 </html>
 """
@@ -88,7 +86,7 @@ def draw(results: Sequence[Result], path: Path, machine: dict[str, str]) -> None
     figure.suptitle(title, fontsize=12, x=0.01, ha="left", fontweight="bold")
     figure.supxlabel(sentence(machine), fontsize=7, color="#666666")
     try:
-        _save(figure, path, title, machine)
+        _save(figure, path, title)
     except OSError as error:
         raise ConfigError(f"--plot {path}: cannot be written: {error.strerror}") from error
 
@@ -165,7 +163,7 @@ def _legend(figure: Any, styles: dict[str, dict[str, Any]]) -> None:
         figure.legend([found[name] for name in labels], labels, loc="outside right upper", fontsize=8, frameon=False)
 
 
-def _save(figure: Any, path: Path, title: str, machine: dict[str, str]) -> None:
+def _save(figure: Any, path: Path, title: str) -> None:
     if path.suffix.lower() == ".png":
         figure.savefig(path, format="png", dpi=130)
         return
@@ -174,5 +172,5 @@ def _save(figure: Any, path: Path, title: str, machine: dict[str, str]) -> None:
     svg = made.getvalue()
     if path.suffix.lower() == ".html":
         inline = svg[svg.index("<svg") :]
-        svg = _PAGE.format(title=html.escape(title), svg=inline, said=html.escape(sentence(machine)).replace("\n", "<br>"))
+        svg = _PAGE.format(title=html.escape(title), svg=inline)
     path.write_text(svg, encoding="utf-8")

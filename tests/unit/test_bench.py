@@ -433,6 +433,7 @@ class TestPlot:
         Reader(convert_charrefs=True).feed(path.read_text())
         assert seen[0] == "html"
         assert seen.count("svg") == 1
+        assert path.read_text().count("ipcbus bench: bytes") == 2  # the page's title, and the picture's
 
     def test_other_endings_and_directories_that_do_not_exist(self, tmp_path):
         with pytest.raises(ConfigError, match=r"must end in \.png, \.svg or \.html"):
