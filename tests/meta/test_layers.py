@@ -24,7 +24,7 @@ LAYERS = (
     {"ipcbus.bench"},
     {"ipcbus.web"},
     {"ipcbus.demo"},
-    {"ipcbus.cli"},
+    {"ipcbus.cli", "ipcbus.__main__"},
 )
 """Lowest first. A module imports from its own layer and from those below it. A package stands for all its modules;
 ``ipcbus`` itself is the curated front, for what is built on top. Names that only annotations need may come from anywhere."""

@@ -63,6 +63,12 @@ class TestCommand:
         done = ipcbus_command("--version")
         assert (done.returncode, done.stdout, done.stderr) == (0, f"ipcbus {ipcbus.__version__}\n", "")
 
+    def test_as_a_module(self, tmp_path):
+        command = [sys.executable, "-m", "ipcbus", "transports", "pipe"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "yes" in next(line for line in done.stdout.splitlines() if "works here" in line)
+
     @pytest.mark.parametrize("missing", ["typer", "rich"])
     def test_without_its_extra_it_says_what_to_install(self, missing):
         done = python(f"import sys; sys.modules[{missing!r}] = None\nfrom ipcbus.cli import main; main()")
