@@ -6,7 +6,7 @@ import os
 
 from ipcbus.plumbing.fds import keep
 
-__all__ = ["Wakeup"]
+__all__ = ["Echo", "Wakeup"]
 
 
 class Wakeup:
@@ -50,3 +50,41 @@ class Wakeup:
         # So that threads may share one, and the last to let go of it closes it.
         if hasattr(self, "_fd"):  # not if an interruption came before the first line
             self.close()
+
+
+class Echo:
+    """Wakes other threads that wait on the descriptor of an end, which may not show any more what was taken note of here.
+
+    Does nothing before that descriptor was given out, nor once the end is closed.
+    """
+
+    __slots__ = ("_wakeup",)
+
+    def __init__(self) -> None:
+        self._wakeup: Wakeup | None = None
+
+    def __bool__(self) -> bool:
+        """Tell whether others may wait."""
+        return self._wakeup is not None
+
+    def begin(self, wakeup: Wakeup) -> None:
+        """Begin, by what the descriptor shows: it is given out. Rings the first time, for somebody is to look what there is."""
+        if self._wakeup is None:
+            wakeup.set()
+            self._wakeup = wakeup
+
+    def ring(self) -> None:
+        """Have the descriptor show that there is something."""
+        wakeup = self._wakeup  # kept alive: another thread may close
+        if wakeup is not None:
+            wakeup.set()
+
+    def hush(self) -> None:
+        """Have the descriptor show only what comes from now on, before a look that rings again if there is something."""
+        wakeup = self._wakeup
+        if wakeup is not None:
+            wakeup.clear()
+
+    def end(self) -> None:
+        """Let go of it. Idempotent."""
+        self._wakeup = None

@@ -1,15 +1,19 @@
 """A call beside that of another thread on the same end: one that is busy there for a moment, and one that waits."""
 
+import importlib.util
+import multiprocessing
+import select
 import threading
 from contextlib import contextmanager
 
 import pytest
 
 import ipcbus
-from ipcbus.errors import ChannelEmpty, ChannelFull
+from ipcbus.errors import ChannelEmpty, ChannelFull, EndOfChannel, PeerDied
 
 PATIENCE = 10
 PROBE = 0.001
+SHM = pytest.param("shm:", marks=pytest.mark.skipif(not importlib.util.find_spec("ipcbus_shm"), reason="not installed"))
 
 
 @pytest.fixture(params=["pipe:", "unix:", "unix:?receivers=many"])
@@ -55,6 +59,39 @@ def wait_until(condition):
     raise AssertionError("it did not come about")
 
 
+def is_waiting(link):
+    """Tell whether a thread sleeps in a call on a link."""
+    waiting = link._waiting
+    if isinstance(waiting, bool):
+        return waiting
+    if not waiting.acquire(blocking=False):
+        return True
+    waiting.release()
+    return False
+
+
+def readable(descriptor, seconds):
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
+@contextmanager
+def another_receiver(channel):
+    """Have a child be the receiver; yield the process."""
+    here, there = multiprocessing.get_context("fork").Pipe()
+    with here, there:
+        process = multiprocessing.get_context("fork").Process(target=lambda: (there.send(channel.ready()), there.recv()))
+        process.start()
+        try:
+            assert here.poll(PATIENCE)
+            here.recv()
+            yield process
+        finally:
+            process.kill()
+            process.join(PATIENCE)
+
+
 def test_another_thread_is_busy(channel):
     tx, rx = channel._end.tx, channel._end.rx
     with busy_for_a_moment(tx):
@@ -92,16 +129,64 @@ def test_another_thread_waits_for_room(channel):
 
 
 @pytest.mark.parametrize("capacity", [4, 16])
-@pytest.mark.parametrize("url", ["pipe:", "unix:"])
+@pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])
 def test_a_send_and_a_wait_for_the_same_room(url, capacity):
     with ipcbus.open(url, capacity=capacity) as channel:
         for number in range(capacity):
             channel.send(number)
         tx, woken = channel._end.tx, []
         with thread(channel.send, capacity, PATIENCE):
-            wait_until(lambda: tx._waiting)
+            wait_until(lambda: is_waiting(tx))
             with thread(lambda: woken.extend(ipcbus.wait([channel.sender], timeout=PATIENCE))):
                 threading.Event().wait(0.05)  # so that it is likely to wait; it must be woken either way
                 for number in range(capacity):
                     assert channel.recv(timeout=PATIENCE) == number
         assert woken == [channel.sender]
+
+
+@pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])
+def test_room_that_one_thread_has_seen_shows_to_the_others(url):
+    with ipcbus.open(url, capacity=1) as channel:
+        channel.send(1)
+        descriptor = channel.sender.fileno()
+        assert readable(descriptor, 0), "somebody is to look when it is first given out"
+        assert not channel.sender.ready()
+        assert not readable(descriptor, 0)
+        assert channel.recv(PATIENCE) == 1
+        for _ in range(2):
+            assert readable(descriptor, PATIENCE)
+            assert channel.sender.ready()
+        channel.send(2)
+        assert not channel.sender.ready()
+        assert not readable(descriptor, 0)
+
+
+@pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])
+def test_a_death_that_one_thread_has_seen_shows_to_the_others(url):
+    with ipcbus.open(url, capacity=1) as channel:
+        with another_receiver(channel) as process:
+            channel.send(1)
+            assert not channel.sender.ready()
+            descriptor = channel.sender.fileno()
+            channel.sender.ready()
+            assert not readable(descriptor, 0)
+            process.kill()
+            for _ in range(2):
+                assert readable(descriptor, PATIENCE)
+                assert channel.sender.ready()
+        with pytest.raises(PeerDied):
+            channel.send(2, timeout=PATIENCE)
+        assert readable(descriptor, 0)
+
+
+@pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])
+def test_an_end_that_one_thread_has_seen_shows_to_the_others(url):
+    with ipcbus.open(url) as channel:
+        descriptor = channel.receiver.fileno()
+        assert not channel.ready()
+        assert not readable(descriptor, 0)
+        channel.shutdown()
+        for _ in range(2):
+            assert readable(descriptor, PATIENCE)
+            with pytest.raises(EndOfChannel):
+                channel.recv(PATIENCE)

@@ -420,6 +420,27 @@ class TestWaiting:
         assert not sender.ready()
         assert not readable(sender, 0)
 
+    @pytest.mark.parametrize("side", ["sender", "receiver"])
+    def test_a_shutdown_that_comes_while_ready_looks(self, make, side):
+        ends = make(1)
+        link, other = (ends.sender(), ends.receiver()) if side == "sender" else (ends.receiver(), ends.sender())
+        if side == "sender":
+            link.send([b"1"], 0)
+        epoll = link._epoll
+
+        class Late:
+            closed = property(lambda _: epoll.closed)
+
+            def poll(self, *args):
+                other.shutdown()
+                return epoll.poll(*args)
+
+            def __getattr__(self, name):
+                return getattr(epoll, name)
+
+        link._epoll = Late()
+        assert link.ready()
+
     def test_threads_that_wait_for_the_same_room(self):
         with ipcbus.open("pipe:", capacity=1) as channel:
             channel.send(1)

@@ -229,6 +229,17 @@ class TestDescriptors:
         sender.send([b"small"], 0)
         assert drain(receiver) == [b"small"]
 
+    def test_sender_without_any_cannot_wait(self, make, no_descriptors):
+        ends = make(capacity=1)
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([b"1"], 0)
+        for _ in range(3):
+            with no_descriptors(), pytest.raises(ChannelBroken, match=r"wait for room.*nothing was sent"):
+                sender.send([b"2"], 0.01)
+        assert drain(receiver) == [b"1"]
+        sender.send([b"2"], 0)
+        assert drain(receiver) == [b"2"]
+
     def test_too_many_on_their_way(self, make, monkeypatch):
         ends = make(capacity=1, kept_bytes=0)
         sender, receiver = ends.sender(), ends.receiver()
@@ -487,6 +498,13 @@ class TestEnd:
         assert receiver.recv(0) == (b"late",)
         with pytest.raises(EndOfChannel):
             receiver.recv(0)
+
+    def test_a_shutdown_that_comes_while_ready_looks(self, make, monkeypatch):
+        ends = make(capacity=1)
+        sender = ends.sender()
+        sender.send([b"1"], 0)
+        monkeypatch.setattr(_board.Board, "expect_taking", lambda *_: ends.handle.shut())
+        assert sender.ready()
 
     def test_full_and_shut_is_shut(self, make):
         ends = make(capacity=1)

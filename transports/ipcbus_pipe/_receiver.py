@@ -346,8 +346,8 @@ class PipeReceiver(RecvLink):
         return self._epoll.fileno()
 
     def _ring(self) -> None:
-        """Keep the descriptor readable exactly while there are messages that no other descriptor shows any more."""
-        waiting = bool(self._items or self._due)
+        """Keep the descriptor readable exactly while there is what no other shows any more: messages, or the end."""
+        waiting = bool(self._items or self._due or self._flags[0])
         if self._bell is not None and waiting is not self._rung:
             self._rung = waiting
             if waiting:
@@ -362,12 +362,11 @@ class PipeReceiver(RecvLink):
                 return False  # another thread is waiting for it
             if self._over or self._items:
                 return True
-            over = self._flags[0]
             while not self._next_lane():
                 if not self._gather(self._epoll.poll(0)):
                     break
             self._ring()
-            return bool(self._items or over)
+            return bool(self._items or self._flags[0])  # looked at behind the news of it, which shows once
         finally:
             release(self._lock)
 

@@ -15,7 +15,7 @@ from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import close_all
 from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.memfiles import MemoryFiles
-from ipcbus.plumbing.wakeup import Wakeup
+from ipcbus.plumbing.wakeup import Echo, Wakeup
 from ipcbus.transport import SendLink
 from ipcbus_pipe import _stream
 from ipcbus_pipe._door import Lane, Large
@@ -66,8 +66,7 @@ class PipeSender(SendLink):
         """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._lock = threading.RLock()
         self._wakeup: Wakeup | None = (wakeup := Wakeup())
-        self._shared = False
-        """Whether the descriptor was given out, so that other threads may wait on it for what this one takes note of."""
+        self._echo = Echo()
         self._door_full = False
         self._room_fd = _UNKNOWN
         self._watch = 0
@@ -227,7 +226,7 @@ class PipeSender(SendLink):
                 except OSError as error:
                     raise self._lane_lost(pipe, error) from error
             elif pipe.sent < pipe.limit or pipe.collect():
-                self._ring()
+                self._echo.ring()
                 return pipe
             else:
                 self._wait(pipe, deadline, for_bytes=False)
@@ -265,7 +264,7 @@ class PipeSender(SendLink):
 
     def _sleep(self, deadline: Deadline) -> list[tuple[int, int]]:
         """Wait for news, and see it also when there is no time left: unseen it would show as readable for ever."""
-        self._hush()
+        self._echo.hush()
         waiting = self._waiting  # true where a signal handler sends while the call that it interrupted waits
         try:
             self._waiting = True
@@ -273,7 +272,7 @@ class PipeSender(SendLink):
         finally:
             self._waiting = waiting
         if events or self._closed:
-            self._ring()
+            self._echo.ring()
         if self._closed or self._flags[0]:
             raise self._why_closed()
         pid = self._watched_pid
@@ -301,18 +300,6 @@ class PipeSender(SendLink):
             over = deadline.expired  # others may be quicker each time that there is room
             if not self._sleep(deadline) or over:
                 raise ChannelFull("nobody has taken what senders left for the receiver")
-
-    def _ring(self) -> None:
-        """Wake who waits on the descriptor, which may not show any more what was taken note of here: credits, say."""
-        wakeup = self._wakeup
-        if self._shared and wakeup is not None:
-            wakeup.set()
-
-    def _hush(self) -> None:
-        """Have the descriptor show only what comes from now on, before a look that rings again if there is room."""
-        wakeup = self._wakeup
-        if self._shared and wakeup is not None:
-            wakeup.clear()
 
     def _show_room(self, fd: int) -> None:
         """Have the descriptor show room in the pipe, in the door, or in neither, besides what it always shows."""
@@ -387,11 +374,10 @@ class PipeSender(SendLink):
 
     def fileno(self) -> int:
         """Return the descriptor that shows when room may have come."""
-        if self._closed:
+        wakeup = self._wakeup
+        if self._closed or wakeup is None:
             raise self._why_closed()
-        if not self._shared:
-            self._shared = True
-            self._ring()  # somebody is to look what there is
+        self._echo.begin(wakeup)
         return self._epoll.fileno()
 
     def ready(self) -> bool:
@@ -399,22 +385,22 @@ class PipeSender(SendLink):
         try:
             if not acquire(self._lock, 0, self._is_waiting):
                 return False  # another thread is waiting for room
-            self._hush()
+            self._echo.hush()
             if has_room := self._has_room():
-                self._ring()
+                self._echo.ring()
             return has_room
         finally:
             release(self._lock)
 
     def _has_room(self) -> bool:
         """Do as ``ready``; where there is none, have the descriptor show when there is."""
-        if self._closed or self._flags[0]:
-            return True
-        pipe = self._pipe
-        self._door_full = self._door_full and not self._door.has_room()
-        if pipe is None and not self._door_full:
+        if self._closed:
             return True
         self._epoll.poll(0)  # edge-triggered news is seen by now, and must not show as readable for ever
+        pipe = self._pipe
+        self._door_full = self._door_full and not self._door.has_room()
+        if self._flags[0] or (pipe is None and not self._door_full):
+            return True
         if self._state.died() is not None:
             return True
         self._check_receiver()
@@ -463,6 +449,7 @@ class PipeSender(SendLink):
             os.close(self._watch)
             self._watched_pid = -1
         self._wakeup = None
+        self._echo.end()
 
     def receiver(self) -> int | None:
         """Return its pid."""
@@ -476,7 +463,7 @@ class PipeSender(SendLink):
         try:
             # Without it another thread is waiting for room, and what it knows is as good.
             if self._lock.acquire(blocking=False) and pipe is self._pipe and pipe.collect():
-                self._ring()
+                self._echo.ring()
             return max(0, pipe.sent + pipe.capacity - pipe.limit)
         finally:
             release(self._lock)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed
 from ipcbus.plumbing.locks import release
-from ipcbus.plumbing.wakeup import Wakeup
+from ipcbus.plumbing.wakeup import Echo, Wakeup
 from ipcbus.plumbing.watch import Watch
 from ipcbus.transport import LINGER, SendLink
 from ipcbus_shm._native import Sender
@@ -33,6 +33,7 @@ class ShmSender(SendLink):
 
     __slots__ = (
         "_core",
+        "_echo",
         "_handle",
         "_lock",
         "_waiting",
@@ -58,6 +59,7 @@ class ShmSender(SendLink):
         self._waiting = threading.RLock()
         self._waits: tuple[select.epoll, Wakeup] | None = None
         self._watch: Watch | None = None
+        self._echo = Echo()
 
     def _wait(self, seconds: float | None, wanted: int) -> bool:
         """Sleep until there may be room for some bytes; say whether there was some before that."""
@@ -66,22 +68,35 @@ class ShmSender(SendLink):
             if not self._waiting.acquire(timeout=-1 if seconds is None else seconds):
                 return False
             epoll, wakeup = self._open_epoll()
-            epoll.poll(0)  # what came before is seen by now, and must not show as readable for ever
-            if self._core.arm(wanted):
+            if self._finds_room(epoll, wanted):
                 return True
             self._check()
-            if not self._core.closed:  # looked at when there is something that a close can wake
-                epoll.poll(seconds)
+            # A close is looked for when there is something that it can wake.
+            if not self._core.closed and epoll.poll(seconds):
+                self._echo.ring()
             del wakeup  # kept until here: closed while this polls, it would wake nobody
             return False
         finally:
             release(self._waiting)
 
+    def _finds_room(self, epoll: select.epoll, *wanted: int) -> bool:
+        """Tell whether there is room; if not, have the descriptor show when there may be."""
+        self._echo.hush()
+        epoll.poll(0)  # what came before is seen by now, and must not show as readable for ever
+        if self._core.arm(*wanted):
+            self._echo.ring()
+            return True
+        return False
+
     def _check(self) -> None:
         """Raise ``PeerDied`` if the one receiver has; if not, see to it that its death shows."""
         with self._lock:
-            if self._watch is not None:
-                self._watch.check()
+            try:
+                if self._watch is not None:
+                    self._watch.check()
+            except ChannelBroken:
+                self._echo.ring()  # nothing else shows it any more
+                raise
 
     def _open_epoll(self) -> tuple[select.epoll, Wakeup]:
         with self._lock:
@@ -106,7 +121,8 @@ class ShmSender(SendLink):
 
     def fileno(self) -> int:
         """Return the descriptor that shows when there may be room."""
-        epoll, _ = self._open_epoll()
+        epoll, wakeup = self._open_epoll()
+        self._echo.begin(wakeup)
         self._core.watch()
         self._core.arm()
         return epoll.fileno()
@@ -122,8 +138,7 @@ class ShmSender(SendLink):
             if not self._waiting.acquire(blocking=False):
                 return False  # another thread is waiting for room
             epoll, _ = self._open_epoll()
-            epoll.poll(0)  # as in _wait
-            if self._core.arm():
+            if self._finds_room(epoll):
                 return True
             self._check()
         except (ChannelBroken, ChannelClosed):
@@ -154,6 +169,7 @@ class ShmSender(SendLink):
         # other files' before they look. The set goes before what is in it: taken out of it, in a forked child, that would
         # be gone for the parent too.
         self._waits = None
+        self._echo.end()
         if self._watch is not None:
             self._watch.forget()
             self._watch = None

@@ -15,7 +15,7 @@ from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import close_all
 from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.memfiles import MemoryFiles
-from ipcbus.plumbing.wakeup import Wakeup
+from ipcbus.plumbing.wakeup import Echo, Wakeup
 from ipcbus.plumbing.watch import Watch
 from ipcbus.transport import LINGER, SendLink
 from ipcbus_unix._board import LARGE, LARGE_ANNOUNCED, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT, STEP
@@ -67,8 +67,8 @@ class UnixSender(SendLink):
         self._epoll: select.epoll | None = None
         self._wakeup: Wakeup | None = None
         self._watch: Watch | None = None
-        self._shared = False
-        """Whether the descriptor was given out, so that it has to show what a wait here would."""
+        self._echo = Echo()
+        """Where it has begun, the descriptor has to show what a wait here would."""
         self._mask = _NOTHING
 
     # ------------------------------------------------------------------ sending
@@ -196,7 +196,7 @@ class UnixSender(SendLink):
                 break
             if deadline.expired:
                 # Where others wait on the descriptor, it has to show room from here on; some may just have come.
-                if self._shared and self._expect(for_bytes=False):
+                if self._echo and self._expect(for_bytes=False):
                     return
                 raise ChannelFull(f"{self._spec.capacity} messages of this process wait to be received, the channel's capacity")
             self._sleep(deadline, for_bytes=False)
@@ -206,7 +206,7 @@ class UnixSender(SendLink):
         """Return when the socket may have room, or raise."""
         self._crowded = tag
         if deadline.expired:
-            if self._shared:
+            if self._echo:
                 self._expect(for_bytes=True)
             raise ChannelFull("as many bytes wait to be received as the channel's socket holds; see the option socket_bytes")
         self._sleep(deadline, for_bytes=True)
@@ -223,24 +223,12 @@ class UnixSender(SendLink):
         else:
             self._show(_NO_EVENTS if self._batch > 1 else select.EPOLLOUT | select.EPOLLET)
             self._board.expect_taking(self._slot, self._taken + self._batch * STEP)
-        self._hush()
+        self._echo.hush()
         epoll.poll(0)  # edges that came before are seen by now, and must not show as readable for ever
-        has_room = _polls(self._fd, select.POLLOUT) if for_bytes else self._look()
+        has_room = _polls(self._fd, select.POLLOUT) if for_bytes else self._look() or is_shut(self._handle.inlet)
         if has_room:
-            self._ring()
+            self._echo.ring()
         return has_room
-
-    def _ring(self) -> None:
-        """Wake other threads that wait on the descriptor, which may not show any more what was seen here."""
-        wakeup = self._wakeup
-        if self._shared and wakeup is not None:
-            wakeup.set()
-
-    def _hush(self) -> None:
-        """Have the descriptor show only what comes from now on, before a look that rings again if there is room."""
-        wakeup = self._wakeup
-        if self._shared and wakeup is not None:
-            wakeup.clear()
 
     def _sleep(self, deadline: Deadline, *, for_bytes: bool) -> None:
         """Wait until something changes that may make room; raise when the receiver that should make some has died."""
@@ -248,21 +236,26 @@ class UnixSender(SendLink):
         try:
             if self._expect(for_bytes=for_bytes):
                 return
-            if self._watch is not None:
-                self._watch.check()
+            self._check_receiver()
             if not self._closed:  # looked at when there is something that a close can wake
                 self._waiting = True
                 if self._open_epoll().poll(deadline.remaining()):
-                    self._ring()
+                    self._echo.ring()
         finally:
             self._waiting = waiting
             self._board.wake[self._slot] = NEVER
-            if not self._shared:
+            if not self._echo:
                 self._show(_NOTHING)
 
     def _open_epoll(self) -> select.epoll:
         if self._epoll is None:
-            epoll, self._wakeup = select.epoll(), (wakeup := Wakeup())
+            try:
+                epoll, self._wakeup = select.epoll(), (wakeup := Wakeup())
+            except OSError as error:
+                raise ChannelBroken(
+                    f"no descriptor to wait for room with: {error.strerror}; nothing was sent: close some or raise "
+                    "'ulimit -n', and send again"
+                ) from error
             epoll.register(wakeup.fileno(), select.EPOLLIN)
             epoll.register(self._state.news.fileno(), select.EPOLLIN | select.EPOLLET)
             if self._spec.receivers == "one":
@@ -314,8 +307,10 @@ class UnixSender(SendLink):
             alone = acquire(self._lock, 0, self._is_waiting)
             if self._closed:
                 raise self._why_closed()
-            epoll = self._open_epoll()
-            self._shared = True
+            epoll, wakeup = self._open_epoll(), self._wakeup
+            if wakeup is None:  # closed meanwhile by the thread that slept
+                raise self._why_closed()
+            self._echo.begin(wakeup)
             if alone and self._mask == _NOTHING:
                 self._show(_NO_EVENTS)
             return epoll.fileno()
@@ -335,7 +330,7 @@ class UnixSender(SendLink):
                 return self._is_deserted()
             self._crowded = 0
             self._show(_NO_EVENTS)
-            self._ring()
+            self._echo.ring()
             return True
         finally:
             release(self._lock)
@@ -343,11 +338,19 @@ class UnixSender(SendLink):
     def _is_deserted(self) -> bool:
         """Tell whether a send would say that the receiver has died; if not, see to it that its death shows."""
         try:
-            if self._watch is not None:
-                self._watch.check()
+            self._check_receiver()
         except ChannelBroken:
             return True
         return False
+
+    def _check_receiver(self) -> None:
+        """See to it that the death of the receiver shows; raise if it is dead now."""
+        try:
+            if self._watch is not None:
+                self._watch.check()
+        except ChannelBroken:
+            self._echo.ring()  # nothing else shows it any more
+            raise
 
     def shutdown(self) -> None:
         """End the stream for everybody."""
@@ -381,6 +384,7 @@ class UnixSender(SendLink):
             self._intake.close()
         self._files.close()
         self._wakeup = None
+        self._echo.end()
 
     def receiver(self) -> int | None:
         """Return the pid of the one receiver; None where there may be several."""
