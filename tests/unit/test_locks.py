@@ -1,15 +1,17 @@
-"""A call beside that of another thread on the same end: one that is busy there for a moment, and one that waits."""
+"""A call beside another on the same end: in a thread that is busy there for a moment, or waits; or in a signal handler."""
 
 import importlib.util
 import multiprocessing
 import select
+import signal
+import socket
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 import ipcbus
-from ipcbus.errors import ChannelEmpty, ChannelFull, EndOfChannel, PeerDied
+from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, PeerDied
 
 PATIENCE = 10
 PROBE = 0.001
@@ -190,3 +192,26 @@ def test_an_end_that_one_thread_has_seen_shows_to_the_others(url):
             assert readable(descriptor, PATIENCE)
             with pytest.raises(EndOfChannel):
                 channel.recv(PATIENCE)
+
+
+@pytest.mark.parametrize("side", ["send", "recv"])
+@pytest.mark.parametrize("url", ["inproc:", "pipe:", "queue:", "unix:", SHM])
+def test_a_signal_handler_closes_what_waits(url, side):
+    with ipcbus.open(url, capacity=1) as channel, ExitStack() as stack:
+        channel.send(1)
+        if side == "recv":
+            assert channel.recv(PATIENCE) == 1
+
+        def close(*_):
+            channel.close()
+            for _ in range(8):  # what gets the numbers of the descriptors that were closed, and is never ready
+                for end in socket.socketpair():
+                    stack.enter_context(end)
+
+        before = signal.signal(signal.SIGALRM, close)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(ChannelClosed):
+                channel.recv(PATIENCE) if side == "recv" else channel.send(2, timeout=PATIENCE)
+        finally:
+            signal.signal(signal.SIGALRM, before)

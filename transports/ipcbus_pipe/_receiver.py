@@ -129,6 +129,10 @@ class PipeReceiver(RecvLink):
             try:
                 self._waiting = patience != 0
                 news = self._epoll.poll(patience)
+            except (OSError, ValueError):
+                if self._closed:  # by a signal handler
+                    continue
+                raise
             finally:
                 self._waiting = waiting
             if len(news) == 1 and not self._unsettled and (lane := self._lanes.get(news[0][0])) is not None:

@@ -269,6 +269,10 @@ class PipeSender(SendLink):
         try:
             self._waiting = True
             events = self._epoll.poll(0 if self._closed else deadline.remaining())  # a close may just have been hushed
+        except (OSError, ValueError):
+            if not self._closed:
+                raise
+            events = []  # closed by a signal handler
         finally:
             self._waiting = waiting
         if events or self._closed:

@@ -125,11 +125,13 @@ class UnixReceiver(RecvLink):
     def _sleep(self, deadline: Deadline) -> bool:
         """Wait until there may be a message; say whether that was so in time."""
         waiting = self._waiting  # true where a signal handler receives while the call that it interrupted waits
+        wakeup = self._wakeup
         try:
             self._waiting = True
-            return bool(self._poll.poll(deadline.milliseconds()))
+            return self._closed or bool(self._poll.poll(deadline.milliseconds()))
         finally:
             self._waiting = waiting
+            del wakeup  # kept until here: closed by a signal handler while this polls, it would wake nobody
 
     @staticmethod
     def _why_closed() -> ChannelClosed:

@@ -241,11 +241,15 @@ class UnixSender(SendLink):
                 self._waiting = True
                 if self._open_epoll().poll(deadline.remaining()):
                     self._echo.ring()
+        except (OSError, ValueError):
+            if not self._closed:  # else a signal handler closed it
+                raise
         finally:
             self._waiting = waiting
-            self._board.wake[self._slot] = NEVER
-            if not self._echo:
-                self._show(_NOTHING)
+            if not self._closed:
+                self._board.wake[self._slot] = NEVER
+                if not self._echo:
+                    self._show(_NOTHING)
 
     def _open_epoll(self) -> select.epoll:
         if self._epoll is None:
