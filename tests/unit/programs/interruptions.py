@@ -5,6 +5,7 @@
 
 import dis
 import functools
+import gc
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ class Instants:
 
     def call(self, function, *arguments):
         before = sys.gettrace()
+        gc.disable()  # Python 3.11 may crash when what traces raises in a finalizer that the collector runs
         sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it when tracing begins
         sys.settrace(self.enter)
         try:
@@ -44,6 +46,7 @@ class Instants:
         finally:
             sys.settrace(before)
             sys._getframe().f_trace_opcodes = False
+            gc.enable()
             self.behind.clear()
         return False
 
