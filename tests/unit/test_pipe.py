@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import ipcbus
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, DecodeError, EndOfChannel, PeerDied
+from ipcbus.plumbing.fds import close_all
 from ipcbus.transport import ChannelSpec
 from ipcbus_pipe import Pipe, PipeOptions, _sender, _stream
 
@@ -456,6 +457,89 @@ class TestWaiting:
             for thread in waiting:
                 thread.join(PATIENCE)
             assert len(woken) == 3
+
+    @pytest.mark.parametrize("size", [10, 50_000])
+    def test_a_send_in_the_middle_of_another_that_waits_for_bytes(self, make, monkeypatch, size):
+        """As of a signal handler, which interrupts the thread that waits."""
+        ends = make(1000, pipe_bytes=131072)
+        sender, receiver = ends.sender(), ends.receiver()
+        before = fill(sender, bytes(3000))
+        wait, got = sender._wait, []
+
+        def interrupted(*args, **options):
+            monkeypatch.setattr(sender, "_wait", wait)
+            with pytest.raises(ChannelFull):
+                sender.send([b"x" * size], 0)  # which may have begun
+            got.extend(drain(receiver))
+            sender.send([b"2" * size], PATIENCE)
+            return wait(*args, **options)
+
+        monkeypatch.setattr(sender, "_wait", interrupted)
+        sender.send([b"1" * 50_000], PATIENCE)
+        sender.send([b"3"], 0)
+        assert got + drain(receiver) == [bytes(3000)] * before + [b"1" * 50_000, b"2" * size, b"3"]
+
+    def test_a_send_that_gives_up_in_the_middle_of_a_small_one_that_waits_for_bytes(self, make, monkeypatch):
+        ends = make(1000, pipe_bytes=131072)
+        sender, receiver = ends.sender(), ends.receiver()
+        sender.send([b"0"], 0)
+        assert drain(receiver) == [b"0"]
+        before = fill(sender, bytes(3000))
+        (lane,), wait, got = receiver._lanes, sender._wait, []
+
+        def interrupted(*args, **options):
+            monkeypatch.setattr(sender, "_wait", wait)
+            assert len(os.read(lane, 10 * (3000 + _stream.HEAD))) == 10 * (3000 + _stream.HEAD)
+            with pytest.raises(ChannelFull):
+                sender.send([b"x" * 50_000], 0)
+            assert sender._pipe.begun
+            got.extend(drain(receiver))
+            return wait(*args, **options)
+
+        monkeypatch.setattr(sender, "_wait", interrupted)
+        sender.send([b"1" * 4000], PATIENCE)
+        sender.send([b"2"], 0)
+        assert got + drain(receiver) == [bytes(3000)] * (before - 10) + [b"1" * 4000, b"2"]
+
+    def test_a_message_that_a_send_in_its_middle_had_to_write_is_sent(self, make, monkeypatch):
+        ends = make(1000, pipe_bytes=131072)
+        sender, receiver = ends.sender(), ends.receiver()
+        fill(sender, bytes(3000))
+        wait = sender._wait
+
+        def interrupted(*args, **options):
+            monkeypatch.setattr(sender, "_wait", wait)
+            drain(receiver)
+            sender.send([b"2"], PATIENCE)
+            raise ChannelFull("its time is over")
+
+        monkeypatch.setattr(sender, "_wait", interrupted)
+        sender.send([b"1" * 50_000], PATIENCE)
+        assert drain(receiver) == [b"1" * 50_000, b"2"]
+
+    def test_several_messages_are_not_written_to_a_lane_that_another_thread_lets_go_of(self, make, monkeypatch):
+        ends = make()
+        sender = ends.sender()
+        sender.send([b"1"], 0)
+        lock, pipe, others = sender._lock, sender._pipe, []
+
+        class Late:
+            release = lock.release
+
+            def acquire(self, *args):
+                if sender._pipe is pipe:
+                    sender._drop(pipe)
+                    others.extend(os.memfd_create("another file with its number") for _ in range(8))
+                return lock.acquire(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sender, "_lock", Late())
+            sender.send_many([[b"2"], [b"3"]], 0)
+        try:
+            assert not any(os.fstat(fd).st_size for fd in others)
+            assert drain(ends.receiver())[:2] == [b"1", b"2"]
+        finally:
+            close_all(others)
 
     def test_stats_and_wait_beside_a_blocked_thread(self):
         with ipcbus.open("pipe:", capacity=1) as channel:

@@ -1,4 +1,4 @@
-"""A lane as its two ends see it: a pipe and its credits; what a sender still owes to it, and what a receiver has read of it."""
+"""A lane as its two ends see it: a pipe and its credits; what its sender has begun to write, what its receiver has read."""
 
 from __future__ import annotations
 
@@ -6,43 +6,74 @@ import os
 import sys
 from collections import deque
 from itertools import count, islice, repeat
+from operator import add
 from typing import TYPE_CHECKING
 
 from ipcbus.plumbing import forks
+from ipcbus.plumbing.buffers import behind
 from ipcbus.plumbing.wakeup import Wakeup
-from ipcbus_pipe._stream import State, lone, parse
+from ipcbus_pipe._stream import State, cancelled, lone, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from multiprocessing.connection import Connection
 
-    from ipcbus.transport import Frame
+    from ipcbus.transport import Buffer, Frame
     from ipcbus_pipe._door import Lane
 
-__all__ = ["Debt", "ReceiverLane", "SenderLane"]
+__all__ = ["Begun", "ReceiverLane", "SenderLane"]
 
-_read, _repay = os.read, os.eventfd_write
+_read, _write, _repay = os.read, os.writev, os.eventfd_write
+_IOV_MAX = 1024
 _BLOCK = 64 * 1024
 """Bytes asked for by one read: many small messages per system call. Python allocates as many for each, and from 128 KiB on the
 C library would map and unmap them every time, which costs twenty times the read."""
 
 
-class Debt:
-    """What must still be written, before anything else, to take back a message written in part."""
+class Begun:
+    """A message that is written in as many pieces as the pipe wants, before anything else is: to its end, or to be taken back.
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._written: list[int] = []
+    Whoever finds one goes on with it: it was left by an interruption, or this is the interruption, as a signal handler is that
+    sends, and it is in the hands of the call that was interrupted.
+    """
 
-    def pay(self, fd: int) -> bool:
+    __slots__ = ("_buffers", "_done", "_total")
+
+    def __init__(self, buffers: Sequence[Buffer], total: int) -> None:
+        self._buffers = buffers
+        self._total = total
+        self._done = deque((0,), 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is written."""
+        return self._done[0] == self._total
+
+    def go_on(self, fd: int) -> bool:
         """Write what the pipe takes; say whether that was all."""
+        seen = self._done
+        done = seen[0]
+        left = behind(self._buffers, done) if done else self._buffers
         # Written and noted in one step in C: a signal handler that raises cannot come in between.
-        if left := self._data[sum(self._written) :]:
-            self._written.extend(map(os.write, (fd,), (left,)))
-        return sum(self._written) == len(self._data)
+        step = map(add, (done,), map(_write, (fd,), (left[:_IOV_MAX],)))
+        try:
+            # Nor can one that goes on with this come between the look and the step: handlers run behind calls only.
+            if seen[0] == done < self._total:
+                seen.extend(step)
+        except BlockingIOError:
+            pass  # it is full
+        return seen[0] == self._total
+
+    def take_back(self) -> None:
+        """Have what is left of it make it no message."""
+        if not self._done[0]:
+            self._total = 0
+        else:
+            self._buffers = [cancelled(self._buffers)]
 
 
 class SenderLane:
-    """A lane as its sender sees it: the pipe, the credits, and what is still owed to the stream."""
+    """A lane as its sender sees it: the pipe, the credits, and a message that was begun."""
 
     def __init__(self, capacity: int, pipe_bytes: int, large: int) -> None:
         from multiprocessing.connection import Pipe
@@ -59,7 +90,7 @@ class SenderLane:
         self.capacity = capacity
         self.sent = 0
         self.limit = capacity
-        self.debt: Debt | None = None
+        self.begun: Begun | None = None
         self._grants: list[int] = []
         self.numbers = count()
         os.set_blocking(self.fd, False)
@@ -79,7 +110,15 @@ class SenderLane:
         self.limit = min(self.capacity + self._grants[0], self.sent + self.capacity)
         return self.sent < self.limit
 
+    def settle(self) -> bool:
+        """Go on with what was begun; say whether something else can be written now."""
+        begun = self.begun
+        if begun is not None and begun.go_on(self.fd) and self.begun is begun:
+            self.begun = None
+        return self.begun is None
+
     def close(self) -> None:
+        self.fd = self.credit_fd = -1  # their numbers may soon be other files'
         with forks.opening:
             self.reading.close()
             self.writing.close()

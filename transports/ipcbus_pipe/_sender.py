@@ -19,12 +19,12 @@ from ipcbus.plumbing.wakeup import Echo, Wakeup
 from ipcbus.transport import SendLink
 from ipcbus_pipe import _stream
 from ipcbus_pipe._door import Lane, Large
-from ipcbus_pipe._lane import Debt, SenderLane
+from ipcbus_pipe._lane import Begun, SenderLane
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ipcbus.transport import Buffer, ChannelSpec, Frame
+    from ipcbus.transport import ChannelSpec, Frame
     from ipcbus_pipe import PipeHandle, PipeOptions
     from ipcbus_pipe._door import Note
 
@@ -32,7 +32,6 @@ __all__ = ["PipeSender"]
 
 _heads, _ATOMIC, _write = _stream.records, _stream.ATOMIC, os.write
 
-_IOV_MAX = 1024
 _NEVER = select.EPOLLERR  # reported whether asked for or not: a mask that wants nothing else
 _NOTHING, _UNKNOWN = -1, -2
 _ORPHANED = "the receiver, process {}, died; there is no room"
@@ -86,7 +85,7 @@ class PipeSender(SendLink):
             pipe = self._pipe
             if self._flags[0] or self._closed:
                 raise self._why_closed()
-            if pipe is None or pipe.sent >= pipe.limit or pipe.debt:
+            if pipe is None or pipe.sent >= pipe.limit or pipe.begun:
                 pipe = self._make_room(timeout)
             body = frame[0] if len(frame) == 1 else b"".join(frame) if _buffers.size(frame) <= _ATOMIC else None
             if body is None or len(body) > _ATOMIC:
@@ -122,8 +121,10 @@ class PipeSender(SendLink):
     def _write_together(self, records: list[bytes]) -> int:
         """Write records, if that can be done at once; return how many. If not, ``send`` is to find out why."""
         try:
-            pipe = self._pipe
-            if not self._lock.acquire(False) or pipe is None or pipe.debt or self._closed or self._flags[0]:  # noqa: FBT003  as above
+            if not self._lock.acquire(False) or self._closed or self._flags[0]:  # noqa: FBT003  as above
+                return 0
+            pipe = self._pipe  # now that no other thread can let go of it
+            if pipe is None or pipe.begun:
                 return 0
             records = records[: pipe.limit - pipe.sent]
             try:
@@ -149,42 +150,37 @@ class PipeSender(SendLink):
                 raise self._lane_lost(pipe, error)
             self._wait(pipe, deadline, for_bytes=True)
             try:
-                os.write(pipe.fd, data)
+                if pipe.settle():  # a signal handler may have begun something meanwhile
+                    os.write(pipe.fd, data)
+                    return
             except OSError as again:
                 error = again
-            else:
-                return
 
     def _send_larger(self, pipe: SenderLane, frame: Frame, size: int, timeout: float | None) -> None:
-        deadline = Deadline(timeout)
         if size > pipe.large:
-            self._send_large(pipe, frame, size, deadline)
+            self._send_large(pipe, frame, size, Deadline(timeout))
             return
-        buffers = _stream.streamed(frame, size)
-        total = size + 2 * _stream.HEAD
-        # One list for what each write took, appended to in C: a signal handler that raises cannot come in between.
-        written: list[int] = []
+        deadline: Deadline | None = None
+        begun = Begun(_stream.streamed(frame, size), size + 2 * _stream.HEAD)
         try:
-            while (done := sum(written)) < total:
-                left = buffers if not done else _buffers.behind(buffers, done)
-                try:
-                    written.extend(map(os.writev, (pipe.fd,), (left[:_IOV_MAX],)))
-                except BlockingIOError:
-                    self._wait(pipe, deadline, for_bytes=True)
+            pipe.begun = begun
+            while not begun.go_on(pipe.fd):
+                deadline = deadline or Deadline(timeout)
+                self._wait(pipe, deadline, for_bytes=True)
+        except ChannelFull:
+            if not begun.is_whole:  # else a signal handler that sent had to write it first
+                begun.take_back()
+                raise
         except OSError as error:
-            if isinstance(error, (BrokenPipeError, ConnectionError)):
-                raise self._lane_lost(pipe, error) from error
-            self._owe(pipe, buffers, written, total)
-            raise
+            begun.take_back()
+            if isinstance(error, ChannelBroken):
+                raise
+            raise self._lane_lost(pipe, error) from error
         except BaseException:
-            self._owe(pipe, buffers, written, total)
+            begun.take_back()
             raise
-
-    @staticmethod
-    def _owe(pipe: SenderLane, buffers: Sequence[Buffer], written: list[int], total: int) -> None:
-        """Remember how to take back a message that was written in part."""
-        if 0 < (done := sum(written)) < total:
-            pipe.debt = Debt(_stream.debt(buffers, done))
+        if pipe.begun is begun:
+            pipe.begun = None
 
     def _send_large(self, pipe: SenderLane, frame: Frame, size: int, deadline: Deadline) -> None:
         """Pass a memory file: written once here, mapped there."""
@@ -213,18 +209,17 @@ class PipeSender(SendLink):
         return self._waiting
 
     def _make_room(self, timeout: float | None) -> SenderLane:
-        """Have a lane with a credit and no debt, or raise."""
+        """Have a lane with a credit and nothing begun, or raise."""
         deadline = Deadline(timeout)
         pipe = self._pipe or self._open_lane(deadline)
         while True:
-            if pipe.debt:
+            if pipe.begun:
                 try:
-                    if pipe.debt.pay(pipe.fd):
-                        pipe.debt = None
-                except BlockingIOError:
-                    self._wait(pipe, deadline, for_bytes=True)
+                    settled = pipe.settle()
                 except OSError as error:
                     raise self._lane_lost(pipe, error) from error
+                if not settled:
+                    self._wait(pipe, deadline, for_bytes=True)
             elif pipe.sent < pipe.limit or pipe.collect():
                 self._echo.ring()
                 return pipe

@@ -34,7 +34,7 @@ __all__ = [
     "HEAD",
     "Item",
     "State",
-    "debt",
+    "cancelled",
     "large_record",
     "lone",
     "parse",
@@ -94,15 +94,14 @@ def streamed(parts: Sequence[Buffer], size: int) -> list[Buffer]:
     return [_pack(_MORE | size), *parts, _COMMIT]
 
 
-def debt(buffers: Sequence[Buffer], written: int) -> bytes:
-    """Return what must still be written, before anything else, to take back a message written in part.
+def cancelled(buffers: Sequence[Buffer]) -> bytes:
+    """Return the same bytes so that there is no message, for as long as the last of them was not written.
 
     Args:
         buffers: what ``streamed`` returned.
-        written: bytes of it that were written; more than none and fewer than all.
     """
     # Commit and cancel differ in their last byte only, so even one that was begun can still become the other.
-    return (b"".join([*buffers[:-1], _CANCEL]))[written:]
+    return b"".join([*buffers[:-1], _CANCEL])
 
 
 def large_record(number: int) -> bytes:
