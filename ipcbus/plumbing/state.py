@@ -64,12 +64,11 @@ class SharedState:
     __slots__ = ("_fd", "flags", "news")
 
     def __init__(self, fd: TravellingFd | None = None, news: TravellingFd | None = None) -> None:
+        self._fd = TravellingFd(os.memfd_create("ipcbus-state", os.MFD_CLOEXEC)) if fd is None else fd
         if fd is None:
-            fd = TravellingFd(os.memfd_create("ipcbus-state", os.MFD_CLOEXEC))
-            os.ftruncate(fd.fileno(), _SIZE)
-        self._fd = fd
-        self.news = Wakeup(None if news is None else news.fileno())
-        self.flags = mmap.mmap(fd.fileno(), _FLAGS)
+            os.ftruncate(self._fd.fileno(), _SIZE)
+        self.news = Wakeup(None if news is None else news.detach())
+        self.flags = mmap.mmap(self._fd.fileno(), _FLAGS)
 
     def shut(self) -> None:
         """Mark the channel as shut down, for ever."""
@@ -110,6 +109,11 @@ class SharedState:
         self._fd.close()
         self.news.close()
         self.flags.close()
+
+    def __del__(self) -> None:
+        # One that could not be made whole is dropped, and so is one whose handle could not be.
+        if hasattr(self, "_fd"):
+            self._fd.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SharedState, (self._fd, TravellingFd(self.news.fileno()))

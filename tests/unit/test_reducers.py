@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copyreg
+import gc
+import importlib.util
 import io
 import logging
 import multiprocessing
 import os
+import pickle
 import re
+import resource
 import socket
 import ssl
 import subprocess
@@ -16,15 +20,21 @@ import tempfile
 import threading
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pytest
 
 import ipcbus
 from ipcbus.codec import Codec
+from ipcbus.errors import ChannelBroken
+from ipcbus.plumbing.fds import packing, unpacking
 from ipcbus.serializers.reducers import DispatchTable
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHM = pytest.param("shm:", marks=pytest.mark.skipif(not importlib.util.find_spec("ipcbus_shm"), reason="not installed"))
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -42,7 +52,65 @@ def refused(obj: Any, codec: Codec | None = None) -> str:
     return str(caught.value)
 
 
+def open_descriptors() -> set[int]:
+    """Return those of this process, and open none for that."""
+
+    def is_open(fd: int) -> bool:
+        try:
+            os.fstat(fd)
+        except OSError:
+            return False
+        return True
+
+    return set(filter(is_open, range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])))
+
+
+def refuse() -> NoReturn:
+    raise ValueError("in vain")
+
+
+class Refused:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return refuse, ()
+
+
 class TestDescriptors:
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    @pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])
+    def test_what_arrived_in_vain_closes_its_own_once(self, url: str, few: Callable[[int], None]) -> None:
+        few(256)
+        with ipcbus.open(url) as channel, packing() as fds:
+            pickled = pickle.dumps((channel._end.handle, Refused()))
+            before = open_descriptors()
+            copies = [os.dup(fd) for fd in fds]
+            with pytest.raises(ValueError, match="in vain") as caught, unpacking(copies):
+                pickle.loads(pickled)
+            others = [os.open(os.devnull, os.O_RDONLY) for _ in range(2 * len(copies))]  # with the same numbers
+            del caught
+            gc.collect()
+            for fd in others:
+                os.close(fd)
+            assert open_descriptors() == before
+
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    @pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])
+    def test_a_channel_that_cannot_be_made_keeps_none(self, url: str, scarce: Callable[[int], list[int]]) -> None:
+        def is_made() -> bool:
+            try:
+                ipcbus.open(url).close()
+            except ChannelBroken:
+                return False
+            return True
+
+        assert is_made()  # what is imported for it takes some
+        taken = scarce(0)
+        before = open_descriptors()
+        while not is_made():
+            gc.collect()
+            assert open_descriptors() == before
+            before.remove(taken[-1])
+            os.close(taken.pop())
+
     def test_connection_that_is_duplex(self, child: Any) -> None:
         ours, theirs = multiprocessing.Pipe()
         with ours, theirs:

@@ -81,7 +81,7 @@ class Door:
         if inside is None or outside is None:
             first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         else:
-            first, second = socket.socket(fileno=inside.fileno()), socket.socket(fileno=outside.fileno())
+            first, second = socket.socket(fileno=inside.detach()), socket.socket(fileno=outside.detach())
         # Every system grants it, and a receiver may have hundreds of lanes to hand on.
         for each in (first, second):
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)

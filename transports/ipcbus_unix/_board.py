@@ -60,12 +60,11 @@ class Board:
 
     def __init__(self, fd: TravellingFd | None = None) -> None:
         size = _PIDS_END + 3 * _TABLE
+        self._fd = TravellingFd(os.memfd_create("ipcbus-board", os.MFD_CLOEXEC)) if fd is None else fd
         if fd is None:
-            fd = TravellingFd(os.memfd_create("ipcbus-board", os.MFD_CLOEXEC))
-            os.ftruncate(fd.fileno(), size)
-        self._fd = fd
+            os.ftruncate(self._fd.fileno(), size)
         # The first page has the flags and the bytes that claims lock, the second the pids that claims leave.
-        memory = memoryview(mmap.mmap(fd.fileno(), size))
+        memory = memoryview(mmap.mmap(self._fd.fileno(), size))
         self.flags = memory[:8]
         words = memory[_PIDS_END:].cast("Q")
         self.taken, self.wake, self._given = (words[at : at + STEP] for at in range(0, 3 * STEP, STEP))
@@ -106,6 +105,11 @@ class Board:
         self._fd.close()
         nothing = memoryview(b"")
         self.flags = self.taken = self.wake = self._given = nothing
+
+    def __del__(self) -> None:
+        # As of the state: what could not be made whole is dropped.
+        if hasattr(self, "_fd"):
+            self._fd.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Board, (self._fd,)
