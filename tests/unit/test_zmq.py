@@ -120,12 +120,12 @@ def until(condition):
         time.sleep(0.001)
 
 
-def fill(link, message=b"m"):
-    """Send until the channel is full; return how many were accepted."""
+def fill(link, message=b"m", timeout=0):
+    """Send until the channel is full for so many seconds; return how many were accepted."""
     count = 0
     while True:
         try:
-            link.send([message], 0)
+            link.send([message], timeout)
         except ChannelFull:
             return count
         count += 1
@@ -649,9 +649,8 @@ def test_the_death_of_a_successor_is_told_though_its_predecessor_said_goodbye(ma
         tx.send([b"2"], PATIENCE)
         assert process.stdout.readline() == "2\n"
         process.kill()
-    with pytest.raises(PeerDied):  # noqa: PT012  until there is no room
-        while True:
-            tx.send([b"3"], 1)
+    with pytest.raises(PeerDied):
+        fill(tx, b"3", 1)
 
 
 def test_a_receiver_that_closes_says_so_to_senders_that_it_has_not_looked_at(make):
@@ -660,9 +659,7 @@ def test_a_receiver_that_closes_says_so_to_senders_that_it_has_not_looked_at(mak
     until(lambda: tx.ready() and tx._connected)
     tx.send([b"1"], 0)
     rx.close()
-    with pytest.raises(ChannelFull):  # noqa: PT012  until there is no room
-        while True:
-            tx.send([b"2"], 0.5)
+    fill(tx, b"2", 0.5)
 
 
 def test_a_shutdown_by_a_receiver_wakes_senders_that_it_has_not_looked_at(make):
@@ -746,9 +743,7 @@ def test_a_receiver_that_left_is_waited_for_and_one_that_died_is_not(make_privat
     tx.send([b"1"], 0)
     rx.recv(PATIENCE)
     rx.close()
-    fill(tx)
-    with pytest.raises(ChannelFull):
-        tx.send([b"m"], 0.4)
+    fill(tx, timeout=0.4)
     rx = ends.receiver()
     for _ in range(2):
         assert whole(rx.recv(PATIENCE)) == b"m"
