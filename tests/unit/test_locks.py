@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -213,5 +214,35 @@ def test_a_signal_handler_closes_what_waits(url, side):
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             with pytest.raises(ChannelClosed):
                 channel.recv(PATIENCE) if side == "recv" else channel.send(2, timeout=PATIENCE)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("look", ["send", "ready", "stats"])
+@pytest.mark.parametrize("capacity", [4, 16])
+@pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])
+def test_a_signal_handler_leaves_room_to_the_send_that_it_interrupted(url, capacity, look):
+    with ipcbus.open(url, capacity=capacity) as channel:
+        for number in range(capacity):
+            channel.send(number)
+
+        def handle(*_):
+            with pytest.raises(ChannelFull):
+                channel.send("handler", timeout=0.01)
+            for number in range(capacity):
+                assert channel.recv(PATIENCE) == number
+            if look == "send":
+                channel.send("handler", timeout=PATIENCE)
+            elif look == "ready":
+                assert channel.sender.ready()
+            else:
+                channel.sender.stats()
+
+        before = signal.signal(signal.SIGALRM, handle)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            started = time.monotonic()
+            channel.send("main", timeout=PATIENCE)
+            assert time.monotonic() - started < PATIENCE / 2
         finally:
             signal.signal(signal.SIGALRM, before)

@@ -220,11 +220,17 @@ class PipeSender(SendLink):
                     raise self._lane_lost(pipe, error) from error
                 if not settled:
                     self._wait(pipe, deadline, for_bytes=True)
-            elif pipe.sent < pipe.limit or pipe.collect():
+            elif pipe.sent < pipe.limit or self._collect(pipe):
                 self._echo.ring()
                 return pipe
             else:
                 self._wait(pipe, deadline, for_bytes=False)
+
+    def _collect(self, pipe: SenderLane) -> bool:
+        """Take the credits that were returned; say whether any are left now."""
+        if self._waiting and (wakeup := self._wakeup) is not None:
+            self._echo.begin(wakeup)  # this is a signal handler, and what it interrupted has to see them as well
+        return pipe.collect()
 
     def _open_lane(self, deadline: Deadline) -> SenderLane:
         try:
@@ -249,7 +255,7 @@ class PipeSender(SendLink):
     def _wait(self, pipe: SenderLane, deadline: Deadline, *, for_bytes: bool) -> None:
         """Wait until something changes that may make room; raise when there is none in time or never will be."""
         # Also when it is bytes that lack: credits left where they are would end every wait at once.
-        if pipe.collect() and not for_bytes:
+        if self._collect(pipe) and not for_bytes:
             return
         self._check_receiver()
         self._show_room(pipe.fd if for_bytes else _NOTHING)
@@ -270,7 +276,7 @@ class PipeSender(SendLink):
             events = []  # closed by a signal handler
         finally:
             self._waiting = waiting
-        if events or self._closed:
+        if events or self._closed or waiting:
             self._echo.ring()
         if self._closed or self._flags[0]:
             raise self._why_closed()
@@ -293,7 +299,7 @@ class PipeSender(SendLink):
                 self._door_full = False
                 return
             if self._pipe is not None:
-                self._pipe.collect()  # as above
+                self._collect(self._pipe)  # as above
             self._check_receiver()
             self._show_room(self._door.outside())
             over = deadline.expired  # others may be quicker each time that there is room
@@ -403,7 +409,7 @@ class PipeSender(SendLink):
         if self._state.died() is not None:
             return True
         self._check_receiver()
-        credit = pipe is None or pipe.collect()
+        credit = pipe is None or self._collect(pipe)
         shown = select.POLLOUT if pipe is None else self._look_at(pipe)
         if shown & select.POLLERR:
             return True  # a send would say that the lane is lost
@@ -461,7 +467,7 @@ class PipeSender(SendLink):
             return 0
         try:
             # Without it another thread is waiting for room, and what it knows is as good.
-            if self._lock.acquire(blocking=False) and pipe is self._pipe and pipe.collect():
+            if self._lock.acquire(blocking=False) and pipe is self._pipe and self._collect(pipe):
                 self._echo.ring()
             return max(0, pipe.sent + pipe.capacity - pipe.limit)
         finally:

@@ -36,6 +36,7 @@ class ShmSender(SendLink):
         "_echo",
         "_handle",
         "_lock",
+        "_sleeps",
         "_waiting",
         "_waits",
         "_watch",
@@ -60,6 +61,7 @@ class ShmSender(SendLink):
         self._waits: tuple[select.epoll, Wakeup] | None = None
         self._watch: Watch | None = None
         self._echo = Echo()
+        self._sleeps = False
 
     def _wait(self, seconds: float | None, wanted: int) -> bool:
         """Sleep until there may be room for some bytes; say whether there was some before that."""
@@ -68,19 +70,26 @@ class ShmSender(SendLink):
             if not self._waiting.acquire(timeout=-1 if seconds is None else seconds):
                 return False
             epoll, wakeup = self._open_epoll()
-            if self._finds_room(epoll, wanted):
+            if self._finds_room(epoll, wakeup, wanted):
                 return True
             self._check()
-            # A close is looked for when there is something that it can wake.
-            if not self._core.closed and epoll.poll(seconds):
-                self._echo.ring()
-            del wakeup  # kept until here: closed while this polls, it would wake nobody
+            sleeps = self._sleeps  # true where a signal handler sends while the call that it interrupted sleeps
+            try:
+                self._sleeps = True
+                # A close is looked for when there is something that it can wake.
+                if not self._core.closed and (epoll.poll(seconds) or sleeps):
+                    self._echo.ring()
+            finally:
+                self._sleeps = sleeps
+                del wakeup  # kept until here: closed while this polls, it would wake nobody
             return False
         finally:
             release(self._waiting)
 
-    def _finds_room(self, epoll: select.epoll, *wanted: int) -> bool:
+    def _finds_room(self, epoll: select.epoll, wakeup: Wakeup, *wanted: int) -> bool:
         """Tell whether there is room; if not, have the descriptor show when there may be."""
+        if self._sleeps:
+            self._echo.begin(wakeup)  # this is a signal handler, and what it interrupted has to see it as well
         self._echo.hush()
         epoll.poll(0)  # what came before is seen by now, and must not show as readable for ever
         if self._core.arm(*wanted):
@@ -137,8 +146,7 @@ class ShmSender(SendLink):
         try:
             if not self._waiting.acquire(blocking=False):
                 return False  # another thread is waiting for room
-            epoll, _ = self._open_epoll()
-            if self._finds_room(epoll):
+            if self._finds_room(*self._open_epoll()):
                 return True
             self._check()
         except (ChannelBroken, ChannelClosed):

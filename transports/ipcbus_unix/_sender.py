@@ -215,7 +215,9 @@ class UnixSender(SendLink):
 
     def _expect(self, *, for_bytes: bool) -> bool:
         """Have the descriptor show when room may have come; say whether there is some by now."""
-        epoll = self._open_epoll()
+        epoll, wakeup = self._open_epoll(), self._wakeup
+        if self._waiting and wakeup is not None:
+            self._echo.begin(wakeup)  # this is a signal handler, and what it interrupted has to see it as well
         # Room for messages is announced on the board, once a batch of them is free; in a small channel each one counts, and
         # there the kernel itself tells of every message taken out, whatever becomes of the process that took it.
         if for_bytes:
@@ -239,17 +241,16 @@ class UnixSender(SendLink):
             self._check_receiver()
             if not self._closed:  # looked at when there is something that a close can wake
                 self._waiting = True
-                if self._open_epoll().poll(deadline.remaining()):
+                if self._open_epoll().poll(deadline.remaining()) or waiting:
                     self._echo.ring()
         except (OSError, ValueError):
             if not self._closed:  # else a signal handler closed it
                 raise
         finally:
             self._waiting = waiting
-            if not self._closed:
+            if not (self._closed or self._echo):
                 self._board.wake[self._slot] = NEVER
-                if not self._echo:
-                    self._show(_NOTHING)
+                self._show(_NOTHING)
 
     def _open_epoll(self) -> select.epoll:
         if self._epoll is None:
