@@ -479,6 +479,30 @@ class TestWaiting:
         sender.send([b"3"], 0)
         assert got + drain(receiver) == [bytes(3000)] * before + [b"1" * 50_000, b"2" * size, b"3"]
 
+    @pytest.mark.parametrize("first", [True, False])
+    def test_a_send_in_the_middle_of_another_that_opens_its_lane(self, make, monkeypatch, first):
+        """As of a signal handler; both have opened one, and the receiver reads one after the other."""
+        ends = make()
+        sender, receiver = ends.sender(), ends.receiver()
+        leave = sender._leave
+
+        def interrupted(*args):
+            monkeypatch.setattr(sender, "_leave", leave)
+            if first:
+                leave(*args)
+            sender.send([b"1"], 0)
+            if not first:
+                leave(*args)
+
+        monkeypatch.setattr(sender, "_leave", interrupted)
+        sender.send([b"2"], 0)
+        sender.send([b"3"], 0)
+        assert drain(receiver) == [b"1", b"2", b"3"]
+        assert fill(sender, b"4") == 8
+        assert not sender.ready()
+        assert drain(receiver) == [b"4"] * 8
+        assert sender.ready()
+
     def test_a_send_that_gives_up_in_the_middle_of_a_small_one_that_waits_for_bytes(self, make, monkeypatch):
         ends = make(1000, pipe_bytes=131072)
         sender, receiver = ends.sender(), ends.receiver()

@@ -245,12 +245,17 @@ class PipeSender(SendLink):
             self._epoll.register(pipe.credit_fd, select.EPOLLIN)
             self._epoll.register(pipe.fd, _NEVER)
             self._room_fd = _UNKNOWN
-            self._pipe = pipe
+            if (opened := self._pipe) is None:
+                self._pipe = pipe
+                return pipe
         except BaseException:
-            self._pipe = None
+            if self._pipe is pipe:
+                self._pipe = None
             pipe.close()
             raise
-        return pipe
+        # A signal handler sent meanwhile. Two lanes of one sender are read one after the other, so one has to end.
+        self._unlist(pipe)
+        return opened
 
     def _wait(self, pipe: SenderLane, deadline: Deadline, *, for_bytes: bool) -> None:
         """Wait until something changes that may make room; raise when there is none in time or never will be."""
@@ -357,11 +362,14 @@ class PipeSender(SendLink):
         return PeerDied(f"the receiver, process {dead}, died; {lost}", dead)
 
     def _drop(self, pipe: SenderLane) -> None:
+        self._unlist(pipe)
+        self._pipe = None
+
+    def _unlist(self, pipe: SenderLane) -> None:
         self._epoll.unregister(pipe.credit_fd)
         self._epoll.unregister(pipe.fd)
         self._room_fd = _UNKNOWN
         pipe.close()
-        self._pipe = None
 
     @staticmethod
     def _look_at(pipe: SenderLane) -> int:
