@@ -196,7 +196,7 @@ def test_an_end_that_one_thread_has_seen_shows_to_the_others(url):
 
 
 @pytest.mark.parametrize("side", ["send", "recv"])
-@pytest.mark.parametrize("url", ["inproc:", "pipe:", "queue:", "unix:", SHM])
+@pytest.mark.parametrize("url", ["inproc:", "pipe:", "queue:", "unix:", "zmq:", SHM])
 def test_a_signal_handler_closes_what_waits(url, side):
     with ipcbus.open(url, capacity=1) as channel, ExitStack() as stack:
         channel.send(1)

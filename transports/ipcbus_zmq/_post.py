@@ -151,6 +151,9 @@ class Post:
         try:
             self.lock.release()
             sleep(seconds if bell or seconds is None else seconds * 1000)
+        except (OSError, ValueError):
+            if not self.closing:  # else a signal handler closed it
+                raise
         finally:
             # Who called gives the lock back in any case, so it is taken in any case: taken and noted in one step in C, where
             # a signal handler that raises cannot come in between, and again when it came before.
