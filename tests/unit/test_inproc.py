@@ -1,8 +1,11 @@
-"""What is special to inproc: a bell that rings in vain does so once."""
+"""What is special to inproc: a bell that rings in vain does so once, and one that cannot be had says so."""
 
 import select
 
+import pytest
+
 import ipcbus
+from ipcbus.errors import ChannelBroken
 
 
 def test_a_bell_that_rang_and_was_not_noted_is_silent_again():
@@ -16,3 +19,15 @@ def test_a_bell_that_rang_and_was_not_noted_is_silent_again():
         assert poll.poll(0)
         assert not link.ready()
         assert not poll.poll(0)
+
+
+def test_an_end_that_cannot_have_a_bell_says_so(no_descriptors):
+    with ipcbus.open("inproc:", capacity=1) as channel:
+        with no_descriptors(), pytest.raises(ChannelBroken, match="ulimit"):
+            channel.recv(timeout=0.01)
+        channel.send(1)
+        with no_descriptors(), pytest.raises(ChannelBroken, match="nothing was sent"):
+            channel.send(2, timeout=0.01)
+        assert channel.recv(timeout=0) == 1
+        channel.send(2)
+        assert channel.recv(timeout=0) == 2

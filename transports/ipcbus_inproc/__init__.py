@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from typing import Any
 
-from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, Unsupported
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, Unsupported
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import (
@@ -207,7 +207,13 @@ class InprocLink(SendLink, RecvLink):
     def _quiet(self) -> Wakeup:
         """There is nothing to do: return the bell, silent until there is; the lock is held."""
         if self._bell is None:
-            self._bell = Wakeup()
+            try:
+                self._bell = Wakeup()
+            except OSError as error:
+                raise ChannelBroken(
+                    f"no descriptor to wait with: {error.strerror}; nothing was sent or received: close some or raise "
+                    "'ulimit -n', and try again"
+                ) from error
         else:
             # Also where it is not known to have rung: who rang it may have been interrupted before it was noted.
             self._rung = False
