@@ -345,7 +345,8 @@ def _cell(row: "Row | None") -> Any:
         return Text("-", "dim")
     if row.problem is not None:
         return Text("failed", "red")
-    text = Text.assemble((row.figure, "bold green" if row.best else "" if row.ours else "dim"), (f" {row.spread:>4}", "dim"))
+    spread = f" {row.spread:>4}" if row.spread else ""  # of one round there is none, and its place would make tables wide
+    text = Text.assemble((row.figure, "bold green" if row.best else "" if row.ours else "dim"), (spread, "dim"))
     if row.bare or row.peer:
         text.append(f"\n{row.bare or '-'}|{row.peer or '-'}", "dim")
     return text
