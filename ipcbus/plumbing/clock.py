@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from time import monotonic
 
-__all__ = ["Deadline"]
+__all__ = ["EVER", "Deadline"]
 
-
-_EVER = 2_000_000.0
+EVER = 2_000_000.0
 """Seconds, 23 days, from which on a timeout is without limit: the system can wait for no more than 2**31 milliseconds."""
 
 
@@ -21,7 +20,7 @@ class Deadline:
     __slots__ = ("_at",)
 
     def __init__(self, timeout: float | None) -> None:
-        self._at = None if timeout is None or timeout > _EVER else monotonic() + timeout
+        self._at = None if timeout is None or timeout > EVER else monotonic() + timeout
 
     def remaining(self) -> float | None:
         """Return the seconds left, never negative; None is without limit."""

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ipcbus.plumbing.clock import EVER
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import RLock
@@ -38,7 +40,7 @@ def acquire(lock: RLock, timeout: float | None, waits: Callable[[], bool]) -> bo
         timeout: seconds, counted only while ``waits``; None is without limit.
         waits: tells whether the thread that has the lock waits for the other side.
     """
-    patience = -1 if timeout is None else timeout
+    patience = -1 if timeout is None or timeout > EVER else timeout
     while not lock.acquire(timeout=patience):
         if waits():
             return False

@@ -232,6 +232,15 @@ class _IgnoresTimeout(_Receiver):
         return super().recv(0.5 if timeout == 0 else timeout)
 
 
+class _CannotWaitLong(_Receiver):
+    """Hands a timeout to a system call that takes 31 bits of milliseconds."""
+
+    def recv(self, timeout: float | None) -> Frame:
+        if timeout is not None and timeout > (1 << 31) / 1000:
+            raise OverflowError("timeout is too large")
+        return super().recv(timeout)
+
+
 class _OverrunsDeadline(_Sender):
     """Starts its deadline anew."""
 
@@ -456,6 +465,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mutant-capacity", "accepts one message too many", "capacity", respec=_one_more),
     Mutant("mutant-slot", "loses room when encoding fails", "encode_error", tamper=_lose_room),
     Mutant("mutant-block", "blocks although timeout=0", "recv_deadline", receiver=_IgnoresTimeout),
+    Mutant("mutant-brief", "cannot wait for long", "endless_timeout", receiver=_CannotWaitLong),
     Mutant("mutant-overrun", "overruns its deadline", "send_deadline", sender=_OverrunsDeadline),
     Mutant("mutant-hasty", "gives up before its deadline", "recv_deadline", receiver=_GivesUpEarly),
     Mutant("mutant-refused", "delivers what it refused", "impatient_sender", sender=_SendsAfterFull),

@@ -38,6 +38,7 @@ __all__ = [
     "pattern",
     "preload_forkserver",
     "raises",
+    "wait_until_blocked",
 ]
 
 E = TypeVar("E", bound=BaseException)
@@ -230,6 +231,12 @@ class Task:
     def end(self) -> None:
         """Wait until the function is over, for a while."""
         self._thread.join(0.5)
+
+
+def wait_until_blocked(task: Task) -> None:
+    """Give a thread the time to get into its call. That it is late weakens a check, and never fails one."""
+    threading.Event().wait(0.05)
+    assert task.running, f"the call should be blocked; it ended with {task.result()!r}"
 
 
 def raises(kind: type[E], call: Callable[..., Any], *args: Any, least: float = 0.0, most: float = LATE, **kwargs: Any) -> E:

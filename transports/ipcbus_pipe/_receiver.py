@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
+from ipcbus.plumbing.clock import EVER
 from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus.plumbing.wakeup import Wakeup
@@ -111,7 +112,9 @@ class PipeReceiver(RecvLink):
         # Not a Deadline, and few calls: this is the way of every lone message.
         left, until = timeout, None
         if timeout is not None:
-            if timeout > 0:
+            if timeout > EVER:
+                left = None
+            elif timeout > 0:
                 until = monotonic() + timeout
             else:
                 left = 0

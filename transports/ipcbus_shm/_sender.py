@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed
+from ipcbus.plumbing.clock import EVER
 from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.wakeup import Echo, Wakeup
 from ipcbus.plumbing.watch import Watch
@@ -67,6 +68,8 @@ class ShmSender(SendLink):
         """Sleep until there may be room for some bytes; say whether there was some before that."""
         # One thread at a time: what wakes one is not seen by another, who may be the one that has room now.
         try:
+            if seconds is not None and seconds > EVER:
+                seconds = None
             if not self._waiting.acquire(timeout=-1 if seconds is None else seconds):
                 return False
             epoll, wakeup = self._open_epoll()

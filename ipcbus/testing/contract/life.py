@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import pickle
 import queue
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from ipcbus.errors import (
 )
 from ipcbus.testing import children, leaks
 from ipcbus.testing.contract.registry import check
-from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
+from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises, wait_until_blocked
 from ipcbus.transport import LINGER
 
 if TYPE_CHECKING:
@@ -60,14 +59,14 @@ def check_shutdown_wakes(subject: Subject) -> None:
     """A shutdown wakes who is blocked: a receiver gets EndOfChannel, a sender ChannelClosed."""
     channel = subject.open(capacity=1)
     receiving = subject.thread(channel.recv, timeout=PATIENCE)
-    _wait_until_blocked(receiving)
+    wait_until_blocked(receiving)
     subject.thread(channel.shutdown).result(3 * LATE)
     raises(EndOfChannel, receiving.result)
 
     channel = subject.open(capacity=1)
     channel.send(1, timeout=PATIENCE)
     sending = subject.thread(channel.send, 2, timeout=PATIENCE)
-    _wait_until_blocked(sending)
+    wait_until_blocked(sending)
     subject.thread(channel.shutdown).result(3 * LATE)
     raises(ChannelClosed, sending.result)
     assert channel.recv(timeout=PATIENCE) == 1, "what was accepted before the shutdown did not arrive"
@@ -161,7 +160,7 @@ def check_close_wakes(subject: Subject) -> None:
     channel = subject.open(capacity=1)
     receiving = [subject.thread(channel.recv) for _ in range(2)]
     for task in receiving:
-        _wait_until_blocked(task)
+        wait_until_blocked(task)
     channel.close()
     for task in receiving:
         raises(ChannelClosed, task.result, LATE, most=LATE + LATE)
@@ -170,7 +169,7 @@ def check_close_wakes(subject: Subject) -> None:
         channel = subject.open(capacity=1)
         channel.send(1, timeout=PATIENCE)
         sending = subject.thread(channel.send, message)
-        _wait_until_blocked(sending)
+        wait_until_blocked(sending)
         subject.thread(channel.close).result(LINGER + LATE)
         raises(ChannelClosed, sending.result, LATE, most=LATE + LATE)
 
@@ -344,9 +343,3 @@ def _until_end(channel: ipcbus.Channel) -> Any:
         except EndOfChannel:
             return
         yield message
-
-
-def _wait_until_blocked(task: Any) -> None:
-    """Give a thread the time to get into its call. That it is late weakens a check, and never fails one."""
-    threading.Event().wait(0.05)
-    assert task.running, f"the call should be blocked; it ended with {task.result()!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ipcbus.errors import ChannelEmpty, ChannelFull, EncodeError, EndOfChannel
 from ipcbus.testing import children
 from ipcbus.testing.contract.registry import check
-from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
+from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises, wait_until_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +93,24 @@ def check_recv_deadline(subject: Subject) -> None:
     _never_blocks(lambda: raises(ChannelEmpty, channel.recv, timeout=0))
     channel.send(1, timeout=PATIENCE)
     assert channel.recv(timeout=PATIENCE) == 1, "the channel is not usable after timeouts"
+
+
+@check(10)
+def check_endless_timeout(subject: Subject) -> None:
+    """A timeout that is longer than a system can wait is without limit, and no error."""
+    for timeout in (3e6, 1e12, math.inf):
+        channel = subject.open(capacity=1)
+        receiving = subject.thread(channel.recv, timeout=timeout)
+        wait_until_blocked(receiving)
+        channel.send(1, timeout=PATIENCE)
+        assert receiving.result() == 1, f"what came while recv waited with timeout={timeout} did not arrive"
+        channel.send(2, timeout=timeout)
+        sending = subject.thread(channel.send, 3, timeout=timeout)
+        wait_until_blocked(sending)
+        assert channel.recv(timeout=PATIENCE) == 2, "what was accepted did not arrive"
+        sending.result()
+        assert channel.recv(timeout=timeout) == 3, f"what waited for room with timeout={timeout} did not arrive"
+        channel.close()
 
 
 @check(10)
