@@ -13,7 +13,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipcbus.errors import ChannelClosed, ChannelFull
+from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelFull
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import packing
@@ -113,28 +113,42 @@ class Endpoint:
         self.addressee: tuple[int | str | None, float] = (None, 0.0)
         """Which other process receives, as the link said when it was asked last, and until when that is taken to be so."""
         self._closed_tx = self._closed_rx = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may open what it interrupts the opening of
 
     def open_sender(self) -> SendLink:
         """Return the sending end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
         with self._lock:
             if self._closed_tx:
                 raise ChannelClosed(f"{self.url} was closed in this process")
-            if self.tx is None:
-                tx = self.handle.open_sender() if self.meter is None else self.meter.open_sender(self)
+            tx = self.tx
+            if tx is None:
+                made = self.handle.open_sender() if self.meter is None else self.meter.open_sender(self)
+                if (tx := self.tx) is not None:  # opened by a signal handler, meanwhile
+                    made.close()
+                    return tx
                 head = self.codec.bytes_head
-                self.send_bytes = tx.bytes_sender(head, self.codec.max_message - len(head)) if head else None
-                self.tx = tx
-            return self.tx
+                self.send_bytes = made.bytes_sender(head, self.codec.max_message - len(head)) if head else None
+                self.tx = tx = made
+            return tx
 
     def open_receiver(self) -> RecvLink:
         """Return the receiving end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
         with self._lock:
             if self._closed_rx:
                 raise ChannelClosed(f"{self.url} was closed in this process")
-            if self.rx is None:
-                self.rx = self.handle.open_receiver() if self.meter is None else self.meter.open_receiver(self)
-            return self.rx
+            rx = self.rx
+            if rx is None:
+                try:
+                    made = self.handle.open_receiver() if self.meter is None else self.meter.open_receiver(self)
+                except ChannelBusy:
+                    if (rx := self.rx) is None:
+                        raise
+                    return rx  # opened by a signal handler, meanwhile
+                if (rx := self.rx) is not None:  # the same, where there may be many
+                    made.close()
+                    return rx
+                self.rx = rx = made
+            return rx
 
     def open_take(self) -> Callable[[float | None], Frame | bytes]:
         """Return ``take`` of the receiving end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
@@ -250,7 +264,7 @@ class Endpoint:
 
     def after_fork(self) -> None:
         """Start afresh in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for link in (self.tx, self.rx):
             if link is not None:
                 link.abandon()
@@ -289,7 +303,7 @@ _open: weakref.WeakSet[Endpoint] = weakref.WeakSet()
 """All that are not closed, those too that are no longer in the table because one of their two ends is."""
 _homes: dict[str, Handle] = {}
 """Handles of the channels that this process made and that have a name somewhere, until they are destroyed."""
-_lock = threading.Lock()
+_lock = threading.RLock()
 _hooked = False
 
 
@@ -379,7 +393,7 @@ def _close_all() -> None:
 
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603  the parent's lock may be held by a thread that the child does not have
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _homes.clear()
     for end in list(_open):
         end.after_fork()

@@ -168,10 +168,12 @@ class ReceiverLane:
         """Take the message in what was just read, if that is all there is; ``parse`` would come to the same, later."""
         blocks = self.blocks
         if len(blocks) == 1:
-            number, block = blocks[0]
+            entry = blocks[0]
+            number, block = entry
             if self.state is self._between or self._is_between(number):
                 message = lone(block)
-                if message is not None:
+                # Looked at again: a signal handler may have received it meanwhile.
+                if message is not None and blocks and blocks[0] is entry:
                     self.delivered += 1
                     blocks.clear()
                     return (message,)
@@ -188,12 +190,16 @@ class ReceiverLane:
     def parse(self, max_message: int) -> None:
         """Bring the state up to the blocks that were read. May be interrupted anywhere and is then taken up again."""
         while self.blocks:
-            number, block = self.blocks[0]
+            entry, state = self.blocks[0], self.state
+            number, block = entry
             if not block:
                 self.ended = True
-            elif number != self.state.block:
-                self.state = parse(self.state, block, number, max_message)
-            self.blocks.popleft()
+            elif number != state.block:
+                parsed = parse(state, block, number, max_message)
+                if self.state is state:  # else a signal handler has done it, and perhaps received what came of it
+                    self.state = parsed
+            if self.blocks and self.blocks[0] is entry:
+                self.blocks.popleft()
 
     def repay(self, batch: int) -> None:
         """Give the sender back its room for what was delivered; say when to do so next, after ``batch`` more."""

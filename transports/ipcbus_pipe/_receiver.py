@@ -63,6 +63,10 @@ class PipeReceiver(RecvLink):
         self._wakeup: Wakeup | None = (wakeup := Wakeup())
         self._bell: Wakeup | None = None
         self._rung = False
+        self._busy = False
+        """Whether a large message is being taken, which is the next one until it is."""
+        self._at_door = False
+        """Whether a note from the door is being dealt with."""
         self._bell_lock = threading.Lock()
         self._epoll = select.epoll()
         for fd in (wakeup.fileno(), self._door_fd):
@@ -80,13 +84,15 @@ class PipeReceiver(RecvLink):
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
                 self._acquire(timeout)
-            if not self._items and (frame := self._refill(timeout)) is not None:
-                return frame
+            while not self._items:  # again: a signal handler may have received meanwhile
+                if (frame := self._refill(timeout)) is not None:
+                    return frame
+            # Nothing is called from here to popleft, and so no signal handler can come in between.
             items, lane = self._items, self._lane
             assert lane is not None  # items always have a lane
             item = items[0]
-            if type(item) is int:
-                return self._take_large(lane, item)
+            if item.__class__ is int:
+                return self._take_large(lane, item, timeout)
             lane.delivered += 1
             items.popleft()
             if lane.delivered >= lane.repay_at or not items:
@@ -142,7 +148,8 @@ class PipeReceiver(RecvLink):
                 self._due.append(lane)
                 lane.read()
                 if (frame := lane.take_lone()) is not None:
-                    self._due.clear()
+                    if self._due and self._due[0] is lane:  # else a signal handler has received meanwhile
+                        self._due.popleft()
                     lane.repay(self._batch)
                     return frame
             elif not self._gather(news):  # else: what was in the door may have to be read yet
@@ -162,20 +169,24 @@ class PipeReceiver(RecvLink):
     def _next_lane(self) -> bool:
         """Make the items of the next lane that has some the current ones; say whether there are any."""
         while not self._items:
-            if self._lane is not None:
-                self._finish(self._lane)
-                self._lane = None
+            if (last := self._lane) is not None:
+                self._finish(last)
+                if self._lane is last:  # else a signal handler has received meanwhile
+                    self._lane = None
+                continue
             if not self._due:
                 return False
             lane = self._due[0]
             try:
                 lane.parse(self._max_message)
             except ChannelBroken:
-                self._due.popleft()  # this sender is given up, and learns it from its pipe; the others go on
+                if self._due and self._due[0] is lane:
+                    self._due.popleft()  # this sender is given up, and learns it from its pipe; the others go on
                 self._remove(lane)
                 raise
-            self._lane, self._items = lane, lane.state.items
-            self._due.popleft()
+            if self._due and self._due[0] is lane:  # else a signal handler has received meanwhile
+                self._lane, self._items = lane, lane.state.items
+                self._due.popleft()
         return True
 
     def _finish(self, lane: ReceiverLane) -> None:
@@ -204,8 +215,19 @@ class PipeReceiver(RecvLink):
             raise problem
         return found
 
-    def _take_large(self, lane: ReceiverLane, number: int) -> Frame:
+    def _take_large(self, lane: ReceiverLane, number: int, timeout: float | None) -> Frame:
         """Take a large message, which comes next: it is not copied again, and lives as long as what is decoded from it."""
+        if self._busy:
+            raise _interrupted()
+        try:
+            self._busy = True
+            if self._lane is lane and self._items and self._items[0] == number:
+                return self._take_named(lane, number)
+        finally:
+            self._busy = False
+        return self.recv(timeout)  # a signal handler has taken it
+
+    def _take_named(self, lane: ReceiverLane, number: int) -> Frame:
         if number not in lane.large:
             self._open_door()  # may fail for want of descriptors; then the message is still there for the next call
         problem: ChannelBroken | None = None
@@ -234,6 +256,15 @@ class PipeReceiver(RecvLink):
 
     def _open_door(self) -> None:
         """Take all that an earlier receiver has handed on, and then all that senders have left."""
+        if self._at_door:
+            raise _interrupted()
+        try:
+            self._at_door = True
+            self._take_notes()
+        finally:
+            self._at_door = False
+
+    def _take_notes(self) -> None:
         self._unsettled = True
         while self._notes or self._inherit() or self._door.take(self._notes):
             # Each step below may be taken twice: an interruption leaves the note here, and it is dealt with again.
@@ -374,6 +405,8 @@ class PipeReceiver(RecvLink):
                     break
             self._ring()
             return bool(self._items or self._flags[0])  # looked at behind the news of it, which shows once
+        except ChannelEmpty:
+            return False  # this interrupts a call that is in the middle of taking a message
         finally:
             release(self._lock)
 
@@ -416,3 +449,7 @@ class PipeReceiver(RecvLink):
     def depth(self) -> int | None:
         """Return how many messages were read and not delivered; what senders' pipes hold is not known here."""
         return None
+
+
+def _interrupted() -> ChannelEmpty:
+    return ChannelEmpty("no message can be taken now: the call that this one interrupts is in the middle of taking one")

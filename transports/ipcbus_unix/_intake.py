@@ -6,6 +6,10 @@ stream itself says that large messages may follow: nobody else can have taken th
 The careful way is ``recvmsg`` of the C library, into memory that is used again for every message: Python's own allocates
 the largest size for each. What it returned is kept in the same step, so that a signal handler that raises can come before
 or after it, but not in between, and neither a message nor a descriptor is lost that way.
+
+A signal handler that receives itself takes the careful way, which has memory of its own, so the quick way that it may have
+interrupted finds what it read. Where it interrupts the careful way, it takes what that had in hand, which then looks again;
+but for a large message, which is not there for it.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelBroken, EndOfChannel
+from ipcbus.errors import ChannelBroken, ChannelEmpty, EndOfChannel
 from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus_unix._board import LARGE, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT
 
@@ -86,6 +90,7 @@ class Intake:
 
     __slots__ = (
         "_board",
+        "_busy",
         "_call",
         "_control",
         "_ended",
@@ -95,6 +100,8 @@ class Intake:
         "_into",
         "_iovec",
         "_limit",
+        "_own",
+        "_own_words",
         "_state",
         "memory",
         "plain",
@@ -110,13 +117,18 @@ class Intake:
         self._state = state
         self._limit = limit
         self._ended = False
+        self._busy = False
+        """Whether a large message is being taken, which is in hand until it is."""
         self.plain = False
         self.size = max(HEAD + inline, MARK.size) + 1  # one more: what fills all of it was too large
         self.memory = bytearray(-(-self.size // 8) * 8)
         self.view = memoryview(self.memory)
         self.words = self.view.cast("Q")
+        own = bytearray(len(self.memory))
+        self._own = memoryview(own)
+        self._own_words = self._own.cast("Q")
         self._control = ctypes.create_string_buffer(_CONTROL)
-        self._iovec = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(self.memory)), self.size)
+        self._iovec = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(own)), self.size)
         header = _Msghdr(None, 0, ctypes.addressof(self._iovec), 1, ctypes.addressof(self._control), _CONTROL, 0)
         self._header = memoryview(header).cast("B").cast("Q")  # quicker than by its attributes
         self._call = ((self._fd,), (ctypes.byref(header),), (_FLAGS,))
@@ -147,29 +159,34 @@ class Intake:
             except OSError as error:
                 raise self._unreadable(error.errno) from error
             return self.settle(size)
-        got, header = self._got, self._header
-        if not got or got[0] < 0:
-            got.clear()
-            if self._board.flags[LARGE_WAITS]:
-                self._make_sure()
-            header[_CONTROLLEN] = _CONTROL
-            got.extend(map(_recvmsg, *self._call))
-        size = got[0]
-        if size < 0:
-            return self._odd(size)
-        tag = self.words[0]
-        if header[_CONTROLLEN] or (tag >= LARGE and size >= HEAD):
-            return self._take_large(tag)
-        if not HEAD <= size < self.size:
-            return self._odd(size)
-        # As _note, without the call.
-        slot, board = tag & SLOT, self._board
-        board.taken[slot] = tag
-        if board.wake[slot] <= tag:
-            self.announce(slot)
-        frame = self.view[HEAD:size].tobytes()
-        got.clear()
-        return (frame,)
+        got, header, board = self._got, self._header, self._board
+        while True:
+            if not got or got[0] < 0:
+                got.clear()
+                if board.flags[LARGE_WAITS]:
+                    self._make_sure()
+                call = map(_recvmsg, *self._call)
+                header[_CONTROLLEN] = _CONTROL
+                got.extend(call)
+            if not got:
+                continue  # a signal handler has taken it
+            size = got[0]
+            if size < 0:
+                return self._odd(size)
+            tag = self._own_words[0]
+            if header[_CONTROLLEN] or (tag >= LARGE and size >= HEAD):
+                return self._take_large(tag)
+            if not HEAD <= size < self.size:
+                return self._odd(size)
+            # As _note, without the call.
+            slot = tag & SLOT
+            board.taken[slot] = tag
+            if board.wake[slot] <= tag:
+                self.announce(slot)
+            frame = self._own[HEAD:size].tobytes()
+            if got:  # as above
+                got.clear()
+                return (frame,)
 
     def settle(self, size: int) -> Frame | None:
         """Deal with what came the quick way; returns and raises what ``take`` does."""
@@ -177,11 +194,13 @@ class Intake:
             if size != MARK.size or self.words[1]:
                 raise _stranger()  # not announced
             return self.take()
-        self.plain = True
         if not HEAD <= size < self.size:
+            self.plain = True
             return self._odd(size)
-        self._note(self.words[0])
-        return (self.view[HEAD:size].tobytes(),)
+        tag, frame = self.words[0], self.view[HEAD:size].tobytes()
+        self.plain = True  # from here on a signal handler may use the memory
+        self._note(tag)
+        return (frame,)
 
     @property
     def pending(self) -> bool:
@@ -235,26 +254,37 @@ class Intake:
             ) from error
 
     def _take_large(self, tag: int) -> Frame | None:
-        """Take a message whose content is in a memory file. Whatever interrupts this, it may be done again."""
+        """Take a message whose content is in a memory file, or an announcement and what comes behind it."""
+        if self._busy:
+            raise ChannelEmpty("no message can be taken now: the call that this one interrupts is in the middle of taking one")
+        try:
+            self._busy = True
+            memory = self._open_large(tag)
+        finally:
+            self._busy = False
+        return self.take() if memory is None else (memory,)
+
+    def _open_large(self, tag: int) -> memoryview | None:
+        """Return the content of a large message; None if there is none. Whatever interrupts this, it may be done again."""
         got, fds = self._got, self._descriptors()
-        if len(got) > 1:
-            got.clear()  # interrupted when all was done but to hand it out
-            return self.take()
+        if len(got) != 1:
+            got.clear()  # interrupted when all was done but to hand it out; or a signal handler has taken it
+            return None
         if got[0] != MARK.size or tag < LARGE or len(fds) > 1:
             self._close_descriptors()
             got.clear()
             raise _stranger()
-        size = self.words[1]
+        size = self._own_words[1]
         if not size and not fds:
             got.clear()  # an announcement
-            return self.take()
+            return None
         try:
             if not fds:
                 raise ChannelBroken(
                     f"a large message of {size} bytes came, and this process had no descriptor left to take it with; it is "
                     "lost: close some descriptors or raise 'ulimit -n'"
                 )
-            return (open_sealed(fds[0], size, self._limit),)
+            return open_sealed(fds[0], size, self._limit)
         finally:
             self._note(tag & ~LARGE)
             self._close_descriptors()

@@ -80,12 +80,13 @@ class UnixReceiver(RecvLink):
             tag = self._words[0]
             if tag >= LARGE or not HEAD <= size < self._size:
                 return self._recv_slowly(timeout, size)
-            intake.plain = True
+            frame = self._view[HEAD:size].tobytes()
+            intake.plain = True  # from here on a signal handler that receives may use the memory
             slot = tag & SLOT
             self._taken[slot] = tag
             if self._wake[slot] <= tag:
                 intake.announce(slot)
-            return (self._view[HEAD:size].tobytes(),)
+            return (frame,)
         finally:
             try:  # as plumbing.locks.release, without the call
                 self._lock.release()

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull
 from ipcbus.plumbing.buffers import size
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import close_all
@@ -302,7 +302,7 @@ class UnixSender(SendLink):
                 self._intake = Intake(handle.outlet, handle.board, handle.state, handle.inline, self._spec.max_message)
             try:
                 return self._intake.take() is not None
-            except EOFError:
+            except (EOFError, ChannelEmpty):  # the second: this interrupts a call that is in the middle of taking one
                 return False
 
     def fileno(self) -> int:
