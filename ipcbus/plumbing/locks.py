@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import RLock
 
-__all__ = ["acquire", "release"]
+__all__ = ["acquire", "amid", "release"]
 
 _MOMENT = 0.001
 """Seconds after which is looked again whether the thread that has a lock has begun to wait."""
@@ -46,6 +46,13 @@ def acquire(lock: RLock, timeout: float | None, waits: Callable[[], bool]) -> bo
             return False
         patience = _MOMENT
     return True
+
+
+def amid(call: str) -> str:
+    """Return what is said to a signal handler that does what the call that it interrupted is in the middle of."""
+    return (
+        f"the call that this one interrupts is in the middle of {call}; have the signal handler leave a note, and do it later"
+    )
 
 
 def release(lock: RLock) -> None:

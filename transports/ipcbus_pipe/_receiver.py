@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
 from ipcbus.plumbing.clock import EVER
-from ipcbus.plumbing.locks import acquire, release
+from ipcbus.plumbing.locks import acquire, amid, release
 from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
@@ -171,7 +171,7 @@ class PipeReceiver(RecvLink):
         while not self._items:
             if (last := self._lane) is not None:
                 self._finish(last)
-                if self._lane is last:  # else a signal handler has received meanwhile
+                if self._lane is last and not self._items:  # else a signal handler has received meanwhile
                     self._lane = None
                 continue
             if not self._due:
@@ -218,7 +218,7 @@ class PipeReceiver(RecvLink):
     def _take_large(self, lane: ReceiverLane, number: int, timeout: float | None) -> Frame:
         """Take a large message, which comes next: it is not copied again, and lives as long as what is decoded from it."""
         if self._busy:
-            raise _interrupted()
+            raise ChannelEmpty(amid("receiving"))
         try:
             self._busy = True
             if self._lane is lane and self._items and self._items[0] == number:
@@ -257,7 +257,7 @@ class PipeReceiver(RecvLink):
     def _open_door(self) -> None:
         """Take all that an earlier receiver has handed on, and then all that senders have left."""
         if self._at_door:
-            raise _interrupted()
+            raise ChannelEmpty(amid("receiving"))
         try:
             self._at_door = True
             self._take_notes()
@@ -449,7 +449,3 @@ class PipeReceiver(RecvLink):
     def depth(self) -> int | None:
         """Return how many messages were read and not delivered; what senders' pipes hold is not known here."""
         return None
-
-
-def _interrupted() -> ChannelEmpty:
-    return ChannelEmpty("no message can be taken now: the call that this one interrupts is in the middle of taking one")

@@ -16,15 +16,17 @@ class Gate:
 
     Attributes:
         lock: guards the end it belongs to; never held while waiting.
+        owner: the thread that is in the middle of a call, so that a signal handler in it does not wait for itself.
         closed: whether ``close`` was called.
         epoll: the set of descriptors that are waited for.
         bell: readable once the end has news that no other descriptor shows, its closing for one.
     """
 
-    __slots__ = ("_waiting", "bell", "closed", "epoll", "lock")
+    __slots__ = ("_waiting", "bell", "closed", "epoll", "lock", "owner")
 
     def __init__(self, *fds: int) -> None:
         self.lock = threading.Lock()
+        self.owner = 0
         self.closed = False
         self._waiting = 0
         self.bell = Wakeup()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import select
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelEmpty, ChannelError, EndOfChannel
 from ipcbus.plumbing.alarm import Alarm
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.locks import amid
 from ipcbus.transport import LINGER, Frame, RecvLink
 from ipcbus_queue.gate import Gate
 from ipcbus_queue.reader import Reader
@@ -65,11 +67,15 @@ class QueueRecvLink(RecvLink):
         gate = self._gate
         deadline: Deadline | None = None
         patience = self._patience if timeout is None else min(timeout, self._patience)
+        me = get_ident()
         while True:
+            if gate.owner == me:
+                raise ChannelEmpty(amid("receiving"))
             with gate.lock:
-                if gate.closed:
-                    gate.check()
+                gate.owner = me
                 try:
+                    if gate.closed:
+                        gate.check()
                     frame = self._reader.take(patience)
                     if frame is not None:
                         return (frame,)
@@ -83,6 +89,8 @@ class QueueRecvLink(RecvLink):
                     raise
                 except OSError as error:
                     raise ChannelBroken(f"the queue: channel cannot be read: {error}") from error
+                finally:
+                    gate.owner = 0
             if deadline.expired or not gate.wait(left := deadline.remaining()):
                 raise ChannelEmpty("no message in the queue: channel")
             patience = self._patience if left is None else min(left, self._patience)
@@ -127,6 +135,8 @@ class QueueRecvLink(RecvLink):
     def ready(self) -> bool:
         """Tell whether a whole message is there, or the channel is over. With many receivers, another may be faster."""
         gate = self._gate
+        if gate.owner == get_ident():
+            return False
         with gate.lock:
             if gate.closed:
                 return True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelFull
 from ipcbus.plumbing.claim import holder
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.locks import amid
 from ipcbus.transport import LINGER, Frame, SendLink
 from ipcbus_queue.feeder import Feeder
 from ipcbus_queue.gate import Gate
@@ -53,12 +55,15 @@ class QueueSendLink(SendLink):
 
     def _offer(self, payload: bytes) -> bool:
         """Put it in if there is room; say whether there was."""
-        gate = self._gate
+        gate, me = self._gate, get_ident()
+        if gate.owner == me:
+            raise ChannelFull(amid("sending"))
         with gate.lock:
-            gate.check()
+            gate.owner = me
             # extend(map(...)) takes and notes it in one step: an interrupt can come before or after, not in between.
             noted: list[int | None] = []
             try:
+                gate.check()
                 noted.extend(map(eventfd_read, self._room, _IGNORED))
                 # Looked at after the room was taken: who drains the channel waits until all room is back, so a message
                 # that gets past this line is received, and none does once the channel was found drained.
@@ -70,24 +75,22 @@ class QueueSendLink(SendLink):
             except BaseException:
                 self._undo(noted)
                 raise
+            finally:
+                gate.owner = 0
             return True
 
     def discard_oldest(self, timeout: float | None = LINGER) -> bool:
         """Take the oldest message out of the pipe, waiting for the threads that move messages there."""
         gate = self._gate
         with gate.lock:
-            gate.check()
-            if self._reader is None:
-                try:
-                    self._reader = Reader(self._shared)
-                except OSError as error:
-                    raise ChannelBroken(
-                        f"no descriptor to drop old messages of a queue: channel with: {error.strerror}; nothing was dropped: "
-                        "close some or raise 'ulimit -n', and send again"
-                    ) from error
-            reader = self._reader
-            if reader.take(0) is not None:
-                return True
+            gate.owner = get_ident()
+            try:
+                gate.check()
+                reader = self._reader or self._open_reader()
+                if reader.take(0) is not None:
+                    return True
+            finally:
+                gate.owner = 0
         # Full, and nothing in the pipe: what is oldest is still on its way, unless there is room by now.
         if gate.wait(timeout, reader.fileno()):
             return False
@@ -96,8 +99,20 @@ class QueueSendLink(SendLink):
             "or are stopped; open a new channel"
         )
 
+    def _open_reader(self) -> Reader:
+        try:
+            self._reader = reader = Reader(self._shared)
+        except OSError as error:
+            raise ChannelBroken(
+                f"no descriptor to drop old messages of a queue: channel with: {error.strerror}; nothing was dropped: "
+                "close some or raise 'ulimit -n', and send again"
+            ) from error
+        return reader
+
     def ready(self) -> bool:
         """Tell whether there is room, or the channel is over."""
+        if self._gate.owner == get_ident():
+            return False
         with self._gate.lock:
             return self._gate.closed or bool(self._gate.epoll.poll(0))
 

@@ -24,6 +24,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelBroken, ChannelEmpty, EndOfChannel
+from ipcbus.plumbing.locks import amid
 from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus_unix._board import LARGE, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT
 
@@ -256,7 +257,7 @@ class Intake:
     def _take_large(self, tag: int) -> Frame | None:
         """Take a message whose content is in a memory file, or an announcement and what comes behind it."""
         if self._busy:
-            raise ChannelEmpty("no message can be taken now: the call that this one interrupts is in the middle of taking one")
+            raise ChannelEmpty(amid("receiving"))
         try:
             self._busy = True
             memory = self._open_large(tag)

@@ -57,6 +57,8 @@ class Post:
 
     def __init__(self, kind: int, options: Mapping[int, int], events: int = 0) -> None:
         self.lock = threading.Lock()
+        self.owner = 0
+        """The thread that is in the middle of a call, so that a signal handler in it does not wait for itself."""
         self.watched = False
         """Whether somebody may sleep on the descriptors: then the bell must tell what zmq tells only once."""
         self.closing = False
@@ -145,6 +147,7 @@ class Post:
         """
         sleep = self._epoll.poll if bell else self._silent.poll
         held: list[bool] = []
+        owner, self.owner = self.owner, 0
         interruption: BaseException | None = None
         self._waiters += 1
         self.watched = True
@@ -162,6 +165,7 @@ class Post:
                     held.extend(map(self.lock.acquire, (True,)))
                 except BaseException as error:  # noqa: BLE001  raised below
                     interruption = error
+            self.owner = owner
             self._waiters -= 1
             self.watched = self._shown or self._waiters > 0
             if self.closing and not self._waiters:

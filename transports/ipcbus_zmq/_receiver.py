@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import zmq
 from ipcbus.errors import ChannelClosed, ChannelEmpty, EndOfChannel
 from ipcbus.plumbing.alarm import Alarm
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.locks import amid
 from ipcbus.transport import RecvLink
 from ipcbus_zmq._post import NOBLOCK, Post, broken
 from ipcbus_zmq._protocol import MARK, Account, Ending, Kind, Ledger, encode, parse
@@ -130,19 +132,26 @@ class Receiver(RecvLink):
                 return ready.popleft()
             except IndexError:
                 pass  # other threads were faster
+        me = get_ident()
+        if self._post.owner == me:
+            raise ChannelEmpty(amid("receiving"))
         with self._lock:
-            if not ready and (self._special or not self._fill()):
-                self._wait_for_some(timeout)
-            frame = ready.popleft()
-            if not ready:
-                self._settle()
-                if self._ledger.owes and not self._special and not self._fill():
-                    # All that came was received, and so the senders have all their room, whether or not this is called again.
-                    self._grant_all()
-                    self._fill()  # granting may have taken in zmq's news of a message, of which no descriptor then tells
-            if self._post.watched:
-                self._post.ring(on=True)
-            return frame
+            self._post.owner = me
+            try:
+                if not ready and (self._special or not self._fill()):
+                    self._wait_for_some(timeout)
+                frame = ready.popleft()
+                if not ready:
+                    self._settle()
+                    if self._ledger.owes and not self._special and not self._fill():
+                        # All that came was received, and so the senders have all their room, even if this is not called again.
+                        self._grant_all()
+                        self._fill()  # granting may have taken in zmq's news of a message, of which no descriptor then tells
+                if self._post.watched:
+                    self._post.ring(on=True)
+                return frame
+            finally:
+                self._post.owner = 0
 
     def _fill(self) -> bool:
         """Take messages off the socket that has none ready, and tell whether there are any now; the lock is held.
@@ -384,10 +393,17 @@ class Receiver(RecvLink):
 
     def ready(self) -> bool:
         """Tell whether a message is there, or the end is."""
+        me = get_ident()
+        if self._post.owner == me:
+            return False
         with self._lock:
-            if self._post.closing:
-                raise ChannelClosed("this end is closed")
-            return bool(self._ready) or self._try(patient=False) or self._ending.over
+            self._post.owner = me
+            try:
+                if self._post.closing:
+                    raise ChannelClosed("this end is closed")
+                return bool(self._ready) or self._try(patient=False) or self._ending.over
+            finally:
+                self._post.owner = 0
 
     def fileno(self) -> int:
         """Return the descriptor that tells of messages."""

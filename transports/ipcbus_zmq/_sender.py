@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import zmq
 
 from ipcbus.errors import ChannelClosed, ChannelFull, PeerDied
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.locks import amid
 from ipcbus.transport import LINGER, SendLink
 from ipcbus_zmq._post import NOBLOCK, Post, broken
 from ipcbus_zmq._protocol import MARK, Kind, Window, encode, parse
@@ -89,24 +91,31 @@ class Sender(SendLink):
 
     def send(self, frame: Frame, timeout: float | None) -> None:
         """Queue one message."""
+        me = get_ident()
+        if self._post.owner == me:
+            raise ChannelFull(amid("sending"))
         with self._lock:
-            window = self._window
-            if window.sent >= window.limit or self._shut[0] or monotonic() >= self._look_at:
-                self._make_room(timeout)
-                if self._copies is not None:
-                    self._copies.append([bytes(part) for part in frame])
-            # Counted first: a call that is interrupted may have sent it, and one too many is put right by a HELLO.
-            window.sent += 1
+            self._post.owner = me
             try:
-                if len(frame) == 1 and (part := frame[0]) and part[0] != MARK:
-                    self._send(part, NOBLOCK)
-                else:
-                    self._send_parts(frame)
-            except zmq.ZMQError as error:
-                window.sent -= 1
-                if self._copies:
-                    self._copies.pop()
-                raise broken("a message cannot be sent", error) from error
+                window = self._window
+                if window.sent >= window.limit or self._shut[0] or monotonic() >= self._look_at:
+                    self._make_room(timeout)
+                    if self._copies is not None:
+                        self._copies.append([bytes(part) for part in frame])
+                # Counted first: a call that is interrupted may have sent it, and one too many is put right by a HELLO.
+                window.sent += 1
+                try:
+                    if len(frame) == 1 and (part := frame[0]) and part[0] != MARK:
+                        self._send(part, NOBLOCK)
+                    else:
+                        self._send_parts(frame)
+                except zmq.ZMQError as error:
+                    window.sent -= 1
+                    if self._copies:
+                        self._copies.pop()
+                    raise broken("a message cannot be sent", error) from error
+            finally:
+                self._post.owner = 0
 
     def _send_parts(self, frame: Frame) -> None:
         joined = b"".join(frame) if sum(memoryview(part).nbytes for part in frame) <= _JOIN_LIMIT else b""
@@ -277,10 +286,17 @@ class Sender(SendLink):
 
     def ready(self) -> bool:
         """Tell whether a send would find room, or that there will be none."""
+        me = get_ident()
+        if self._post.owner == me:
+            return False
         with self._lock:
-            self._check_open()
-            self._look()
-            return self._has_news()
+            self._post.owner = me
+            try:
+                self._check_open()
+                self._look()
+                return self._has_news()
+            finally:
+                self._post.owner = 0
 
     def fileno(self) -> int:
         """Return the descriptor that tells of room and of other news."""
