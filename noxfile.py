@@ -141,7 +141,7 @@ def autobahn(session: nox.Session) -> None:
     """Run the Autobahn test suite against an echo service over every transport, and for the client."""
     if find_python("2.7") is None and not os.environ.get("PYTHON27"):
         session.skip("no CPython 2.7, on which alone the Autobahn test suite runs, was found on this machine")
-    session.install("-e", ".[all]")
+    session.install("-e", ".[all]", SHM)
     session.run("python", "tests/autobahn", *session.posargs)
 
 
