@@ -338,7 +338,7 @@ async def test_who_says_nothing_is_closed_and_who_says_something_is_not() -> Non
 
 
 async def test_who_stays_silent_for_too_long_is_closed_and_who_goes_on_talking_is_not() -> None:
-    async with Rig(Echo(), idle_timeout=0.5) as rig:
+    async with Rig(Echo(), idle_timeout=1.5) as rig:
         talks, is_silent = await rig.connect("/echo"), await rig.connect("/echo")
         await is_silent.send("I was here")
         ending = asyncio.create_task(until_closed(is_silent))
