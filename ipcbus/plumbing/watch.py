@@ -10,6 +10,7 @@ from ipcbus.errors import ChannelBroken, PeerDied
 
 if TYPE_CHECKING:
     from ipcbus.plumbing.state import SharedState
+    from ipcbus.plumbing.wakeup import Echo
 
 __all__ = ["Watch"]
 
@@ -20,13 +21,15 @@ class Watch:
     Args:
         state: says who that is.
         epoll: the set.
+        echo: tells others who wait on it of a death that was found, which nothing shows any more.
     """
 
-    __slots__ = ("_epoll", "_fd", "_pid", "_state")
+    __slots__ = ("_echo", "_epoll", "_fd", "_pid", "_state")
 
-    def __init__(self, state: SharedState, epoll: select.epoll) -> None:
+    def __init__(self, state: SharedState, epoll: select.epoll, echo: Echo) -> None:
         self._state = state
         self._epoll = epoll
+        self._echo = echo
         self._fd = -1
         self._pid = -1
 
@@ -37,6 +40,13 @@ class Watch:
             PeerDied: it has died, and nobody has taken over.
             ChannelBroken: no descriptor is left to watch it with.
         """
+        try:
+            self._look()
+        except ChannelBroken:
+            self._echo.ring()
+            raise
+
+    def _look(self) -> None:
         while True:
             pid = self._state.receiver()
             if pid is None:

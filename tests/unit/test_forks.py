@@ -53,11 +53,8 @@ def late():
         print("closed")
 Finalize(None, late, exitpriority=0)
 """
-FORK_WHILE_OPENING = """
-import importlib, os, pickle, sys, threading, ipcbus
-url, module, name, start = sys.argv[1:]
-channel = ipcbus.open(url)
-receiver, sender = pickle.dumps(channel.receiver), pickle.dumps(channel.sender)
+FORKING = """
+import os, threading
 begin, begun = threading.Event(), threading.Event()
 alive, lives = os.pipe()
 ended, ends = os.pipe()
@@ -70,6 +67,18 @@ def fork():
         os.read(ended, 1)
         os._exit(0)
 
+forking = threading.Thread(target=fork)
+forking.start()
+"""
+"""A thread that forks at 'begin'; of the child 'alive' tells that it is there, and it lives as long as its parent."""
+FORK_WHILE_OPENING = (
+    FORKING
+    + """
+import importlib, pickle, sys, ipcbus
+url, module, name, start = sys.argv[1:]
+channel = ipcbus.open(url)
+receiver, sender = pickle.dumps(channel.receiver), pickle.dumps(channel.sender)
+
 def open_and_fork(*arguments, **options):
     opened = opener(*arguments, **options)
     if str(arguments[:1]).startswith(start) and not begin.is_set():
@@ -77,8 +86,6 @@ def open_and_fork(*arguments, **options):
         assert begun.wait(10)
     return opened
 
-forking = threading.Thread(target=fork)
-forking.start()
 os.register_at_fork(before=begun.set)  # called before those of ipcbus: the last comes first
 where = importlib.import_module(module)
 opener = getattr(where, name)
@@ -97,21 +104,13 @@ channel.receiver.close()
 receiver = pickle.loads(receiver)
 assert not receiver.ready(), "the child kept the receiver's part"
 """
-FORK_WHILE_TIED = """
-import multiprocessing, os, threading
+)
+FORK_WHILE_TIED = (
+    FORKING
+    + """
+import multiprocessing
 from ipcbus.supervisor.line import Line
-begin, begun = threading.Event(), threading.Event()
-alive, lives = os.pipe()
-ended, ends = os.pipe()
 pipe = os.pipe
-
-def fork():
-    begin.wait(10)
-    if not os.fork():
-        os.close(ends)
-        os.write(lives, b"!")
-        os.read(ended, 1)
-        os._exit(0)
 
 def pipe_and_fork():
     opened = pipe()
@@ -119,8 +118,6 @@ def pipe_and_fork():
     assert begun.wait(10)
     return opened
 
-forking = threading.Thread(target=fork)
-forking.start()
 context = multiprocessing.get_context("fork")
 Line(context, os.getpid()).close()  # from the first one on forks wait
 os.register_at_fork(before=begun.set)
@@ -134,6 +131,7 @@ os.set_blocking(reading, False)
 line.close()
 assert os.read(reading, 1) == b"", "the child holds the tether"
 """
+)
 FORK_WHILE_STUCK = """
 import os, threading, ipcbus
 from ipcbus.plumbing import forks

@@ -114,6 +114,36 @@ def test_a_signal_handler_may_send_amid_a_send_or_is_told_that_it_may_not(url, s
     assert got.count("handler") == sent.count("handler")
 
 
+@pytest.mark.parametrize("role", ["sender", "receiver"])
+@pytest.mark.parametrize("url", [*LOCAL, "zmq:", "unix:?receivers=many"])
+def test_a_signal_handler_may_use_the_end_that_it_interrupts_the_opening_of(url, role, monkeypatch):
+    got = []
+    with ipcbus.open(url, capacity=8) as channel:
+        handle = type(channel._end.handle)
+        name = f"open_{role}"
+        open_it = getattr(handle, name)
+
+        def open_amid(self):
+            monkeypatch.setattr(handle, name, open_it)
+            use("handler")  # on the same thread, as a signal handler is
+            return open_it(self)
+
+        def use(who):
+            if role == "sender":
+                channel.send(who, PATIENCE)
+            else:
+                got.append(channel.recv(PATIENCE))
+
+        if role == "receiver":
+            for each in ("handler", "interrupted"):
+                channel.send(each, PATIENCE)
+        monkeypatch.setattr(handle, name, open_amid)
+        use("interrupted")
+        if role == "sender":
+            got = [channel.recv(PATIENCE) for _ in range(2)]
+        assert got == ["handler", "interrupted"]
+
+
 class Strikes:
     """Has a function called as a signal handler, at another instant each time."""
 

@@ -353,6 +353,16 @@ async def test_who_stays_silent_for_too_long_is_closed_and_who_goes_on_talking_i
         assert await until_closed(talks) == 4408
 
 
+async def test_who_came_together_is_not_pinged_together() -> None:
+    async with Rig(Echo(), ping_interval=20) as rig:
+        for _ in range(5):
+            await rig.connect("/echo")
+        (route,) = rig.fronts[0].all_routes
+        intervals = {peer.ws.ping_interval for peer in route.table.peers.values()}
+        assert len(intervals) == 5
+        assert all(18 <= interval <= 20 for interval in intervals)
+
+
 async def test_time_in_which_nobody_listens_is_no_silence_of_the_client() -> None:
     class Term(Terms):
         closed: ClassVar[list[int]] = []

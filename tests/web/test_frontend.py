@@ -155,11 +155,13 @@ async def test_a_slow_receiver_is_cut_off_and_the_others_get_everything() -> Non
         await loop.sock_connect(stalled, rig.sockets[0].getsockname())
         await loop.sock_sendall(stalled, HANDSHAKE)
         assert b" 101 " in await loop.sock_recv(stalled, 100)
-        good = await rig.connect("/flood")
+        good, most = await rig.connect("/flood"), 0
         for number in range(300):
             await good.send(number.to_bytes(2, "big"))
             message = await asyncio.wait_for(good.recv(), PATIENCE)
             assert message[:2] == number.to_bytes(2, "big")
+            most = max(most, rig.fronts[0].gauges()["waiting_bytes"])
+        assert most > 1 << 16  # what waited for it, until it was cut off
         assert rig.fronts[0].counts.slow == 1
         assert rig.fronts[0].counts.closed == 1
 

@@ -103,12 +103,8 @@ class ShmSender(SendLink):
     def _check(self) -> None:
         """Raise ``PeerDied`` if the one receiver has; if not, see to it that its death shows."""
         with self._lock:
-            try:
-                if self._watch is not None:
-                    self._watch.check()
-            except ChannelBroken:
-                self._echo.ring()  # nothing else shows it any more
-                raise
+            if self._watch is not None:
+                self._watch.check()
 
     def _open_epoll(self) -> tuple[select.epoll, Wakeup]:
         with self._lock:
@@ -128,7 +124,7 @@ class ShmSender(SendLink):
                         "'ulimit -n', and send again"
                     ) from error
                 if self._handle.spec.receivers == "one":
-                    self._watch = Watch(self._handle.state, epoll)
+                    self._watch = Watch(self._handle.state, epoll, self._echo)
             return self._waits
 
     def fileno(self) -> int:

@@ -238,7 +238,8 @@ class UnixSender(SendLink):
         try:
             if self._expect(for_bytes=for_bytes):
                 return
-            self._check_receiver()
+            if self._watch is not None:
+                self._watch.check()
             if not self._closed:  # looked at when there is something that a close can wake
                 self._waiting = True
                 if self._open_epoll().poll(deadline.remaining()) or waiting:
@@ -264,7 +265,7 @@ class UnixSender(SendLink):
             epoll.register(wakeup.fileno(), select.EPOLLIN)
             epoll.register(self._state.news.fileno(), select.EPOLLIN | select.EPOLLET)
             if self._spec.receivers == "one":
-                self._watch = Watch(self._state, epoll)
+                self._watch = Watch(self._state, epoll, self._echo)
             self._epoll = epoll
         return self._epoll
 
@@ -343,19 +344,11 @@ class UnixSender(SendLink):
     def _is_deserted(self) -> bool:
         """Tell whether a send would say that the receiver has died; if not, see to it that its death shows."""
         try:
-            self._check_receiver()
-        except ChannelBroken:
-            return True
-        return False
-
-    def _check_receiver(self) -> None:
-        """See to it that the death of the receiver shows; raise if it is dead now."""
-        try:
             if self._watch is not None:
                 self._watch.check()
         except ChannelBroken:
-            self._echo.ring()  # nothing else shows it any more
-            raise
+            return True
+        return False
 
     def shutdown(self) -> None:
         """End the stream for everybody."""
