@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -106,6 +107,15 @@ def stranger(stack):
         return dealer
 
     return connect
+
+
+def plain(stack, ends):
+    """Connect without zmq, and return the connection when the receiver has accepted it."""
+    connection = stack.enter_context(socket.socket(socket.AF_INET if ends.address else socket.AF_UNIX))
+    connection.settimeout(PATIENCE)
+    connection.connect(("127.0.0.1", int(ends.address.rpartition(":")[2])) if ends.address else str(ends.directory / "socket"))
+    assert connection.recv(1) == b"\xff"  # the first byte of the receiver's greeting
+    return connection
 
 
 def whole(frame):
@@ -660,6 +670,44 @@ def test_a_receiver_that_closes_says_so_to_senders_that_it_has_not_looked_at(mak
     tx.send([b"1"], 0)
     rx.close()
     fill(tx, b"2", 0.5)
+
+
+def test_a_receiver_that_closes_says_so_to_a_sender_that_has_only_just_connected(make, stack):
+    ends = make(capacity=2)
+    rx = ends.receiver()
+    newcomer = plain(stack, ends)
+    newcomer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))  # rfc.zeromq.org/spec/23
+    heard = newcomer.recv(64)
+    while len(heard) < 64:  # all of its greeting: from here on a sender takes the receiver for there
+        heard += newcomer.recv(64)
+    closing = threading.Thread(target=rx.close)
+    closing.start()
+    stack.callback(closing.join)
+    until(lambda: rx._post.closing)
+    ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+    hello = encode(Kind.HELLO, os.getpid(), 0)
+    newcomer.sendall(bytes([4, len(ready)]) + ready + bytes([0, len(hello)]) + hello)
+    while some := newcomer.recv(4096):
+        heard += some
+    assert encode(Kind.GONE, os.getpid(), 0) in heard
+
+
+def test_a_receiver_that_closes_does_not_wait_long_for_a_stranger_that_says_nothing(make, stack):
+    ends = make(capacity=2)
+    rx = ends.receiver()
+    plain(stack, ends)
+    before = time.monotonic()
+    rx.close()
+    assert time.monotonic() - before < SOON
+
+
+def test_what_connects_and_leaves_is_not_kept_account_of_for_ever(make_tcp):
+    ends = make_tcp()
+    rx = ends.receiver()
+    for _ in range(20):
+        with ExitStack() as scan:
+            plain(scan, ends)
+    until(lambda: not rx.ready() and not select.select([rx], [], [], 0)[0] and rx._connections == 0)
 
 
 def test_a_shutdown_by_a_receiver_wakes_senders_that_it_has_not_looked_at(make):

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["Receiver"]
 
 _MORE = NOBLOCK | int(zmq.SNDMORE)
+_ACCEPTED, _DISCONNECTED = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
 _SLACK = 64
 """Messages above the capacity that zmq may hold for one connection: control messages."""
 _PATIENCE = 0.002
 """Seconds a receiver sleeps before it returns the credit of messages that just came: more may follow, and one grant does."""
 _FAREWELL = 0.2
 """Seconds for telling the senders that this receiver goes."""
+_INTRODUCTION = 0.05
+"""Seconds that a sender which has connected gets to say its first word to a receiver that goes."""
 _AT_CLOSE = 10_000
 """Messages at most that a receiver that closes takes off the socket to see who is there."""
 _AT_ONCE = 16
@@ -70,6 +73,8 @@ class Receiver(RecvLink):
         """Whether the socket was found empty."""
         self._carried: bytes | None = None
         self._torn = False
+        self._connections = 0
+        """How many there are, whether or not they have said anything yet."""
         self._special = False
         """Whether there is more to do than to take a message: interrupted, shut down, or closed."""
         self._prune_at = _PRUNE_FROM
@@ -96,7 +101,7 @@ class Receiver(RecvLink):
             place.release()
             raise broken("a receiver cannot be opened", error) from error
         try:
-            self._post = Post(zmq.ROUTER, options)
+            self._post = Post(zmq.ROUTER, options, _ACCEPTED | _DISCONNECTED)
         except BaseException:
             self._alarm.close()
             place.release()
@@ -244,6 +249,7 @@ class Receiver(RecvLink):
         if not self._drained:
             self._post.ring(on=True)  # there is more, but it was control messages so far
             return False
+        self._count_connections()
         if not patient and self._ledger.owing():
             self._grant_all()
             if self._fill():  # granting may have taken in zmq's news of a message, of which no descriptor then tells
@@ -369,6 +375,13 @@ class Receiver(RecvLink):
             raise
         return True
 
+    def _count_connections(self) -> None:
+        for event in self._post.events():
+            if event == _ACCEPTED:
+                self._connections += 1
+            elif event == _DISCONNECTED:
+                self._connections -= 1
+
     def _greet(self) -> None:
         """Take in the greetings of senders that have connected since the last look, as far as no message lies before them."""
         while not self._ready:
@@ -428,13 +441,7 @@ class Receiver(RecvLink):
         with self._lock:
             self._special = True
             try:
-                self._drained = False
-                for _ in range(_AT_CLOSE):
-                    self._ready.clear()
-                    self._taken.clear()
-                    if self._drained:
-                        break
-                    self._greet()
+                self._meet_the_last()
                 self._grant_all()
                 for account in self._ledger:
                     self._tell(account, Kind.GONE)
@@ -442,6 +449,22 @@ class Receiver(RecvLink):
                 self._post.close(_FAREWELL)
                 self._alarm.close()
                 self._place.release()
+
+    def _meet_the_last(self) -> None:
+        """Drop what came, and learn who is there: a sender that has connected and is told nothing takes this for a death."""
+        deadline = Deadline(_INTRODUCTION)
+        while True:
+            self._drained = False
+            for _ in range(_AT_CLOSE):
+                self._ready.clear()
+                self._taken.clear()
+                if self._drained:
+                    break
+                self._greet()
+            self._count_connections()
+            if deadline.expired or len(self._accounts) >= self._connections:
+                return
+            self._post.wait(deadline.remaining(), bell=False)
 
     def abandon(self) -> None:
         """Let go of what a forked child inherited."""
