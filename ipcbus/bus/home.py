@@ -16,11 +16,12 @@ from ipcbus import endpoint
 from ipcbus.bus.board import Board
 from ipcbus.bus.bulletin import BULLETIN
 from ipcbus.bus.meter import Meter
+from ipcbus.bus.opening import open_between_processes
 from ipcbus.bus.topics_home import TopicsHome
-from ipcbus.channel import Channel, open_channel, rebuild
+from ipcbus.channel import Channel, rebuild
 from ipcbus.directory import client
 from ipcbus.directory.server import SOCKET, Directory
-from ipcbus.errors import ChannelBroken, ChannelClosed, ConfigError, Unsupported
+from ipcbus.errors import ChannelBroken, ChannelClosed, ConfigError
 from ipcbus.options import nearest
 from ipcbus.plumbing import forks, rundir
 from ipcbus.plumbing.claim import Claim
@@ -221,14 +222,7 @@ class Home:
             raise ConfigError(f"channels.{key}: must be a URL or a table of url and options, not {wanted!r}")
         options = {"url": wanted} if isinstance(wanted, str) else dict(wanted)
         url = options.pop("url", None) or self._config.transport or "auto:"
-        try:
-            channel = open_channel(url, **options)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        if not channel.capabilities.crosses_processes:
-            channel.close()
-            raise Unsupported(f"{where}: {channel.url} works between threads only, and a bus is for processes: pipe:")
-        return channel
+        return open_between_processes(url, options, where)
 
     def _answer_channel(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
         with self._lock:

@@ -9,7 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, final
 
 from ipcbus.bus import pattern as patterns
-from ipcbus.channel import Channel, open_channel
+from ipcbus.bus.opening import open_between_processes
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelError, ConfigError, Unsupported
 from ipcbus.options import parse_url
 from ipcbus.plumbing.clock import Deadline
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ipcbus.aio import AsyncChannel
     from ipcbus.bus.route import Route
+    from ipcbus.channel import Channel
     from ipcbus.endpoint import Watcher
     from ipcbus.message import Message
 
@@ -295,11 +296,4 @@ def _open(url: str, options: dict[str, Any], where: str) -> Channel:
         )
     if (options.get("receivers") or said.get("receivers") or "one") != "one":
         raise ConfigError(f"{where}: a subscription has one receiver; to share out work, use a channel with receivers='many'")
-    try:
-        channel = open_channel(url, **options)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if not channel.capabilities.crosses_processes:
-        channel.close()
-        raise Unsupported(f"{where}: {channel.url} works between threads only, and a bus is for processes: pipe:")
-    return channel
+    return open_between_processes(url, options, where)

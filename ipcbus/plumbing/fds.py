@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["TravellingFd", "close_all", "keep", "packing", "unpacking"]
+__all__ = ["OwnedFd", "TravellingFd", "close_all", "keep", "packing", "unpacking"]
 
 
 def keep(owner: object, name: str, opener: Callable[..., int], *arguments: object) -> None:
@@ -75,12 +75,8 @@ def unpacking(fds: Sequence[int]) -> Iterator[None]:
                 os.close(fd)
 
 
-class TravellingFd:
-    """A descriptor that pickles: into a child being started by any start method, else through the sending process.
-
-    While ``multiprocessing`` starts a child the descriptor is passed with it. Inside ``packing`` it stays beside the
-    pickle. At any other time the process that pickled it serves it once to the process that unpickles it, and must live
-    until then.
+class OwnedFd:
+    """A descriptor that belongs to this object.
 
     Args:
         fd: the descriptor; owned from here on.
@@ -92,7 +88,7 @@ class TravellingFd:
         self._fd = fd
 
     def fileno(self) -> int:
-        """Return the descriptor, -1 after close."""
+        """Return the descriptor, -1 after ``close`` or ``detach``."""
         return self._fd
 
     def detach(self) -> int:
@@ -101,10 +97,24 @@ class TravellingFd:
         return fd
 
     def close(self) -> None:
-        """Free the descriptor. Idempotent."""
-        fd, self._fd = self._fd, -1
+        """Close the descriptor. Idempotent."""
+        fd = self.detach()
         if fd >= 0:
             os.close(fd)
+
+
+class TravellingFd(OwnedFd):
+    """A descriptor that pickles: into a child being started by any start method, else through the sending process.
+
+    While ``multiprocessing`` starts a child the descriptor is passed with it. Inside ``packing`` it stays beside the
+    pickle. At any other time the process that pickled it serves it once to the process that unpickles it, and must live
+    until then.
+
+    Args:
+        fd: the descriptor; owned from here on.
+    """
+
+    __slots__ = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._fd < 0:

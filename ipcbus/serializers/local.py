@@ -9,7 +9,7 @@ import stat
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from ipcbus.plumbing.fds import TravellingFd
+from ipcbus.plumbing.fds import OwnedFd, TravellingFd
 
 if TYPE_CHECKING:
     import logging
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Fd", "OpenFile"]
 
 
-class Fd:
+class Fd(OwnedFd):
     """A descriptor that can be sent. The receiver gets one of its own, for the same open file, socket or pipe.
 
     The process that sends it keeps its own. Without a :class:`ipcbus.Bus` it must live until the message was received.
@@ -33,25 +33,7 @@ class Fd:
         fd: the descriptor; owned from here on, so closing this object closes it.
     """
 
-    __slots__ = ("_fd",)
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def fileno(self) -> int:
-        """Return the descriptor, -1 after ``close`` or ``detach``."""
-        return self._fd
-
-    def detach(self) -> int:
-        """Return the descriptor and forget it: it is the caller's from here on."""
-        fd, self._fd = self._fd, -1
-        return fd
-
-    def close(self) -> None:
-        """Close the descriptor. Idempotent."""
-        fd = self.detach()
-        if fd >= 0:
-            os.close(fd)
+    __slots__ = ()
 
     def __enter__(self) -> Self:
         return self
