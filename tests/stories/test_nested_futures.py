@@ -6,21 +6,8 @@ import pickle
 import pytest
 
 
-@pytest.fixture(params=["fork", "spawn", "forkserver"])
-def start_method(request):
-    return request.param
-
-
-@pytest.fixture
-def program_url(url):
-    """One that requests can go through, and that the three channels of the program can have at once."""
-    if "//" in url:
-        pytest.skip("an address is for one channel, and the program opens three by one line of configuration")
-    return url
-
-
-def test_the_innermost_value_arrives(tell, program_url, start_method):
-    assert tell("nested_futures.py", program_url, start_method) == [
+def test_the_innermost_value_arrives(tell, many_url, start_method):
+    assert tell("nested_futures.py", many_url, start_method) == [
         "first answered with a future: Future",
         "which brought a future: Future",
         "which brought: ['first', 'second', 'third']",

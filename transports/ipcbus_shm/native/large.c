@@ -35,18 +35,18 @@ static bool lock_arena(struct side *side, int64_t until)
     return lock == LOCK_TAKEN;
 }
 
-static bool claim(Sender *self, size_t size)
+static bool claim(struct side *side, size_t size)
 {
-    return self->owner || (self->owner = owner_claim(&self->side.segment->arena)) || raise_memory("no claim on memory", size);
+    return side->owner || (side->owner = owner_claim(&side->segment->arena)) || raise_memory("no claim on memory", size);
 }
 
 /* Wait for room in the arena, unless there is some once what the dead had is found; false with an exception set. */
 static bool wait_for_extent(Sender *self, size_t need, size_t size, int64_t until)
 {
     Segment *segment = self->side.segment;
-    if (!claim(self, size) || !lock_arena(&self->side, until))
+    if (!claim(&self->side, size) || !lock_arena(&self->side, until))
         return false;
-    bool found = arena_sweep(&segment->arena, self->owner);
+    bool found = arena_sweep(&segment->arena, self->side.owner);
     lock_release(&segment->ring.header->arena_lock);
     return found || sender_wait(self, need, until);
 }
@@ -56,12 +56,12 @@ static bool take_extent(Sender *self, size_t need, size_t size, int64_t until, s
 {
     struct side *side = &self->side;
     Segment *segment = side->segment;
-    if (!claim(self, size))
+    if (!claim(side, size))
         return false;
     for (;;) {
         if (!lock_arena(side, until))
             return false;
-        enum arena_result result = arena_take(&segment->arena, self->owner, need, held);
+        enum arena_result result = arena_take(&segment->arena, side->owner, need, held);
         lock_release(&segment->ring.header->arena_lock);
         if (result == ARENA_OK) {
             int code;

@@ -51,19 +51,30 @@ PyObject *segment_create(PyObject *module, PyObject *const *args, Py_ssize_t cou
 /* What both ends have in common. */
 struct side {
     Segment *segment;
+    struct owner *owner; /* of extents; claimed with the first large message */
     bool closed;
     bool watched;   /* the doorbell's descriptor was given out: it has to ring whenever there was nothing to do */
     unsigned users; /* calls inside; the last to leave a closed end lets go of the segment */
     struct spin spin;
 };
 
+/* How a Sender and a Receiver begin, for the methods that are the same. */
+typedef struct {
+    PyObject_HEAD
+    struct side side;
+} End;
+
+PyObject *end_watch(End *self, PyObject *nothing);
+PyObject *end_depth(End *self, PyObject *nothing);
+/* Close an end in a forked child, which has none of the threads that may have been inside. */
+PyObject *end_abandon(End *self, PyObject *nothing);
+PyObject *end_closed(End *self, void *closure);
+
 /* Begin and end a call; the first raises ChannelClosed. */
 bool side_enter(struct side *side);
 void side_leave(struct side *side);
 /* Close an end. Calls that are blocked in it wake up where there is a bell for them. */
 void side_close(struct side *side, struct bell *bell);
-/* The same in a forked child, which has none of the threads that may have been inside. */
-void side_abandon(struct side *side);
 
 /* Turn a timeout (None, or seconds) into a moment of the monotonic clock; false with an exception set. 0 stays 0. */
 bool side_moment(PyObject *timeout, int64_t *moment);

@@ -10,7 +10,6 @@
 typedef struct {
     PyObject_HEAD
     struct side side;
-    struct owner *owner; /* of extents; claimed with the first large message */
     uint64_t max_message;
     unsigned char head[HEAD_BYTES]; /* what recv_bytes takes away */
 } Receiver;
@@ -168,9 +167,9 @@ static PyObject *take_extent(Receiver *self, const struct record *record, bool b
         return damaged(header);
     const char *failed = NULL;
     void *memory = NULL;
-    if (!self->owner && !(self->owner = owner_claim(&segment->arena)))
+    if (!self->side.owner && !(self->side.owner = owner_claim(&segment->arena)))
         failed = "received with: no claim on memory";
-    else if (arena_hold(&segment->arena, self->owner, (uint32_t)where.index, record->number, &held) != ARENA_OK ||
+    else if (arena_hold(&segment->arena, self->side.owner, (uint32_t)where.index, record->number, &held) != ARENA_OK ||
              needed > held.size)
         return damaged(header);
     else {
@@ -379,40 +378,11 @@ static PyObject *ready(Receiver *self, PyObject *nothing)
     return PyBool_FromLong(found);
 }
 
-static PyObject *watch(Receiver *self, PyObject *nothing)
-{
-    (void)nothing;
-    self->side.watched = true;
-    Py_RETURN_NONE;
-}
-
-static PyObject *depth(Receiver *self, PyObject *nothing)
-{
-    (void)nothing;
-    if (self->side.closed)
-        return PyLong_FromLong(0);
-    return PyLong_FromUnsignedLong(ring_depth(&self->side.segment->ring));
-}
-
 static PyObject *close_end(Receiver *self, PyObject *nothing)
 {
     (void)nothing;
-    if (!self->side.closed) {
+    if (!self->side.closed)
         side_close(&self->side, &self->side.segment->ring.header->to_receivers);
-        if (!self->side.users) {
-            owner_drop(self->owner);
-            self->owner = NULL;
-        }
-    }
-    Py_RETURN_NONE;
-}
-
-static PyObject *abandon(Receiver *self, PyObject *nothing)
-{
-    (void)nothing;
-    side_abandon(&self->side);
-    owner_drop(self->owner);
-    self->owner = NULL;
     Py_RETURN_NONE;
 }
 
@@ -442,16 +412,9 @@ static void dealloc(Receiver *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     side_close(&self->side, NULL);
-    owner_drop(self->owner);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
     Py_DECREF(type);
-}
-
-static PyObject *get_closed(Receiver *self, void *closure)
-{
-    (void)closure;
-    return PyBool_FromLong(self->side.closed);
 }
 
 static PyMethodDef methods[] = {
@@ -461,15 +424,15 @@ static PyMethodDef methods[] = {
     {"recv_bytes", (PyCFunction)recv_bytes, METH_O,
      "recv_bytes(timeout)\n--\n\nTake the oldest message: what is behind the head as bytes, else a frame."},
     {"ready", (PyCFunction)ready, METH_NOARGS, "Tell whether there is a message or an end; if not and watched, arm the doorbell."},
-    {"watch", (PyCFunction)watch, METH_NOARGS, "Have calls that find nothing arm the doorbell, from here on."},
-    {"depth", (PyCFunction)depth, METH_NOARGS, "Return how many messages wait."},
+    {"watch", (PyCFunction)end_watch, METH_NOARGS, "Have calls that find nothing arm the doorbell, from here on."},
+    {"depth", (PyCFunction)end_depth, METH_NOARGS, "Return how many messages wait."},
     {"close", (PyCFunction)close_end, METH_NOARGS, "Close this end. Idempotent."},
-    {"abandon", (PyCFunction)abandon, METH_NOARGS, "Free what a forked child inherited."},
+    {"abandon", (PyCFunction)end_abandon, METH_NOARGS, "Free what a forked child inherited."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef attributes[] = {
-    {"closed", (getter)get_closed, NULL, "Whether this end is closed.", NULL},
+    {"closed", (getter)end_closed, NULL, "Whether this end is closed.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

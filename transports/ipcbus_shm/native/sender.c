@@ -293,21 +293,6 @@ static PyObject *arm(Sender *self, PyObject *const *args, Py_ssize_t count)
     return PyBool_FromLong(room);
 }
 
-static PyObject *watch(Sender *self, PyObject *nothing)
-{
-    (void)nothing;
-    self->side.watched = true;
-    Py_RETURN_NONE;
-}
-
-static PyObject *depth(Sender *self, PyObject *nothing)
-{
-    (void)nothing;
-    if (self->side.closed)
-        return PyLong_FromLong(0);
-    return PyLong_FromUnsignedLong(ring_depth(&self->side.segment->ring));
-}
-
 static PyObject *discard_oldest(Sender *self, PyObject *nothing)
 {
     (void)nothing;
@@ -351,28 +336,10 @@ static PyObject *discard_oldest(Sender *self, PyObject *nothing)
     return PyBool_FromLong(found == RING_OK);
 }
 
-static void forget_owner(Sender *self)
-{
-    owner_drop(self->owner);
-    self->owner = NULL;
-}
-
 static PyObject *close_end(Sender *self, PyObject *nothing)
 {
     (void)nothing;
-    if (!self->side.closed) {
-        side_close(&self->side, NULL);
-        if (!self->side.users)
-            forget_owner(self);
-    }
-    Py_RETURN_NONE;
-}
-
-static PyObject *abandon(Sender *self, PyObject *nothing)
-{
-    (void)nothing;
-    side_abandon(&self->side);
-    forget_owner(self);
+    side_close(&self->side, NULL);
     Py_RETURN_NONE;
 }
 
@@ -419,16 +386,9 @@ static void dealloc(Sender *self)
     PyObject_GC_UnTrack(self);
     clear(self);
     side_close(&self->side, NULL);
-    forget_owner(self);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
     Py_DECREF(type);
-}
-
-static PyObject *get_closed(Sender *self, void *closure)
-{
-    (void)closure;
-    return PyBool_FromLong(self->side.closed);
 }
 
 static PyMethodDef methods[] = {
@@ -441,16 +401,16 @@ static PyMethodDef methods[] = {
      "send_bytes(bytes)\n--\n\nSend a message of bytes if that can be done at once; say whether it was."},
     {"arm", (PyCFunction)(void (*)(void))arm, METH_FASTCALL,
      "arm(wanted=...)\n--\n\nHave the doorbell ring when there may be room; say whether there is some by now."},
-    {"watch", (PyCFunction)watch, METH_NOARGS, "Have a send that finds no room arm the doorbell, from here on."},
-    {"depth", (PyCFunction)depth, METH_NOARGS, "Return how many messages wait."},
+    {"watch", (PyCFunction)end_watch, METH_NOARGS, "Have a send that finds no room arm the doorbell, from here on."},
+    {"depth", (PyCFunction)end_depth, METH_NOARGS, "Return how many messages wait."},
     {"discard_oldest", (PyCFunction)discard_oldest, METH_NOARGS, "Drop the oldest message; say whether there was one."},
     {"close", (PyCFunction)close_end, METH_NOARGS, "Close this end. Idempotent."},
-    {"abandon", (PyCFunction)abandon, METH_NOARGS, "Free what a forked child inherited."},
+    {"abandon", (PyCFunction)end_abandon, METH_NOARGS, "Free what a forked child inherited."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef attributes[] = {
-    {"closed", (getter)get_closed, NULL, "Whether this end is closed.", NULL},
+    {"closed", (getter)end_closed, NULL, "Whether this end is closed.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

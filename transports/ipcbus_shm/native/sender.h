@@ -8,7 +8,6 @@
 typedef struct {
     PyObject_HEAD
     struct side side;
-    struct owner *owner; /* of extents; claimed with the first large message */
     PyObject *wait;      /* called with the seconds left and the bytes wanted: returns when there may be room, or raises */
     Py_ssize_t most_inline;
     size_t wanted; /* bytes that found no room last; 0 when something did since */

@@ -23,6 +23,8 @@ static void let_go(struct side *side)
     Segment *segment = side->segment;
     side->segment = NULL;
     Py_XDECREF((PyObject *)segment);
+    owner_drop(side->owner);
+    side->owner = NULL;
 }
 
 void side_leave(struct side *side)
@@ -43,10 +45,34 @@ void side_close(struct side *side, struct bell *bell)
         let_go(side);
 }
 
-void side_abandon(struct side *side)
+PyObject *end_watch(End *self, PyObject *nothing)
 {
-    side->users = 0;
-    side_close(side, NULL);
+    (void)nothing;
+    self->side.watched = true;
+    Py_RETURN_NONE;
+}
+
+PyObject *end_depth(End *self, PyObject *nothing)
+{
+    (void)nothing;
+    if (self->side.closed)
+        return PyLong_FromLong(0);
+    return PyLong_FromUnsignedLong(ring_depth(&self->side.segment->ring));
+}
+
+PyObject *end_abandon(End *self, PyObject *nothing)
+{
+    (void)nothing;
+    self->side.closed = true;
+    self->side.users = 0;
+    let_go(&self->side);
+    Py_RETURN_NONE;
+}
+
+PyObject *end_closed(End *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(self->side.closed);
 }
 
 bool side_moment(PyObject *timeout, int64_t *moment)
