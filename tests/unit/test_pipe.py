@@ -706,3 +706,69 @@ def test_records_that_are_written_together(frames):
     sizes = [_stream.HEAD + len(b"".join(frame)) for frame in frames]
     assert sum(sizes[: len(records)]) <= _stream.ATOMIC + _stream.HEAD
     assert len(records) == len(frames) or sum(sizes[: len(records) + 1]) > _stream.ATOMIC + _stream.HEAD
+
+
+class TestBytes:
+    """Bytes, which are written without a frame being made of them first."""
+
+    HEAD = b"\xb5\x01\0\x01"
+
+    def test_they_arrive_as_what_they_would_have_been_in_a_frame(self, make):
+        ends = make(capacity=100)
+        sender, receiver = ends.sender(), ends.receiver()
+        send = sender.bytes_sender(self.HEAD, 1 << 20)
+        sender.send([b"the first opens the lane"], 0)
+        receiver.recv(0)
+        most = _stream.ATOMIC - len(self.HEAD)
+        for number, size in enumerate([0, 1, 2, 60, 64, 1000, most - 1, most]):
+            data = bytes([number]) * size
+            assert send(data)
+            sender.send([b"between"], 0)
+            assert [receiver.recv(0), receiver.recv(0)] == [(self.HEAD + data,), (b"between",)]
+        assert not send(bytes(most + 1))
+        assert not sender.bytes_sender(self.HEAD, 10)(bytes(11))
+        with pytest.raises(ChannelEmpty):
+            receiver.recv(0)
+
+    def test_what_cannot_be_done_at_once_is_not_done(self, make):
+        ends = make(capacity=3)
+        sender, receiver = ends.sender(), ends.receiver()
+        send = sender.bytes_sender(self.HEAD, 100)
+        assert not send(b"no lane yet")
+        sender.send([b"0"], 0)
+        assert [send(b"1"), send(b"2"), send(b"3")] == [True, True, False]
+        assert [receiver.recv(0) for _ in range(3)] == [(b"0",), (self.HEAD + b"1",), (self.HEAD + b"2",)]
+        assert not send(b"nor before the credits are collected")
+        sender.send([b"4"], 0)
+        assert send(b"5")
+        ends.handle.shut()
+        assert not send(b"6")
+        sender.close()
+        assert not send(b"7")
+        assert [receiver.recv(0), receiver.recv(0)] == [(b"4",), (self.HEAD + b"5",)]
+        with pytest.raises(EndOfChannel):
+            receiver.recv(0)
+
+    def test_a_pipe_that_is_full_takes_nothing(self, make):
+        ends = make(capacity=10_000, pipe_bytes=4096)
+        sender, receiver = ends.sender(), ends.receiver()
+        send = sender.bytes_sender(self.HEAD, 1 << 20)
+        sender.send([b"0"], 0)
+        sent = 0
+        while send(bytes(1000)):
+            sent += 1
+        assert sent >= 3
+        assert len(drain(receiver)) == 1 + sent
+        assert send(b"1")
+
+    def test_a_thread_in_the_middle_of_a_send_is_not_waited_for(self, make):
+        sender = make().sender()
+        send = sender.bytes_sender(self.HEAD, 100)
+        sender.send([b"0"], 0)
+        with sender._lock:
+            said = []
+            other = threading.Thread(target=lambda: said.append(send(b"1")))
+            other.start()
+            other.join(PATIENCE)
+            assert said == [False]
+        assert send(b"1")

@@ -22,7 +22,7 @@ from ipcbus_pipe._door import Lane, Large
 from ipcbus_pipe._lane import Begun, SenderLane
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ipcbus.transport import ChannelSpec, Frame
     from ipcbus_pipe import PipeHandle, PipeOptions
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PipeSender"]
 
-_heads, _ATOMIC, _write = _stream.records, _stream.ATOMIC, os.write
+_starts, _ATOMIC, _write = _stream.Starts(), _stream.ATOMIC, os.write
 
 _NEVER = select.EPOLLERR  # reported whether asked for or not: a mask that wants nothing else
 _NOTHING, _UNKNOWN = -1, -2
@@ -91,7 +91,7 @@ class PipeSender(SendLink):
             if body is None or len(body) > _ATOMIC:
                 self._send_larger(pipe, frame, _buffers.size(frame), timeout)
             else:
-                data = _heads[len(body)] + body
+                data = _starts[len(body)] + body
                 try:
                     _write(pipe.fd, data)
                 except OSError as error:
@@ -109,6 +109,32 @@ class PipeSender(SendLink):
                 self._lock.release()
             except RuntimeError:
                 pass
+
+    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
+        """Return what writes a head and bytes as one record, if the kernel takes that at once."""
+        starts, most = _stream.Starts(head), min(limit, _ATOMIC - len(head))
+        lock, flags = self._lock, self._flags
+
+        def send_bytes(obj: bytes) -> bool:
+            # As send, without what cannot be: this runs for every message of bytes.
+            try:
+                if not lock.acquire(False):  # noqa: FBT003  as above
+                    return False
+                pipe, size = self._pipe, len(obj)
+                if flags[0] or self._closed or pipe is None or pipe.sent >= pipe.limit or pipe.begun or size > most:
+                    return False
+                _write(pipe.fd, starts[size] + obj)
+                pipe.sent += 1
+                return not flags[0]  # send says what that means
+            except (OSError, ValueError):
+                return False  # the same
+            finally:
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass
+
+        return send_bytes
 
     def send_many(self, frames: Sequence[Frame], timeout: float | None) -> int:
         """Write as many messages at once as the kernel takes whole and there are credits for."""

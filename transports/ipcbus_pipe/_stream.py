@@ -33,13 +33,13 @@ __all__ = [
     "ATOMIC",
     "HEAD",
     "Item",
+    "Starts",
     "State",
     "cancelled",
     "large_record",
     "lone",
     "parse",
     "record",
-    "records",
     "streamed",
     "together",
     "unparse",
@@ -66,14 +66,20 @@ record = _pack
 """Makes the head of a message of so many bytes that is written whole."""
 
 
-class _Records(dict[int, bytes]):
+class Starts(dict[int, bytes]):
+    """How records of messages begin, by the size of what follows, each made once: up to ``ATOMIC`` they are few enough to keep.
+
+    Args:
+        head: what every one of the messages begins with.
+    """
+
+    def __init__(self, head: bytes = b"") -> None:
+        super().__init__()
+        self._head = head
+
     def __missing__(self, size: int) -> bytes:
-        made = self[size] = record(size)
+        made = self[size] = record(len(self._head) + size) + self._head
         return made
-
-
-records = _Records()
-"""What ``record`` makes, by size, once: for those up to ``ATOMIC``, of which there are few enough to keep."""
 
 
 def together(frames: Sequence[Frame]) -> list[bytes]:
