@@ -37,6 +37,8 @@ _SHORTAGE = 2.0
 """Seconds for which it is tried to start one all the same; meanwhile the others are not looked at."""
 _PAUSE = 0.1
 """Seconds between two tries."""
+_MOMENT = 0.1
+"""Seconds that a signal handler may take until it has asked for a stop."""
 _MEMORY = 1000
 """Occurrences that the history keeps, and that may wait to be received."""
 
@@ -266,6 +268,8 @@ class Keeper:
         program, policy = child.program, child.program.restart
         succeeded = what == "died" and child.exitcode == 0
         fate += child.said
+        if child.signal == "SIGTERM" or (succeeded and policy == "always"):
+            self._hear_out()
         if self._stopping or self.failure is not None:
             self._note(child, what, fate)
         elif child.incarnation == 0 and not child.ready:
@@ -279,6 +283,11 @@ class Keeper:
         else:
             self._note(child, what, fate)
             self._mend(child, fate)
+
+    def _hear_out(self) -> None:
+        """Let the main thread say that everything is to stop, if what has ended a process was meant for the whole group."""
+        if self._bell is not None and not self._stopping:
+            wait([self._bell], _MOMENT)
 
     def _mend(self, child: Child, fate: str) -> None:
         name, now = child.name, monotonic()

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipcbus.errors import GaveUp, StartFailed
+from ipcbus.supervisor.forkserver import prepare
 from ipcbus.supervisor.keeper import Keeper
 from ipcbus.supervisor.program import Occurrence, Program
 from ipcbus.supervisor.wish import Wish
@@ -92,6 +93,7 @@ class Supervisor:
         from multiprocessing.util import Finalize
 
         context = multiprocessing.get_context(self._start_method)
+        prepare(context.get_start_method())
         self._finalizer = Finalize(None, self.stop, exitpriority=20)  # before channels are closed at exit, see endpoint.py
         self._thread = self._keeper.start(context)
         try:

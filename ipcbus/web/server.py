@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import multiprocessing
 import pkgutil
 import signal
 import socket
@@ -19,7 +18,7 @@ from ipcbus.bus.bus import Bus
 from ipcbus.channel import Channel, open_channel
 from ipcbus.errors import ConfigError, GaveUp
 from ipcbus.plumbing.ports import free_port
-from ipcbus.supervisor import Program, Supervisor
+from ipcbus.supervisor import Program, Supervisor, forkserver
 from ipcbus.web.config import ServerConfig, load_server_config
 from ipcbus.web.database import Database
 from ipcbus.web.link import MAX_PAYLOAD, start
@@ -244,7 +243,7 @@ class Server:
             for index, (name, sock, inbox) in enumerate(zip(self._fronts, self._sockets, fronts, strict=True))
         ]
         if config.start_method == "forkserver":
-            multiprocessing.set_forkserver_preload([*_PRELOAD, *(_PRELOAD_DATABASE if config.database else ()), *_plugins()])
+            forkserver.begin([*_PRELOAD, *(_PRELOAD_DATABASE if config.database else ()), *_plugins()])
         # Front ends are stopped first, so that services hear of every connection that closes.
         return Supervisor(
             [services, ends],

@@ -542,6 +542,48 @@ def test_processes_do_not_outlive_their_fork_server(script: Script) -> None:
         process.kill()
 
 
+FORKSERVER = """
+import multiprocessing, os, signal, sys, time
+from pathlib import Path
+from ipcbus.supervisor.forkserver import begin
+
+def deaf(pid="self"):
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk"))
+    return bool(int(line.split()[1], 16) & 1 << signal.SIGTERM - 1)
+
+def pause(told):
+    before = deaf()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    pid = os.fork()
+    if not pid:
+        signal.pause()
+    told.send((before, deaf(pid)))
+    os.kill(pid, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pause()
+
+if __name__ == "__main__":
+    begin(["ipcbus"])
+    server = multiprocessing.forkserver._forkserver._forkserver_pid
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        os.kill(server, number)
+    context = multiprocessing.get_context("forkserver")
+    heard, told = context.Pipe()
+    process = context.Process(target=pause, args=(told,))
+    process.start()
+    print(*heard.recv())
+    process.terminate()
+    process.join(20)
+    print(process.exitcode, deaf(server))
+"""
+
+
+def test_a_fork_server_is_kept_from_sigterm_and_what_it_makes_is_not(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(FORKSERVER)
+    said = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert said.stdout.split() == ["False", "True", "-15", "True"]
+
+
 # ---------------------------------------------------------------------- told, restarted, stuck
 
 

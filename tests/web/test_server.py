@@ -532,6 +532,41 @@ def test_serve_runs_a_file_until_a_signal(tmp_path: Path, number: signal.Signals
         assert process.wait(PATIENCE) == 0
 
 
+STOP = """
+    def on_stop(self):
+        open("stopped", "w").close()
+"""
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+@pytest.mark.parametrize(
+    ("handler", "reached", "left"), [(START, "begun", "begun"), (STOP, "serving at", "stopped")], ids=["starting", "serving"]
+)
+def test_a_signal_to_the_whole_group_lets_everybody_stop(
+    tmp_path: Path, start_method: str, handler: str, reached: str, left: str
+) -> None:
+    app = "import asyncio\n" + APP + handler
+    toml = f'start_method = "{start_method}"\n{TOML}'
+    for name, text in (("app.toml", toml), ("index.html", ""), ("my_app.py", app), ("run.py", RUN)):
+        (tmp_path / name).write_text(text)
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen(
+            [sys.executable, "run.py", "app.toml"], stdout=said, stderr=said, cwd=tmp_path, start_new_session=True
+        ) as process,
+    ):
+        deadline = time.monotonic() + PATIENCE
+        while not (tmp_path / reached).exists() and reached not in (tmp_path / "said").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    assert (tmp_path / left).exists()
+    text = (tmp_path / "said").read_text()
+    assert "started again" not in text
+    assert "before everything" not in text
+
+
 # ---------------------------------------------------------------------- configuration
 
 

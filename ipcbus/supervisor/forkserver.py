@@ -1,0 +1,75 @@
+"""What ``multiprocessing`` keeps running beside a program, and which signals it is kept from.
+
+A signal often goes to a whole group of processes: SIGHUP at the end of a terminal, SIGTERM from ``timeout``, from job
+control, and from service managers unless told otherwise. A fork server would die of it, and the kernel kills with it,
+without a word, whatever it has made: processes that were about to stop in order.
+
+A fork server that imports this module is kept from both, and what it makes hears them as ever.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing import forkserver, resource_tracker
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+__all__ = ["begin", "prepare"]
+
+_COMMAND = "from multiprocessing.forkserver import main"
+"""What a fork server is told to run."""
+_SIGNALS = {signal.SIGTERM, signal.SIGHUP}
+
+
+def begin(preload: Iterable[str]) -> None:
+    """Start the fork server of this program, unless it runs, and keep it from SIGTERM and SIGHUP.
+
+    Args:
+        preload: the modules that it imports besides this one.
+
+    Raises:
+        OSError: the system refused.
+    """
+    multiprocessing.set_forkserver_preload([__name__, *preload])
+    _start(_SIGNALS)
+
+
+def prepare(start_method: str) -> None:
+    """Start what a start method needs, unless it runs, from a thread that is not deaf, as others would become with it.
+
+    Args:
+        start_method: one of ``multiprocessing``'s.
+    """
+    try:
+        if start_method == "forkserver":
+            _start({signal.SIGHUP})
+        elif start_method == "spawn":
+            resource_tracker.ensure_running()
+    except OSError:
+        pass  # who starts the first process tries again, and says why that cannot be
+
+
+def _start(without: Collection[signal.Signals]) -> None:
+    resource_tracker.ensure_running()  # or it is started below, which lets the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, without)  # inherited
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _hear_as_ever() -> None:
+    if os.getppid() == _SERVER:  # what such a process forks has the mask that it has chosen
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+if sys.orig_argv[-1].startswith(_COMMAND):
+    _SERVER = os.getpid()
+    # Blocked, and not handled: one that is meant for a process that has just been made waits until that hears.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    os.register_at_fork(after_in_child=_hear_as_ever)
