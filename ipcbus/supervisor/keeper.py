@@ -267,21 +267,21 @@ class Keeper:
     def _died(self, child: Child, fate: str, what: What = "died") -> None:
         program, policy = child.program, child.program.restart
         succeeded = what == "died" and child.exitcode == 0
-        fate += child.said
+        whole = fate + child.said
         if child.signal == "SIGTERM" or (succeeded and policy == "always"):
             self._hear_out()
         if self._stopping or self.failure is not None:
-            self._note(child, what, fate)
+            self._note(child, what, whole)
         elif child.incarnation == 0 and not child.ready:
-            self._note(child, what, fate)
+            self._note(child, what, whole)
             if not self.started.is_set() and child.name not in self._wishing:
-                self._give_up(program, f"{program.name} {fate} before everything was ready")
-            self._forget(program, f"{program.name} {fate} before it was ready")
+                self._give_up(program, f"{program.name} {fate} before everything was ready{child.said}")
+            self._forget(program, f"{program.name} {fate} before it was ready{child.said}")
         elif policy == "never" or (policy == "on-failure" and succeeded):
-            self._note(child, "done" if succeeded else what, fate)
-            self._forget(program, f"{program.name} {fate}")
+            self._note(child, "done" if succeeded else what, whole)
+            self._forget(program, f"{program.name} {whole}")
         else:
-            self._note(child, what, fate)
+            self._note(child, what, whole)
             self._mend(child, fate)
 
     def _hear_out(self) -> None:
@@ -297,18 +297,19 @@ class Keeper:
         if len(self._deaths) > self._intensity:
             self._give_up(
                 child.program,
-                f"{name} {fate}; that is death number {len(self._deaths)} within {self._period:g} seconds and "
+                f"{name} {fate}{child.said}; that is death number {len(self._deaths)} within {self._period:g} seconds and "
                 f"{self._intensity} are mended, so everything is stopped",
             )
             return
-        logger.warning("%s (pid %s) %s and is started again", name, child.pid, fate)
+        logger.warning("%s (pid %s) %s and is started again%s", name, child.pid, fate, child.said)
         if (why := self._follow(child)) is not None:
-            self._give_up(child.program, f"{name} {fate}; {why}")
+            self._give_up(child.program, f"{name} {fate}{child.said}; {why}")
 
     def _give_up(self, program: Program, why: str) -> None:
         self.failure = GaveUp(why, program.name)
         self._note(None, "gave up", why)
-        logger.critical("%s", why)
+        if self.started.is_set():  # else whoever waits for the start is told
+            logger.critical("%s", why)
 
     # ------------------------------------------------------------------ one after the other
 
