@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from time import monotonic, time  # history is read by people, so it has the wall clock
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,10 @@ _SHORTAGE = 2.0
 """Seconds for which it is tried to start one all the same; meanwhile the others are not looked at."""
 _PAUSE = 0.1
 """Seconds between two tries."""
+_AGAIN = 0.1
+"""Seconds after which a process that ended before it was ready is started again; twice as many each further time in a row."""
+_DOUBLED = 30
+"""How often that is counted: by then it is years."""
 _MOMENT = 0.1
 """Seconds that a signal handler may take until it has asked for a stop."""
 _MEMORY = 1000
@@ -92,6 +96,8 @@ class Keeper:
         self._at_end = at_end
         self._on_event = on_event
         self._deaths: deque[float] = deque()
+        self._failed: Counter[str] = Counter()  # starts in a row that came to nothing, by program
+        self._later: dict[str, tuple[Deadline, Child]] = {}  # those that are started again in a moment, and when
         self._wishes: deque[Wish] = deque()
         self._wishing = Wishes()
         self._stopping = self._over = False
@@ -148,9 +154,9 @@ class Keeper:
                     self._give_up(program, why)
                     break
             while not self._stopping and self.failure is None:
-                if all(child.ready for child in self.roster.running.values()):
+                if not self._later and all(child.ready for child in self.roster.running.values()):
                     self.started.set()
-                if self.roster.running:
+                if self.roster.running or self._later:
                     self.idle.clear()
                 else:
                     self.idle.set()
@@ -173,7 +179,8 @@ class Keeper:
         children = self.roster.everybody
         lines = {child.line.heard: child for child in children if child.talks}
         ends = {child.sentinel: child for child in children}
-        left = [seconds for child in children if child.due and (seconds := child.deadline.remaining()) is not None]
+        deadlines = [child.deadline for child in children if child.due] + [moment for moment, _ in self._later.values()]
+        left = [seconds for deadline in deadlines if (seconds := deadline.remaining()) is not None]
         happened = wait([bell, *lines, *ends], min(left, default=None))
         for child in (lines[thing] for thing in happened if thing in lines):
             self._listen(child)
@@ -183,6 +190,8 @@ class Keeper:
         for child in children:
             if self.roster.has(child) and child.due and child.deadline.expired:
                 self._overdue(child)
+        for name in [name for name, (moment, _) in self._later.items() if moment.expired]:
+            self._start_again(name)
         if bell in happened:
             bell.clear()
             while self._wishes and not self._stopping and self.failure is None:
@@ -218,6 +227,7 @@ class Keeper:
             self._serves(child)
 
     def _serves(self, child: Child) -> None:
+        del self._failed[child.name]
         self._note(child, "ready")
         self._wishing.grant(child.name, starting=True, again=child.renew or child.relieve)
         if child.renew:  # asked for again while it was on its way
@@ -301,9 +311,25 @@ class Keeper:
                 f"{self._intensity} are mended, so everything is stopped",
             )
             return
-        logger.warning("%s (pid %s) %s and is started again%s", name, child.pid, fate, child.said)
+        pause = self._pause(child)
+        when = f" in {pause:g} seconds" if pause else ""
+        logger.warning("%s (pid %s) %s and is started again%s%s", name, child.pid, fate, when, child.said)
+        self._later[name] = Deadline(pause), child
+        if not pause:
+            self._start_again(name)
+
+    def _pause(self, child: Child) -> float:
+        """Return for how long one is not started again: what it lacked when it could not start may be there by then."""
+        if child.ready:
+            return 0.0
+        self._failed[child.name] = times = min(self._failed[child.name] + 1, _DOUBLED)
+        # At most half of the period goes by in pauses, so that it is still given up.
+        return min(_AGAIN * 2.0 ** (times - 1), self._period / (2 * self._intensity))
+
+    def _start_again(self, name: str) -> None:
+        _, child = self._later.pop(name)
         if (why := self._follow(child)) is not None:
-            self._give_up(child.program, f"{name} {fate}{child.said}; {why}")
+            self._give_up(child.program, f"{name} {child.fate}{child.said}; {why}")
 
     def _give_up(self, program: Program, why: str) -> None:
         self.failure = GaveUp(why, program.name)
@@ -349,6 +375,8 @@ class Keeper:
     # ------------------------------------------------------------------ one more, one less
 
     def _take_up(self, wish: Wish) -> None:
+        if wish.name in self._later and self._take_up_later(wish):
+            return
         child, program = self.roster.running.get(wish.name), wish.program
         if wish.what == "stop":
             if child is None:
@@ -372,6 +400,19 @@ class Keeper:
             self.known.add(wish.name)
             self._groups.append([program])
             self._wishing.add(wish)
+
+    def _take_up_later(self, wish: Wish) -> bool:
+        """Take up what is wanted of a process that is to be started again; return False if it only had to be, for that."""
+        if wish.what == "stop":
+            _, child = self._later.pop(wish.name)
+            self._forget(child.program, f"{child.name} was stopped before it was ready")
+            wish.done.set()
+            return True
+        self._start_again(wish.name)
+        if wish.what == "start":
+            return False
+        self._wishing.add(wish)
+        return True
 
     def _renew(self, child: Child, *, beside: bool) -> None:
         """Have another process take the place of one, or begin with that as soon as it is possible."""
@@ -399,6 +440,7 @@ class Keeper:
     def _forget(self, program: Program, why: str) -> None:
         """Take out a program that is not started again."""
         self._discard_heir(program.name)
+        del self._failed[program.name]
         self._groups = [rest for group in self._groups if (rest := [other for other in group if other.name != program.name])]
         self._wishing.grant(program.name, starting=False)
         self._wishing.refuse(program.name, why)

@@ -201,6 +201,44 @@ def test_dying_too_often_stops_everything(programs: Any, channel: ipcbus.Channel
     assert gone(pid, 0)
 
 
+def test_what_cannot_start_is_started_again_after_a_pause_that_grows(
+    programs: Any, channel: ipcbus.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Supervisor([Program("weak", programs.weak, (channel.receiver,))], start_method="fork") as supervisor:
+        channel.send("go")
+        with pytest.raises(GaveUp):
+            supervisor.wait(PATIENCE)
+    again = [message.split(" is started again")[1] for message in caplog.messages if "is started again" in message]
+    # The first time it was ready, and has to be back at once.
+    assert again == [
+        f"{pause}; it said: RuntimeError: the disk is full" for pause in ("", *(f" in 0.{n} seconds" for n in (1, 2, 4, 8)))
+    ]
+
+
+@pytest.mark.parametrize("wanted", ["restart", "replace", "stop", "start"])
+def test_nobody_has_to_wait_for_the_end_of_a_pause(
+    programs: Any, channel: ipcbus.Channel, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    monkeypatch.setattr("ipcbus.supervisor.keeper._AGAIN", 600.0)
+    program = Program("a", programs.recovers, (channel.receiver,))
+    with Supervisor([program], start_method="fork", intensity=2, period=1e6) as supervisor:
+        channel.send("go")
+        until(supervisor, "a", "died")
+        until(supervisor, "a", "died")
+        assert not supervisor.wait(0)
+        if wanted == "stop":
+            supervisor.stop("a")
+            assert supervisor.wait(PATIENCE)
+        elif wanted == "start":
+            with pytest.raises(ValueError, match="a program called 'a' runs"):
+                supervisor.start(program)
+            until(supervisor, "a", "ready")
+        else:
+            getattr(supervisor, wanted)("a")
+            assert happened(supervisor, "started") == ["a"] * 3
+            assert happened(supervisor, "ready") == ["a"] * 2
+
+
 def test_leaving_the_context_tells_that_it_gave_up(programs: Any) -> None:
     why = "a was killed by SIGKILL; that is death number 1 within 10 seconds and 0 are mended"
     supervisor = Supervisor([Program("a", programs.stay)], intensity=0).start()

@@ -65,6 +65,14 @@ def weak(life, channel):
     raise RuntimeError("the disk is full")
 
 
+def recovers(life, channel):
+    """Be ready the first time and wait to be told; fail the second time, and no more."""
+    if life.incarnation != 1:
+        life.ready()
+        channel.recv()
+    raise RuntimeError("the disk is full")
+
+
 def leaves_a_process(life, channel):
     """Start another process that has everything this one has, and outlives it."""
     life.ready()
