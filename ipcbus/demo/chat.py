@@ -13,6 +13,8 @@ __all__ = ["Chat"]
 
 SIGNED_FOR = 12 * 3600.0
 """Seconds for which a token is good; each connection gets a new one."""
+ROOMS = 16
+"""Rooms in which a client may be."""
 PATIENCE = 10.0
 """Seconds that a client may take to sign in."""
 
@@ -25,7 +27,7 @@ class Chat(Service):
     """
 
     path, codec = "/chat", "json"
-    limits = Limits(message=16_384, groups=16)
+    limits = Limits(message=16_384, groups=ROOMS)
 
     def __init__(self) -> None:
         self._order = asyncio.Lock()
@@ -66,8 +68,11 @@ class Chat(Service):
                 await self.welcome(conn)
             case _ if "name" not in conn.state:
                 await conn.close(4401, "sign in first")
-            case {"op": "join", "room": str(room)} if 0 < len(room) <= 32 and len(conn.groups | {room}) <= 16:
+            case {"op": "join", "room": str(room)} if 0 < len(room) <= 32 and len(conn.groups | {room}) <= ROOMS:
                 await self.enter(conn, room, message.get("after"))
+            case {"op": "join", "room": str(room)} if 0 < len(room) <= 32:
+                text = f"You are in {ROOMS} rooms, and more are not possible: leave one, then choose this one again."
+                await conn.send({"op": "error", "room": room, "text": text})
             case {"op": "leave", "room": str(room)} if room in conn.groups:
                 await conn.leave(room)
                 await self.tell_left(conn, room)

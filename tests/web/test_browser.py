@@ -287,6 +287,50 @@ def test_the_page_says_that_the_connection_is_lost(browser: Any) -> None:
     context.close()
 
 
+def test_a_server_that_begins_anew_is_talked_to_by_pages_that_are_open(browser: Any) -> None:
+    contexts = [browser.new_context() for _ in range(2)]
+    ada, bob = (context.new_page() for context in contexts)
+    with Server(chat_config("pipe:", bind="127.0.0.1:0", processes=1)) as server:
+        for page, name in ((ada, "Ada"), (bob, "Bob")):
+            page.goto(server.url)
+            sign_in(page, name, "lobby")
+        say(ada, "one")
+        say(ada, "two")
+        sync_api.expect(messages(bob)).to_have_text(["one", "two"])
+        port = server.port
+    sync_api.expect(bob.get_by_role("alert")).to_be_visible()
+    say(bob, "three")
+    with Server(chat_config("pipe:", bind=f"127.0.0.1:{port}", processes=1)):  # whose numbers begin with 1 again
+        for page in (ada, bob):
+            sync_api.expect(people(page)).to_have_count(2, timeout=PATIENCE)
+        say(ada, "four")
+        for page in (ada, bob):
+            sync_api.expect(messages(page)).to_have_text(["three", "four"])
+            sync_api.expect(page.locator(".pending")).to_have_count(0)
+    for context in contexts:
+        context.close()
+
+
+def test_one_room_too_many_is_entered_once_another_one_was_left(visit: Callable[..., Any]) -> None:
+    page = visit("Lea", "lobby")
+    for number in range(2, 18):
+        page.get_by_label("Name of another room").fill(f"room {number}")
+        page.keyboard.press("Enter")
+    sync_api.expect(notes(page)).to_have_text(
+        "You are in 16 rooms, and more are not possible: leave one, then choose this one again."
+    )
+    field = page.get_by_label("Message", exact=True)
+    sync_api.expect(field).to_be_disabled()
+    page.get_by_role("navigation").get_by_role("button", name="lobby").click()
+    page.get_by_role("button", name="Leave").click()
+    page.get_by_role("navigation").get_by_role("button", name="room 17").click()
+    sync_api.expect(field).to_be_enabled()
+    sync_api.expect(people(page)).to_have_count(1)
+    say(page, "hello")
+    sync_api.expect(messages(page)).to_have_text(["hello"])
+    sync_api.expect(page.locator(".pending")).to_have_count(0)
+
+
 def test_the_page_fits_a_phone(visit: Callable[..., Any]) -> None:
     page = visit("Hal with a rather long name", "a room with quite a long name", viewport={"width": 360, "height": 640})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
