@@ -695,8 +695,10 @@ async def test_names_and_codes_of_classes_of_their_own_travel_as_plain_ones() ->
         assert [type(part) for part in client.closed] == [int, str]
 
 
-@pytest.mark.parametrize("headers", [{"X-Number": 5}, {5: "x"}])
-async def test_headers_that_are_no_texts_refuse_the_client(headers: Any) -> None:
+@pytest.mark.parametrize(
+    "headers", [{"X-Number": 5}, {5: "x"}, {"X-Name": "a\r\nSet-Cookie: b"}, {"X-Name": "5 €"}, {"X Name": "a"}, {"": "a"}]
+)
+async def test_headers_that_cannot_be_sent_refuse_the_client(headers: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Wrong(Service):
         def authorize(self, request: Request) -> Accept:
             return Accept(headers=headers)
@@ -705,6 +707,7 @@ async def test_headers_that_are_no_texts_refuse_the_client(headers: Any) -> None
         with pytest.raises(Reject) as refused:
             await test.connect()
         assert refused.value.status == 500
+    assert "authorize failed" in caplog.text
 
 
 async def test_sending_to_several_and_wrong_policies() -> None:
