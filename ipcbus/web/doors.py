@@ -84,7 +84,8 @@ class Doors:
 
     def knock(self, socket: Socket) -> str | None:
         """Decide whether a connection may begin its handshake."""
-        reason = self.doorman.knock(socket.address, socket.loop.time())
+        proxied = bool(self._proxies) and within(socket.address, self._proxies)
+        reason = self.doorman.knock(socket.address, socket.loop.time(), proxied=proxied)
         if reason is not None:
             self._counts.refuse(reason)
         return reason

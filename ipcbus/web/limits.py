@@ -107,13 +107,19 @@ class Doorman:
         self.half_open = 0
         """Those of them that are in their opening handshake."""
 
-    def knock(self, address: str, now: float) -> str | None:
-        """Let a connection begin, or return the reason why not; what was let in has to ``leave``."""
+    def knock(self, address: str, now: float, *, proxied: bool = False) -> str | None:
+        """Let a connection begin, or return the reason why not; what was let in has to ``leave``.
+
+        Args:
+            address: where it comes from.
+            now: the time.
+            proxied: whether that is a proxy, which has still to say who is behind it.
+        """
         if self.inside >= self._total:
             return "full"
         if self.half_open >= self._most_half_open:
             return "half-open"
-        if not self._counts(address):
+        if not proxied and not self._counts(address):
             return "address"
         if self._bucket.take(now) > 0:
             self._bucket.take(now, -1.0)  # who is turned away does not make the next one wait
@@ -125,12 +131,10 @@ class Doorman:
 
     def move(self, before: str, after: str) -> str | None:
         """Count a connection for another address: the one that a trusted proxy names. Return the reason if it may not."""
-        if before == after:
-            return None
-        if not self._counts(after):
+        if not self._counts(after, itself=before == after):
             return "address"
-        self._release(before)
         self._addresses[after] += 1
+        self._release(before)
         return None
 
     def opened(self) -> None:
@@ -143,8 +147,9 @@ class Doorman:
         self.half_open -= half_open
         self._release(address)
 
-    def _counts(self, address: str) -> bool:
-        return not self._per_address or self._addresses[address] < self._per_address or within(address, self._exempt)
+    def _counts(self, address: str, *, itself: bool = False) -> bool:
+        others = self._addresses[address] - itself
+        return not self._per_address or others < self._per_address or within(address, self._exempt)
 
     def _release(self, address: str) -> None:
         self._addresses[address] -= 1

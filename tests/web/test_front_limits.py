@@ -137,6 +137,19 @@ async def test_a_trusted_proxy_names_the_client() -> None:
         assert (await receive(ws)).startswith("127.0.0.1:")
 
 
+async def test_who_comes_by_a_trusted_proxy_does_not_wait_for_the_others_that_do() -> None:
+    async with Rig(Echo(), trusted_proxies=("127.0.0.1",), per_address=1, exempt=()) as rig:
+        begun = [await asyncio.open_connection(*rig.sockets[0].getsockname()) for _ in range(3)]
+        await eventually(lambda: rig.fronts[0]._doors.doorman.half_open == 3)
+        ws = await rig.connect("/echo", additional_headers={"X-Forwarded-For": "192.0.2.7"})
+        assert await refused(rig, "/echo", additional_headers={"X-Forwarded-For": "192.0.2.7"}) == 429
+        assert await refused(rig, "/echo") == 429  # who says of nobody counts itself
+        for _, writer in begun:
+            writer.close()
+        await ws.close()
+        await eventually(lambda: not rig.fronts[0]._doors.doorman._addresses)
+
+
 @pytest.mark.parametrize("trusted", [(), ("192.0.2.1",), ("127.0.0.1",)])
 async def test_what_proxies_say_is_believed_of_trusted_ones_only(trusted: tuple[str, ...]) -> None:
     class Asks(Service):
