@@ -243,7 +243,8 @@ class Service:
     def on_attach(self, conns: list[Connection]) -> Awaitable[None] | None:
         """Take over connections of an earlier process of this service; rooms and states are there already.
 
-        Called before any other handler of these connections, and not at all if there are none.
+        Called before any other handler of these connections, and not at all if there are none. So are those of a front end
+        that was silent for ``link_timeout`` and lives after all: ``on_close`` was called for them, and they are new here.
         """
 
     def on_open(self, conn: Connection) -> Awaitable[None] | None:
@@ -253,7 +254,7 @@ class Service:
         """Handle one message of a client. It is not repeated if this process dies over it."""
 
     def on_close(self, conn: Connection, code: int) -> Awaitable[None] | None:
-        """Handle a client that is gone; called once for every connection that ``on_open`` was called for.
+        """Handle a client that is gone; called once for every connection that ``on_open`` or ``on_attach`` was called for.
 
         ``members`` does not list it any more, ``conn.groups`` still has the rooms it was in. If this process dies before
         it returns, it is called again by the next one.

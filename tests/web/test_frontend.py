@@ -489,6 +489,35 @@ async def test_silence_is_noticed(dead: str) -> None:
         assert await asyncio.wait_for(ws.recv(), PATIENCE) == "y"
 
 
+async def test_connections_of_a_front_end_that_was_silent_and_lives_are_taken_over_once() -> None:
+    told: list[tuple[str, int]] = []
+
+    class Tells(Echo):
+        def on_open(self, conn: Connection) -> None:
+            told.append(("open", conn.id))
+
+        def on_attach(self, conns: list[Connection]) -> None:
+            told.extend(("attach", conn.id) for conn in conns)
+
+        def on_close(self, conn: Connection, code: int) -> None:
+            told.append((f"close {code}", conn.id))
+
+    async with Rig(Tells(), link_timeout=0.4) as rig:
+        ws = await rig.connect("/echo")
+        await ws.send("x")
+        assert await ws.recv() == "x"
+        pump = rig.fronts[0].links[0].pump
+        say = pump.put
+        pump.put = lambda *_: None  # type: ignore[method-assign]  # it is struck dumb
+        await eventually(lambda: len(told) == 2)
+        pump.put = say  # type: ignore[method-assign]  # and recovers
+        await eventually(lambda: len(told) == 3)
+        await ws.close()
+        await eventually(lambda: len(told) == 4)
+        cid = told[0][1]
+        assert told == [("open", cid), ("close 1006", cid), ("attach", cid), ("close 1000", cid)]
+
+
 async def test_a_restarted_front_end_makes_the_service_forget_its_connections(rooms: Rig) -> None:
     ada, bob = await enter(rooms, "Ada", 0), await enter(rooms, "Bob", 1)
     for ws in (ada, bob):
