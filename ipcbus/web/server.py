@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import os
 import pkgutil
 import signal
 import socket
@@ -30,7 +31,6 @@ from ipcbus.web.servicelink import ServiceInbox
 from ipcbus.web.snapshots import Snapshots
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
@@ -327,7 +327,7 @@ class Server:
 
 
 def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Server], None] | None = None) -> int:
-    """Run a server until SIGTERM or SIGINT; SIGHUP replaces its services, see ``Server.request_reload``.
+    """Run a server until SIGTERM, SIGINT, or the end of its terminal; SIGHUP replaces its services, see ``request_reload``.
 
     Args:
         config: what to run, or the path of a configuration file; its directory is searched for modules first.
@@ -349,16 +349,20 @@ def serve(config: ServerConfig | str | os.PathLike[str], *, ready: Callable[[Ser
     server = Server(config)
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in signals}
+    terminals = [fd for fd in range(3) if os.isatty(fd)]
 
     def on_signal(number: int, _: object) -> None:
         nonlocal asked
-        asked = asked or number != signal.SIGHUP
+        # At the end of a terminal SIGHUP comes by itself, and a server that went on would have nobody who knows of it.
+        hung_up = bool(terminals) and not any(map(os.isatty, terminals))
+        stop = number != signal.SIGHUP or hung_up
+        asked = asked or stop
         if server._supervisor is None:  # noqa: SLF001  a function of the same module
             return
-        if number == signal.SIGHUP:
-            server.request_reload()
-        else:
+        if stop:
             server.request_stop()
+        else:
+            server.request_reload()
 
     for number in signals:
         signal.signal(number, on_signal)

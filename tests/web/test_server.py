@@ -532,6 +532,25 @@ def test_serve_runs_a_file_until_a_signal(tmp_path: Path, number: signal.Signals
         assert process.wait(PATIENCE) == 0
 
 
+def test_the_end_of_its_terminal_stops_a_server_and_another_sighup_reloads_it(tmp_path: Path) -> None:
+    for name, text in (("app.toml", TOML), ("index.html", ""), ("my_app.py", APP), ("run.py", RUN)):
+        (tmp_path / name).write_text(text)
+    screen, terminal = os.openpty()
+    words = [sys.executable, "run.py", "app.toml"]
+    with subprocess.Popen(words, stdin=terminal, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        os.close(terminal)
+        assert process.stdout is not None
+        try:
+            assert any(line.startswith("serving at") for line in process.stdout)
+            process.send_signal(signal.SIGHUP)
+            assert any(line.startswith("echo (pid") and line.split()[3] == "ready" for line in process.stdout)
+            os.close(screen)
+            process.send_signal(signal.SIGHUP)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
 STOP = """
     def on_stop(self):
         open("stopped", "w").close()
