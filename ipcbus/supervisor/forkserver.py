@@ -1,10 +1,11 @@
 """What ``multiprocessing`` keeps running beside a program, and which signals it is kept from.
 
-A signal often goes to a whole group of processes: SIGHUP at the end of a terminal, SIGTERM from ``timeout``, from job
-control, and from service managers unless told otherwise. A fork server would die of it, and the kernel kills with it,
-without a word, whatever it has made: processes that were about to stop in order.
+A signal often goes to a whole group of processes: SIGINT from Ctrl-C, SIGHUP at the end of a terminal, SIGTERM from
+``timeout``, from job control, and from service managers unless told otherwise. A fork server would die of it (of SIGINT while
+it imports what is preloaded), and the kernel kills with it, without a word, whatever it has made: processes that were about
+to stop in order.
 
-A fork server that imports this module is kept from both, and what it makes hears them as ever.
+A fork server that imports this module is kept from all three, and what it makes hears them as ever.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ __all__ = ["begin", "prepare"]
 
 _COMMAND = "from multiprocessing.forkserver import main"
 """What a fork server is told to run."""
-_SIGNALS = {signal.SIGTERM, signal.SIGHUP}
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def begin(preload: Iterable[str]) -> None:
-    """Start the fork server of this program, unless it runs, and keep it from SIGTERM and SIGHUP.
+    """Start the fork server of this program, unless it runs, and keep it from SIGINT, SIGTERM and SIGHUP.
 
     Args:
         preload: the modules that it imports besides this one.
