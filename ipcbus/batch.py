@@ -108,8 +108,6 @@ def recv_many(channel: Channel, end: Endpoint, limit: int, timeout: float | None
     """Receive objects; see ``Channel.recv_many``."""
     if limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
-    if end.postponed:
-        raise end.postponed.pop()
     got = [channel.recv(timeout)]
     rx = end.rx
     try:
@@ -121,5 +119,5 @@ def recv_many(channel: Channel, end: Endpoint, limit: int, timeout: float | None
     except (ChannelEmpty, EndOfChannel, ChannelClosed):
         pass  # nothing more, or what the next call will say again
     except Exception as error:  # noqa: BLE001  whatever it is, what was received before must not be lost with it
-        end.postponed.append(error)
+        end.postpone(error)
     return got

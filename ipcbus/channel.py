@@ -17,7 +17,6 @@ from ipcbus.errors import (
 from ipcbus.options import URL, build
 from ipcbus.plan import make_codec, resolve
 from ipcbus.plumbing.fds import unpacking
-from ipcbus.plumbing.spin import awake
 from ipcbus.transport import ChannelSpec
 
 if TYPE_CHECKING:
@@ -149,22 +148,23 @@ class Channel:
         end = self._end
         if self._role == "sender":
             raise self._wrong_side()
-        frame = (end.listen or (end.rx or end.open_receiver()).recv)(timeout)
+        frame = (end.listen or end.open_listen())(timeout)
         end.received += 1
         try:
             message = end.codec.decode_message(frame)
         except Exception:
             end.undecodable += 1
             raise
-        if message.reply_to is not None and end.listen is None:
-            end.listen = awake(end.open_receiver())
+        if message.reply_to is not None and not end.asked:
+            end.asked, end.listen = True, None
         return message
 
     def recv_many(self, limit: int, timeout: float | None = None) -> list[Any]:
         """Wait for one object and return it with what else is there already, at most ``limit``; raises what ``recv`` raises.
 
         A message that cannot be decoded and comes behind others ends the list, and so does what was lost or broke there;
-        the next call raises the error.
+        the next call that receives raises the error, whichever it is. What a call had received is lost with it when a signal
+        handler raises amid it.
         """
         return batch.recv_many(self, self._end, limit, timeout)
 
@@ -307,7 +307,7 @@ class Channel:
 
     def ready(self) -> bool:
         """Tell whether ``recv(timeout=0)`` (on a sender: ``send``) would not find the channel empty (full)."""
-        return self._watched().ready()
+        return self._watched().ready() or (self._role != "sender" and bool(self._end.postponed))
 
     def __repr__(self) -> str:
         role = "" if self._role == "both" else f" {self._role}"

@@ -17,6 +17,7 @@ from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelFull
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import packing
+from ipcbus.plumbing.spin import awake
 from ipcbus.transport import Handle
 
 if TYPE_CHECKING:
@@ -101,11 +102,13 @@ class Endpoint:
         self.take: Callable[[float | None], Frame | bytes] | None = None
         """How the receiving end receives; what comes as ``bytes`` is decoded already."""
         self.listen: Callable[[float | None], Frame] | None = None
-        """How ``recv_message`` receives once requests come: for each of them somebody waits."""
+        """How ``recv_message`` receives."""
+        self.asked = False
+        """Whether requests come: for each of them somebody waits."""
         self.sent = self.received = self.dropped = self.undecodable = 0
         self.watchers: set[Watcher] = set()
         self.postponed: list[Exception] = []
-        """What ``recv_many`` met behind messages that it returned."""
+        """What ``recv_many`` met behind messages that it returned; while there is any, ``take`` and ``listen`` are None."""
         self.shared: dict[str, int] = {}
         """Directories that this channel was left at or had from, and which of the homes that followed each other there."""
         self.inbox: Any = None
@@ -152,9 +155,26 @@ class Endpoint:
 
     def open_take(self) -> Callable[[float | None], Frame | bytes]:
         """Return ``take`` of the receiving end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
+        self._catch_up()
         rx, head = self.open_receiver(), self.codec.accepted_head
         take = self.take = (rx.bytes_receiver(head) if head else None) or rx.recv
         return take
+
+    def open_listen(self) -> Callable[[float | None], Frame]:
+        """Return ``listen`` of the receiving end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
+        self._catch_up()
+        rx = self.open_receiver()
+        listen = self.listen = awake(rx) if self.asked else rx.recv
+        return listen
+
+    def postpone(self, error: Exception) -> None:
+        """Have the next call that receives raise an error that came behind messages."""
+        self.postponed.append(error)
+        self.take = self.listen = None
+
+    def _catch_up(self) -> None:
+        if self.postponed:
+            raise self.postponed.pop(0)
 
     def send_or_drop(self, frame: Frame, timeout: float | None) -> bool:
         """Send a message under an overflow policy other than ``block``; say whether it was sent, and count what was dropped."""
@@ -269,6 +289,7 @@ class Endpoint:
             if link is not None:
                 link.abandon()
         self.tx = self.rx = self.send_bytes = self.take = self.listen = None
+        self.asked = False
         if self.meter is not None:
             self.meter.after_fork()
         self.shared = {}

@@ -662,6 +662,29 @@ def test_recv_many_keeps_what_came_before_poison():
         assert channel.recv_many(5) == [2]
 
 
+@pytest.mark.parametrize("receive", ["recv", "recv_message", "recv_many", "aio"])
+def test_whatever_receives_next_says_what_recv_many_met(receive):
+    calls = {
+        "recv": lambda: channel.recv(PATIENCE),
+        "recv_message": lambda: channel.recv_message(PATIENCE).body,
+        "recv_many": lambda: channel.recv_many(1, PATIENCE)[0],
+        "aio": lambda: asyncio.run(channel.aio.recv(PATIENCE)),
+    }
+    with ipcbus.open("pipe:") as channel:
+        for message in ([1, b"garbage"], [2, 3, b"garbage"]):  # before and after there was an end to receive by
+            for each in message:
+                channel._end.open_sender().send([each], 0) if isinstance(each, bytes) else channel.send(each)
+            assert channel.recv_many(5) == [each for each in message if not isinstance(each, bytes)]
+            assert channel.ready()
+            assert ipcbus.wait([channel, channel.receiver], 0) == [channel, channel.receiver]
+            with pytest.raises(DecodeError):
+                calls[receive]()
+            assert not channel.ready()
+            channel.send(4)
+            assert calls[receive]() == 4
+        assert channel.stats().undecodable == 2
+
+
 BLOCKS = st.one_of(
     st.binary(max_size=40),
     st.binary(max_size=40).map(lambda body: _stream.record(len(body)) + body),
