@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import warnings
 from typing import TYPE_CHECKING, final
 
 from ipcbus.bus import page
 from ipcbus.bus.looking import LookingCloudPickle, LookingPickle
 from ipcbus.channel import open_channel
-from ipcbus.directory import client
+from ipcbus.directory import aside, client
 from ipcbus.errors import IpcbusError
 from ipcbus.plumbing.fds import packing, unpacking
 
@@ -38,9 +39,10 @@ class Tap:
     A sender offers each message once it was accepted, and never waits: what finds no room is missed, and counted.
     """
 
-    __slots__ = ("_address", "_baseline", "_board", "_channel", "_key", "_number", "_pid", "_words")
+    __slots__ = ("_address", "_baseline", "_board", "_channel", "_closed", "_key", "_number", "_pid", "_words")
 
     def __init__(self, address: str, channel: Channel, capacity: int, board: Board | None) -> None:
+        self._closed = True
         self._address = address
         self._pid = os.getpid()
         self._board = board
@@ -51,6 +53,7 @@ class Tap:
         )
         own = self._channel._end  # noqa: SLF001  as above
         self._key = own.key
+        self._closed = False
         for serializer in (LookingPickle(), LookingCloudPickle()):
             own.codec.use(serializer)
         own.codec.answer_by(None)  # a request is its receiver's to answer
@@ -103,8 +106,9 @@ class Tap:
 
     def close(self) -> None:
         """Have no more copies sent. Idempotent."""
-        if self._pid != os.getpid():
+        if self._closed or self._pid != os.getpid():
             return  # a forked child's copy: the tap is its parent's
+        self._closed = True
         if self._board is not None:
             self._board.untap(self._key)
         else:
@@ -120,3 +124,9 @@ class Tap:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if self._closed or self._pid != os.getpid():
+            return
+        warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+        aside.leave_finally(self._address, "untap", self._key)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from ipcbus.bus import pattern as patterns
 from ipcbus.bus.opening import open_between_processes
+from ipcbus.directory import aside
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelError, ConfigError, Unsupported
 from ipcbus.options import parse_url
 from ipcbus.plumbing.clock import Deadline
@@ -266,8 +267,9 @@ class Subscription:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._pid == os.getpid():
-            warnings.warn(f"{self!r} was never closed, and is still published to", ResourceWarning, source=self, stacklevel=2)
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
             self._drops.close()
+            aside.leave_finally(self._address, "unsubscribe", self._channel._end.key)  # noqa: SLF001  as above
 
     def __repr__(self) -> str:
         return f"<ipcbus.Subscription {self._name}{' (closed)' if self._closed else ''}>"

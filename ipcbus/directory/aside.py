@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import sys
 
 from ipcbus.directory import wire
 from ipcbus.directory.client import connect
 from ipcbus.directory.wire import UNASKED, Datagram, Operation
-from ipcbus.errors import ChannelBroken
+from ipcbus.errors import ChannelBroken, IpcbusError
 from ipcbus.plumbing.clock import Deadline
 
-__all__ = ["knock", "leave"]
+__all__ = ["knock", "leave", "leave_finally"]
 
 
 def leave(address: str, name: str, content: bytes = b"") -> None:
@@ -21,6 +23,16 @@ def leave(address: str, name: str, content: bytes = b"") -> None:
         InsecureConfiguration: the address is not private.
     """
     _say(address, Datagram(Operation.CALL, UNASKED, name.encode(), content)).close()
+
+
+def leave_finally(address: str, name: str, content: bytes) -> None:
+    """Do as ``leave`` in a finalizer, which runs anywhere: take no lock and never fail.
+
+    What cannot be said is noticed at the end of this process; while that ends, nothing is said.
+    """
+    if not sys.is_finalizing():
+        with contextlib.suppress(IpcbusError):
+            leave(address, name, content)
 
 
 def knock(address: str) -> socket.socket:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 
 import pytest
 
@@ -13,6 +12,8 @@ from ipcbus.bus.meter import CountedReceiver, CountedSender
 from ipcbus.testing import children, guests
 from ipcbus.testing.children import PATIENCE
 from ipcbus.testing.subject import Subject
+
+from .rig import until
 
 METHODS = ("fork", "spawn", "forkserver")
 URLS = ("pipe:", "queue:", "zmq:")
@@ -33,16 +34,6 @@ def bus():
 def facts(bus, name="orders"):
     (found,) = [facts for facts in bus.channels() if facts.name == name]
     return found
-
-
-def wait_until(condition):
-    """Look again whenever something may have happened to another process; there is nothing to wait on in a page."""
-    over = threading.Event()
-    for _ in range(int(PATIENCE * 50)):
-        if condition():
-            return
-        over.wait(0.02)
-    raise AssertionError("it did not come to pass")
 
 
 def test_a_channel_without_a_bus_has_the_bare_links_of_its_transport():
@@ -72,12 +63,12 @@ def test_what_children_do_that_were_handed_the_channel(subject, bus):
     child = subject.start(children.recv_count, orders, 2)
     assert child.hear() == "ready"
     orders.send(1, timeout=PATIENCE)
-    wait_until(lambda: facts(bus).received == 1)
+    until(lambda: facts(bus).received == 1)
     assert facts(bus).users == tuple(sorted((os.getpid(), child.pid)))
     orders.send(2, timeout=PATIENCE)
     assert child.result() == [1, 2]
     subject.start(children.send_numbered, orders, 0, 5).result()
-    wait_until(lambda: facts(bus).users == (os.getpid(),))
+    until(lambda: facts(bus).users == (os.getpid(),))
     assert (facts(bus).sent, facts(bus).received, facts(bus).depth) == (7, 2, 5)
 
 

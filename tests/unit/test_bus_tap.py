@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 
 import pytest
@@ -15,6 +14,8 @@ from ipcbus.bus.looking import StandIn
 from ipcbus.testing import children, guests
 from ipcbus.testing.children import PATIENCE
 from ipcbus.testing.subject import Subject, raises
+
+from .rig import until
 
 METHODS = ("fork", "spawn", "forkserver")
 
@@ -34,16 +35,6 @@ def bus():
 def taps(bus):
     (facts,) = bus.channels()
     return facts.taps
-
-
-def wait_until(condition):
-    """Look again whenever something may have happened to another process; there is nothing to wait on."""
-    over = threading.Event()
-    for _ in range(int(PATIENCE * 50)):
-        if condition():
-            return
-        over.wait(0.02)
-    raise AssertionError("it did not come to pass")
 
 
 @pytest.mark.parametrize("url", ["pipe:", "queue:", "zmq:"])
@@ -180,7 +171,7 @@ def test_a_killed_tap_is_forgotten(subject, bus):
     child.kill()
     for number in range(1, 100):  # more than it had room for
         orders.send(number, timeout=PATIENCE)
-    wait_until(lambda: taps(bus) == ())
+    until(lambda: taps(bus) == ())
     orders.send(100)
     assert not link._copies._links, "the sender still holds what it sent copies by"
     assert [orders.recv(timeout=PATIENCE) for _ in range(101)] == list(range(101))
@@ -236,6 +227,17 @@ def test_no_more_than_a_few(bus):
         tap.close()
 
 
+def test_one_that_is_dropped_makes_room(bus, child):
+    bus.channel("orders")
+    for _ in range(5):
+        with pytest.warns(ResourceWarning, match="never closed"):
+            bus.tap("orders")
+        until(lambda: not taps(bus))
+    for _ in range(5):
+        child.run("obj.tap('orders')", bus)
+        until(lambda: not taps(bus))
+
+
 def test_misses_are_each_taps_own(bus):
     with bus.tap("orders", 2) as small, bus.tap("orders", 100) as large:
         orders = bus.channel("orders")
@@ -259,7 +261,7 @@ def test_a_moment_without_descriptors_costs_a_tap_what_is_sent_meanwhile(bus, no
             orders.send("after")
             return tap.ready()
 
-        wait_until(comes)
+        until(comes)
         assert tap.recv_message(timeout=0).body == "after"
 
 
@@ -355,7 +357,7 @@ def test_a_process_that_lost_its_connection_has_its_tap(bus, child):
     pid = child.run("import builtins, os; builtins.kept = obj.tap('orders'); result = os.getpid()", bus)
     try:
         child.run("import ipcbus.directory.client as c; [place.close() for place in c._here.places.values()]")
-        wait_until(lambda: not bus._home.directory.guests())
+        until(lambda: not bus._home.directory.guests())
         assert taps(bus) == (pid,)
         orders.send("copied")  # by a process that has not sent before: it fetches the tap's channel
         assert child.run("result = kept.recv_message(timeout=10).body") == "copied"

@@ -17,6 +17,8 @@ from ipcbus.directory.wire import Datagram, Operation, Status
 from ipcbus.errors import ChannelBroken, ConfigError
 from ipcbus.plumbing import rundir
 
+from .rig import until
+
 PATIENCE = 10
 SOON = 1.0
 """Seconds that an answer may take on a busy machine."""
@@ -60,14 +62,6 @@ def dial(directory):
 def ask(sock, operation, key=b"", content=b"", fds=(), token=1):
     wire.send(sock, Datagram(operation, token, key, content, list(fds)))
     return wire.receive(sock)
-
-
-def until(condition):
-    """Wait for what another thread is about to do."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.005)
 
 
 def fds():

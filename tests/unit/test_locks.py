@@ -14,6 +14,8 @@ import pytest
 import ipcbus
 from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, PeerDied
 
+from .rig import until
+
 PATIENCE = 10
 PROBE = 0.001
 SHM = pytest.param("shm:", marks=pytest.mark.skipif(not importlib.util.find_spec("ipcbus_shm"), reason="not installed"))
@@ -52,14 +54,6 @@ def busy_for_a_moment(link):
     with thread(call):
         assert inside.wait(PATIENCE)
         yield
-
-
-def wait_until(condition):
-    for _ in range(int(PATIENCE / PROBE)):
-        if condition():
-            return
-        threading.Event().wait(PROBE)
-    raise AssertionError("it did not come about")
 
 
 def is_waiting(link):
@@ -110,7 +104,7 @@ def test_another_thread_is_busy(channel):
 def test_another_thread_waits_for_a_message(channel):
     rx = channel._end.rx
     with thread(channel.recv, PATIENCE):
-        wait_until(lambda: rx._waiting)
+        until(lambda: rx._waiting)
         with pytest.raises(ChannelEmpty, match="another thread"):
             channel.recv(timeout=0)
         assert not rx.ready()
@@ -123,7 +117,7 @@ def test_another_thread_waits_for_room(channel):
     tx = channel._end.tx
     channel.send("second")
     with thread(channel.send, "third", PATIENCE):
-        wait_until(lambda: tx._waiting)
+        until(lambda: tx._waiting)
         with pytest.raises(ChannelFull, match="another thread"):
             channel.send("fourth", timeout=0)
         assert not tx.ready()
@@ -139,7 +133,7 @@ def test_a_send_and_a_wait_for_the_same_room(url, capacity):
             channel.send(number)
         tx, woken = channel._end.tx, []
         with thread(channel.send, capacity, PATIENCE):
-            wait_until(lambda: is_waiting(tx))
+            until(lambda: is_waiting(tx))
             with thread(lambda: woken.extend(ipcbus.wait([channel.sender], timeout=PATIENCE))):
                 threading.Event().wait(0.05)  # so that it is likely to wait; it must be woken either way
                 for number in range(capacity):

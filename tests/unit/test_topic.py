@@ -19,6 +19,8 @@ from ipcbus.directory import client
 from ipcbus.plumbing.fds import close_all
 from ipcbus.testing.subject import raises
 
+from .rig import until
+
 PATIENCE = 10
 
 
@@ -146,9 +148,13 @@ def test_closing_wakes_who_receives(bus):
     assert got == [1]
 
 
-def test_never_closed(bus):
+def test_never_closed(bus, child):
+    topic = bus.topic("a")
     with pytest.warns(ResourceWarning, match="never closed"):
-        assert bus.topic("a").subscribe().dropped == 0
+        assert topic.subscribe().dropped == 0
+    until(lambda: topic.subscribers() == 0)
+    child.run("obj.subscribe()", topic)
+    until(lambda: topic.subscribers() == 0)
 
 
 def test_what_travels(bus):

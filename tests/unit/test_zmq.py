@@ -34,6 +34,8 @@ from ipcbus_zmq import Zmq, ZmqTcp
 from ipcbus_zmq import _parking as parking
 from ipcbus_zmq._protocol import MARK, Kind, encode
 
+from .rig import until
+
 PATIENCE = 10
 SOON = 1.0
 """Seconds in which the others must notice a death."""
@@ -120,14 +122,6 @@ def plain(stack, ends):
 
 def whole(frame):
     return b"".join(frame)
-
-
-def until(condition):
-    """Return when something is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it is not so"
-        time.sleep(0.001)
 
 
 def fill(link, message=b"m", timeout=0):
