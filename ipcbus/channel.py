@@ -45,6 +45,10 @@ class Channel:
     __slots__ = ("__weakref__", "_aio", "_end", "_role", "_short")
 
     def __init__(self, end: endpoint.Endpoint, role: str = "both") -> None:
+        if not isinstance(end, endpoint.Endpoint):
+            raise TypeError(
+                f"channels are made by another function: write ipcbus.open({end if isinstance(end, str) else 'pipe:'!r})"
+            )
         self._end = end
         self._role = role
         self._short: Callable[[bytes], bool] | None = None

@@ -49,6 +49,8 @@ def parse_url(text: str) -> URL:
     Raises:
         ConfigError: the text is no URL, or an option is given twice or without a value.
     """
+    if not isinstance(text, str):  # as of a configuration, or a channel, which would be received from by what follows
+        raise ConfigError(f"a channel is opened by a text such as 'pipe:', not by {text!r}")
     match = _URL.fullmatch(text if ":" in text or not text else text + ":")
     if match is None:
         raise ConfigError(f"{text!r} is not a channel URL; write 'pipe:', 'queue:?capacity=100' or 'zmq+tcp://host:port'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -54,6 +54,21 @@ class TestFiles:
         for path in (tmp_path / "none.toml", tmp_path):
             with pytest.raises(ipcbus.ConfigError, match="cannot be read"):
                 load_file(Settings, path)
+
+
+@pytest.mark.parametrize("wrong", ["pipe:", None, 3])
+def test_a_channel_is_not_made_by_its_class(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"write ipcbus\.open\("):
+        ipcbus.Channel(wrong)
+
+
+def test_opening_a_channel_takes_nothing_out_of_it() -> None:
+    with ipcbus.open("inproc:") as channel:
+        channel.send(1)
+        wrong: Any = channel
+        with pytest.raises(ipcbus.ConfigError, match="by a text"):
+            ipcbus.open(wrong)
+        assert channel.recv(0) == 1
 
 
 class TestAuto:

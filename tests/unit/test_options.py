@@ -51,6 +51,11 @@ class TestURL:
         with pytest.raises(ConfigError, match=why):
             parse_url(text)
 
+    @pytest.mark.parametrize("other", [None, 3, b"pipe:", ["pipe:"], iter(["pipe:"])])
+    def test_what_is_no_text(self, other: Any) -> None:
+        with pytest.raises(ConfigError, match="by a text"):
+            parse_url(other)
+
     @given(
         st.from_regex(r"[a-z][a-z0-9+.-]{0,8}", fullmatch=True),
         st.from_regex(r"[a-z0-9/:@.\[\]_-]{0,12}", fullmatch=True),
