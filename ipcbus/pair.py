@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, final
 
 from ipcbus.channel import Channel, open_channel
+from ipcbus.errors import Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -79,16 +80,35 @@ class Duplex:
 
 
 class AsyncDuplex:
-    """The asyncio face of a :class:`Duplex`."""
+    """The asyncio face of a :class:`Duplex`: ``send``, ``recv`` and ``async for``."""
 
-    __slots__ = ("__aiter__", "recv", "send")
+    __slots__ = ("_incoming", "recv", "send")
 
     def __init__(self, outgoing: AsyncChannel, incoming: AsyncChannel) -> None:
+        self._incoming = incoming
         self.send = outgoing.send
         self.recv = incoming.recv
 
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return aiter(self._incoming)
+
 
 def pair(url: str = "auto:", **options: Any) -> tuple[Duplex, Duplex]:
-    """Make a two-way connection of two channels; arguments and errors as for ``open``."""
-    there, back = open_channel(url, **options), open_channel(url, **options)
+    """Make a two-way connection of two channels; arguments and errors as for ``open``.
+
+    Raises:
+        Unsupported: the URL has an address, which is that of one channel.
+    """
+    there = open_channel(url, **options)
+    if there._end.spec.address:  # noqa: SLF001  a channel's, which is of this package
+        there.destroy()
+        raise Unsupported(
+            f"a pair is two channels, and {there.url} is the address of one: open two, and give each side "
+            "ipcbus.Duplex(the one that it sends through, the one that it receives from)"
+        )
+    try:
+        back = open_channel(url, **options)
+    except BaseException:
+        there.destroy()
+        raise
     return Duplex(there.sender, back.receiver), Duplex(back.sender, there.receiver)
