@@ -217,8 +217,8 @@ class Keeper:
         was_ready = child.ready
         child.listen()
         if self.roster.is_heir(child):
-            if child.prepared or child.ready:
-                old = self.roster.running[child.name]
+            old = self.roster.running.get(child.name)  # none: it has just ended, and everything ends with it
+            if old is not None and (child.prepared or child.ready):
                 old.renew = True  # also if the heir does not live to see it
                 old.terminate(self._stop_timeout)
             return
@@ -359,10 +359,10 @@ class Keeper:
         """Go on with the process that an heir was to replace: it has ended."""
         name = heir.name
         self.roster.release(heir)
-        old = self.roster.running[name]
-        self._note(heir, "died" if old.stopping else "kept", fate + heir.said)
-        if old.stopping:
-            return  # its end starts another one
+        old = self.roster.running.get(name)
+        self._note(heir, "died" if old is None or old.stopping else "kept", fate + heir.said)
+        if old is None or old.stopping:
+            return  # everything ends, or the end of the old one starts another one
         if heir.relieve:  # asked for again meanwhile: what made this one fail may have been mended by then
             self._relieve(old)
             return

@@ -123,6 +123,25 @@ def test_one_that_is_killed_is_followed_by_its_heir(programs: Any, channel: ipcb
         assert story(channel, 1) == [("serves", second)]
 
 
+def test_the_end_of_both_at_once(programs: Any, channel: ipcbus.Channel, wrong: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With the one in office everything ends here, so its heir is nobody's."""
+
+    def end_both(what: ipcbus.Occurrence) -> None:
+        if what.what == "started" and what.pid != supervisor.pids["heir"]:
+            for child in supervisor._keeper.roster.everybody:
+                os.kill(child.pid, signal.SIGKILL)
+                assert ipcbus.wait([child.sentinel], PATIENCE)
+
+    supervisor = Supervisor([program(programs, channel, wrong)], start_method="forkserver", intensity=0, on_event=end_both)
+    with supervisor:
+        with pytest.raises(StartFailed, match="number 1 within"):
+            supervisor.replace("heir")
+        with pytest.raises(ipcbus.GaveUp, match="number 1 within"):
+            supervisor.wait(PATIENCE)
+    assert happened(supervisor)[2:] == ["started", "died", "gave up", "died"]
+    assert "the supervisor failed" not in caplog.text
+
+
 def test_a_storm_of_requests_is_one_or_two_replacements(programs: Any, channel: ipcbus.Channel, wrong: Path) -> None:
     with Supervisor([program(programs, channel, wrong)], start_method="forkserver") as supervisor:
         for _ in range(200):
