@@ -14,6 +14,7 @@ import pytest
 
 import ipcbus
 from ipcbus.plumbing.fds import close_all
+from ipcbus.testing.subject import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -124,5 +125,22 @@ def scarce(few: Callable[[int], None]) -> Iterator[Callable[[int], list[int]]]:
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Functions that run in child processes: children get a copy of sys.path, so they find the module."""
+    return _module(monkeypatch, "supervised")
+
+
+@pytest.fixture
+def askers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Those that answer, ask and call back."""
+    return _module(monkeypatch, "askers")
+
+
+def _module(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "programs"))
-    return importlib.import_module("supervised")
+    return importlib.import_module(name)
+
+
+@pytest.fixture
+def subject() -> Iterator[Subject]:
+    """What starts processes beside a test, and ends them with it."""
+    with Subject("pipe:", "fork") as made:
+        yield made

@@ -6,38 +6,21 @@ import gc
 import threading
 import time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 import ipcbus
 from ipcbus.requests import inbox
 from ipcbus.requests.worker import Worker
-from ipcbus.testing.subject import Subject
 
 PATIENCE = 10
 
 
 @pytest.fixture
-def programs(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "programs"))
-    import askers
-
-    return askers
-
-
-@pytest.fixture
-def subject(programs):
-    assert programs
-    with Subject("pipe:", "fork") as made:
-        yield made
-
-
-@pytest.fixture
-def server(subject, programs):
+def server(subject, askers):
     """A channel to a process that calls what it is sent."""
     channel = subject.open()
-    child = subject.start(programs.serve, channel)
+    child = subject.start(askers.serve, channel)
     child.hear()
     yield channel
     channel.shutdown()
@@ -210,11 +193,11 @@ def _logged(caplog, text):
     return False
 
 
-def test_a_moment_in_which_nothing_can_be_received_is_survived(server, programs, no_descriptors, caplog):
+def test_a_moment_in_which_nothing_can_be_received_is_survived(server, askers, no_descriptors, caplog):
     with ipcbus.callback(len) as callback:
         assert _call(server, callback, b"small") == 5
         with no_descriptors():
-            waiting = server.submit(("call", programs.call_with_much, callback))
+            waiting = server.submit(("call", askers.call_with_much, callback))
             _logged(caplog, "nothing can be received")
         assert waiting.result(PATIENCE) == 8 << 20
         assert _call(server, callback, b"again") == 5
@@ -225,15 +208,15 @@ def test_what_comes_home_is_the_same_object(server):
         assert server.request(("echo", callback), PATIENCE) is callback
 
 
-def test_processes_that_call_each_others_callbacks_do_not_wait_for_each_other(subject, programs):
+def test_processes_that_call_each_others_callbacks_do_not_wait_for_each_other(subject, askers):
     """Deeper than each has threads for callbacks at first."""
     import os
 
     lent = subject.open()
-    child = subject.start(programs.lend_ping, lent)
+    child = subject.start(askers.lend_ping, lent)
     other = lent.recv(timeout=PATIENCE)
     pid = child.hear()
-    ping = programs.Ping()
+    ping = askers.Ping()
     ping.own = ipcbus.callback(ping.call)
     assert other(7, ping.own) == [pid, os.getpid()] * 4
     started = ping.own.submit(6, other)

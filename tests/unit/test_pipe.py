@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,37 +17,18 @@ from hypothesis import strategies as st
 import ipcbus
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, DecodeError, EndOfChannel, PeerDied
 from ipcbus.plumbing.fds import close_all
-from ipcbus.transport import ChannelSpec
 from ipcbus_pipe import Pipe, PipeOptions, _sender, _stream
+
+from .rig import Ends, descriptors, drain, readable
 
 PATIENCE = 10
 LARGE = bytes(200_000)
 
 
-class Ends:
-    """A channel and the ends opened of it, all closed by the test's end."""
-
-    def __init__(self, stack, capacity=8, **options):
-        spec = ChannelSpec(id="0" * 32, address="", capacity=capacity, receivers="one", max_message=1 << 20)
-        self.stack = stack
-        self.handle = Pipe.create(spec, PipeOptions(**options))
-        stack.callback(self.handle.release)
-
-    def sender(self):
-        link = self.handle.open_sender()
-        self.stack.callback(link.close)
-        return link
-
-    def receiver(self):
-        link = self.handle.open_receiver()
-        self.stack.callback(link.close)
-        return link
-
-
 @pytest.fixture
 def make():
     with ExitStack() as stack:
-        yield lambda *args, **options: Ends(stack, *args, **options)
+        yield lambda *args, **options: Ends(stack, Pipe, *args, **options)
 
 
 @pytest.fixture
@@ -66,25 +46,6 @@ def lose_lanes(monkeypatch):
         receiver.close()
 
     return close
-
-
-def descriptors():
-    return [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
-
-
-def drain(link):
-    got = []
-    try:
-        while True:
-            got.append(bytes(link.recv(0)[0]))
-    except ChannelEmpty:
-        return got
-
-
-def readable(link, seconds):
-    poller = select.poll()  # select() knows no descriptor above 1023
-    poller.register(link.fileno(), select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
 
 
 def fill(link, message):

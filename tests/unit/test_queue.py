@@ -18,10 +18,11 @@ import pytest
 
 import ipcbus_queue
 from ipcbus.errors import ChannelBroken, ChannelEmpty, ChannelFull, ConfigError, EndOfChannel
-from ipcbus.transport import ChannelSpec, NoOptions
 from ipcbus_queue import Queue, feeder, reader, receiving
 from ipcbus_queue.gate import Gate
 from ipcbus_queue.shared import SPILL_AT
+
+from .rig import Ends
 
 PATIENCE = 10
 
@@ -29,31 +30,10 @@ PATIENCE = 10
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 
-class Ends:
-    """A channel and the ends opened of it, all closed by the test's end."""
-
-    def __init__(self, stack, **changes):
-        spec = {"id": "0" * 32, "address": "", "capacity": 8, "receivers": "one", "max_message": 1 << 20}
-        self.stack = stack
-        self.handle = Queue.create(ChannelSpec(**{**spec, **changes}), NoOptions())
-        self.shared = self.handle._shared
-        stack.callback(self.handle.release)
-
-    def sender(self):
-        link = self.handle.open_sender()
-        self.stack.callback(link.close)
-        return link
-
-    def receiver(self):
-        link = self.handle.open_receiver()
-        self.stack.callback(link.close)
-        return link
-
-
 @pytest.fixture
 def make():
     with ExitStack() as stack:
-        yield lambda **changes: Ends(stack, **changes)
+        yield lambda **changes: Ends(stack, Queue, **changes)
 
 
 @pytest.fixture
@@ -102,13 +82,13 @@ class TestWhatItLeansOn:
     def test_writes_what_a_connection_reads(self, ends, size):
         sender = ends.sender()
         sender.send([bytes(size)], PATIENCE)
-        with Connection(os.dup(ends.shared.reader.fileno()), writable=False) as connection:
+        with Connection(os.dup(ends.handle._shared.reader.fileno()), writable=False) as connection:
             assert connection.poll(PATIENCE)
             assert pickle.loads(connection.recv_bytes()) == bytes(size)
 
     def test_reads_what_a_connection_writes(self, ends):
         receiver = ends.receiver()
-        with Connection(os.dup(ends.shared.writer.fileno()), readable=False) as connection:
+        with Connection(os.dup(ends.handle._shared.writer.fileno()), readable=False) as connection:
             for size in (0, 10, 5000, 20_000):
                 connection.send_bytes(pickle.dumps(bytes(size)))
                 assert receiver.recv(PATIENCE) == (bytes(size),)
@@ -117,7 +97,7 @@ class TestWhatItLeansOn:
         ends, written = make(capacity=200), []
         sender, receiver = ends.sender(), ends.receiver()
         monkeypatch.setattr(feeder.os, "write", lambda fd, data, write=os.write: written.append(len(data)) or write(fd, data))
-        lock = ends.shared.reopen(ends.shared.file, os.O_RDWR)
+        lock = ends.handle._shared.reopen(ends.handle._shared.file, os.O_RDWR)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # as another sender in the middle of a write
             for n in range(200):
@@ -205,8 +185,8 @@ class TestPieces:
     WIRE = len(BODY).to_bytes(4, "big") + BODY
 
     def write(self, ends, data):
-        os.eventfd_read(ends.shared.room.fileno())
-        os.write(ends.shared.writer.fileno(), data)
+        os.eventfd_read(ends.handle._shared.room.fileno())
+        os.write(ends.handle._shared.writer.fileno(), data)
 
     @pytest.mark.parametrize("at", [1, 3, 4, 5, 100, len(WIRE) - 1])
     def test_the_next_receiver_goes_on_with_it(self, ends, at):
@@ -219,11 +199,11 @@ class TestPieces:
         second = ends.receiver()
         with pytest.raises(ChannelEmpty):
             second.recv(0.02)
-        os.write(ends.shared.writer.fileno(), self.WIRE[at:])
+        os.write(ends.handle._shared.writer.fileno(), self.WIRE[at:])
         assert second.ready()
         assert second.recv(0) == (b"abcdef" * 1000,)
         assert second.depth() == 0
-        assert os.fstat(ends.shared.file.fileno()).st_size == SPILL_AT
+        assert os.fstat(ends.handle._shared.file.fileno()).st_size == SPILL_AT
 
     def test_the_timeout_covers_the_wait_for_the_rest(self, ends, monkeypatch):
         receiver, waits = ends.receiver(), []
@@ -276,7 +256,7 @@ class TestPauseAfterShutdown:
         monkeypatch.setattr(receiving, "LINGER", 0.1)
         ends = make(receivers=request.param)
         receiver = ends.receiver()
-        os.eventfd_read(ends.shared.room.fileno())
+        os.eventfd_read(ends.handle._shared.room.fileno())
         self.write(ends, self.BEGIN)
         receiver.shutdown()
         with pytest.raises(ChannelEmpty):
@@ -284,7 +264,7 @@ class TestPauseAfterShutdown:
         return ends, receiver
 
     def write(self, ends, data):
-        assert os.write(ends.shared.writer.fileno(), data) == len(data)
+        assert os.write(ends.handle._shared.writer.fileno(), data) == len(data)
 
     def pause(self, receiver):
         """Do something else until the receiver's time is up."""
@@ -330,7 +310,7 @@ class TestPauseAfterShutdown:
         monkeypatch.setattr(receiving, "_PARTS", 1)
         ends = make(receivers="many")
         first, second = ends.receiver(), ends.receiver()
-        os.eventfd_read(ends.shared.room.fileno())
+        os.eventfd_read(ends.handle._shared.room.fileno())
         self.write(ends, self.BEGIN)
         first.shutdown()
         for receiver in (first, second):
@@ -424,7 +404,7 @@ class TestKilled:
         monkeypatch.setattr(receiving, "LINGER", 0.2)
         ends = make(receivers=receivers)
         sender, receiver = ends.sender(), ends.receiver()
-        os.eventfd_read(ends.shared.room.fileno())  # as a sender does that is killed then
+        os.eventfd_read(ends.handle._shared.room.fileno())  # as a sender does that is killed then
         sender.send([b"x"], 0)
         sender.shutdown()
         assert receiver.recv(PATIENCE) == (b"x",)
@@ -438,7 +418,7 @@ class TestKilled:
     def test_lost_room_is_told_to_who_would_drop_old_messages(self, make):
         ends = make(capacity=1)
         sender = ends.sender()
-        os.eventfd_read(ends.shared.room.fileno())
+        os.eventfd_read(ends.handle._shared.room.fileno())
         with pytest.raises(ChannelFull):
             sender.send([b"x"], 0)
         with pytest.raises(ChannelBroken, match="killed"):

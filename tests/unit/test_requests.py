@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import tracemalloc
-from pathlib import Path
 
 import pytest
 
@@ -31,24 +30,9 @@ PATIENCE = 10
 
 
 @pytest.fixture
-def programs(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "programs"))
-    import askers
-
-    return askers
-
-
-@pytest.fixture
-def subject(programs):
-    assert programs
-    with Subject("pipe:", "fork") as made:
-        yield made
-
-
-@pytest.fixture
-def questions(subject, programs):
+def questions(subject, askers):
     channel = subject.open()
-    child = subject.start(programs.serve, channel)
+    child = subject.start(askers.serve, channel)
     child.hear()
     yield channel
     channel.shutdown()
@@ -61,9 +45,9 @@ def unanswered(subject):
     return subject.open()
 
 
-def test_a_reply_counts_whatever_becomes_of_its_sender(subject, programs, unanswered):
+def test_a_reply_counts_whatever_becomes_of_its_sender(subject, askers, unanswered):
     """Also when the news of its end comes first, as it does where the reply has to wait for a thread."""
-    child = subject.start(programs.answer_once, unanswered)
+    child = subject.start(askers.answer_once, unanswered)
     child.hear()
     box = inbox(unanswered._end)
     future = asking.send(box, unanswered._end, "still here", PATIENCE, None)
@@ -76,11 +60,11 @@ def test_a_reply_counts_whatever_becomes_of_its_sender(subject, programs, unansw
 
 
 @pytest.mark.parametrize("url", ["pipe:", "zmq:"])
-def test_who_has_answered_before_and_dies_with_what_was_sent_before_it_opened_the_channel(programs, url):
+def test_who_has_answered_before_and_dies_with_what_was_sent_before_it_opened_the_channel(askers, url):
     """It has the way to who asks already, so it asks for nothing by which it would be known as the receiver."""
     with Subject(url, "forkserver") as subject:
         first, second = subject.open(), subject.open()
-        child = subject.start(programs.answer_here_and_open_there, first, second)
+        child = subject.start(askers.answer_here_and_open_there, first, second)
         assert first.request("known", PATIENCE) == "here"
         futures = [second.submit(number) for number in range(10)]
         child.say()
@@ -95,12 +79,12 @@ def test_who_has_answered_before_and_dies_with_what_was_sent_before_it_opened_th
         assert not any(isinstance(key, str) for key in _box(second)._watched), "it looks on though it knows"
 
 
-def test_a_death_is_known_though_there_was_no_descriptor_to_see_it_by_for_a_moment(subject, programs, monkeypatch, caplog):
+def test_a_death_is_known_though_there_was_no_descriptor_to_see_it_by_for_a_moment(subject, askers, monkeypatch, caplog):
     def refuse(_):
         raise OSError(errno.EMFILE, "Too many open files")
 
     first, second = subject.open(), subject.open()
-    child = subject.start(programs.answer_here_and_open_there, first, second)
+    child = subject.start(askers.answer_here_and_open_there, first, second)
     with monkeypatch.context() as patch:
         patch.setattr(os, "pidfd_open", refuse)
         child.say()
@@ -145,9 +129,9 @@ def test_an_exception_that_cannot_travel_is_told_in_words(questions, what, name,
     assert what == "mute" or caught.value.__cause__ is None  # that one can be rebuilt here
 
 
-def test_a_reply_that_is_too_large_is_told(subject, programs, monkeypatch):
+def test_a_reply_that_is_too_large_is_told(subject, askers, monkeypatch):
     channel = subject.open()
-    serving = subject.thread(channel.serve, programs.handle)
+    serving = subject.thread(channel.serve, askers.handle)
     box = _box(channel)
     monkeypatch.setattr(box._end.codec, "max_message", 20_000)
     with pytest.raises(ipcbus.RemoteError, match="MessageTooLarge"):
@@ -159,9 +143,9 @@ def test_a_reply_that_is_too_large_is_told(subject, programs, monkeypatch):
     serving.result()
 
 
-def test_a_handler_that_exits_tells_who_asked(subject, programs):
+def test_a_handler_that_exits_tells_who_asked(subject, askers):
     channel = subject.open()
-    child = subject.start(programs.serve_and_survive, channel)
+    child = subject.start(askers.serve_and_survive, channel)
     child.hear()
     with pytest.raises(ipcbus.RemoteError, match="SystemExit: 5"):
         channel.request(("exit",), PATIENCE)
@@ -169,16 +153,16 @@ def test_a_handler_that_exits_tells_who_asked(subject, programs):
     child.result()
 
 
-def test_a_request_whose_forwarding_failed_is_told(subject, programs):
+def test_a_request_whose_forwarding_failed_is_told(subject, askers):
     channel, other = subject.open(), subject.open()
-    serving = subject.thread(channel.serve, programs.handle)
+    serving = subject.thread(channel.serve, askers.handle)
     with pytest.raises(ipcbus.RemoteError, match="EncodeError"):
         channel.request(("forward badly", other), PATIENCE)
     channel.shutdown()
     serving.result()
 
 
-def test_only_the_first_answer_counts(subject, programs):
+def test_only_the_first_answer_counts(subject, askers):
     channel, said = subject.open(), []
     answered = subject.thread(channel.request, ("twice", "by reference"), PATIENCE)
     message = channel.recv_message(PATIENCE)
@@ -189,7 +173,7 @@ def test_only_the_first_answer_counts(subject, programs):
         pickle.dumps(message.reply_to)
     assert answered.result() == 1
     assert not said
-    assert programs
+    assert askers
 
 
 def test_recv_refuses_at_once_and_so_does_what_cannot_be_rebuilt(unanswered, subject):
@@ -228,10 +212,10 @@ def test_replies_that_come_late_are_counted(unanswered):
     assert unanswered.stats().late == 1
 
 
-def test_who_does_not_read_delays_an_answerer_once(subject, programs, monkeypatch):
+def test_who_does_not_read_delays_an_answerer_once(subject, askers, monkeypatch):
     monkeypatch.setattr(reply, "PATIENCE", 0.3)
     channel = subject.open()
-    asker = subject.start(programs.ask_without_reading, channel)
+    asker = subject.start(askers.ask_without_reading, channel)
     messages = [channel.recv_message(PATIENCE) for _ in range(3)]
     asker.hear()
     os.kill(asker.pid, signal.SIGSTOP)
@@ -249,11 +233,11 @@ def test_who_does_not_read_delays_an_answerer_once(subject, programs, monkeypatc
     asker.kill()
 
 
-def test_what_is_not_delivered_to_who_does_not_read_fails_there(subject, programs, monkeypatch):
+def test_what_is_not_delivered_to_who_does_not_read_fails_there(subject, askers, monkeypatch):
     monkeypatch.setattr(reply, "PATIENCE", 0.3)
     channel = subject.open()
-    asker = subject.start(programs.ask_and_dawdle, channel)
-    serving = subject.thread(channel.serve, programs.handle)
+    asker = subject.start(askers.ask_and_dawdle, channel)
+    serving = subject.thread(channel.serve, askers.handle)
     lost, others, later = asker.hear(2 * PATIENCE)
     assert "the reply was lost" in lost
     assert set(others) == {0, "ChannelBroken"}
@@ -264,10 +248,10 @@ def test_what_is_not_delivered_to_who_does_not_read_fails_there(subject, program
 
 
 @pytest.fixture
-def stopped_asker(subject, programs, unanswered, monkeypatch):
+def stopped_asker(subject, askers, unanswered, monkeypatch):
     """A process that was stopped after its first request, and the request, whose taker waited for it in vain."""
     monkeypatch.setattr(client, "PATIENCE", 1.2)
-    asker = subject.start(programs.ask_twice, unanswered)
+    asker = subject.start(askers.ask_twice, unanswered)
     assert asker.hear() == "asked"
     _stop(asker)
     return asker, unanswered.recv_message(PATIENCE)
@@ -296,11 +280,11 @@ def test_an_asker_that_was_stopped_and_went_on_is_answered(stopped_asker, unansw
     asker.result()
 
 
-def test_what_could_not_be_sent_can_be_sent_again_and_fails_if_it_is_not(subject, programs, unanswered, monkeypatch):
+def test_what_could_not_be_sent_can_be_sent_again_and_fails_if_it_is_not(subject, askers, unanswered, monkeypatch):
     def refuse(*_):
         raise ipcbus.ChannelBroken("no descriptors")
 
-    asker = subject.start(programs.ask_twice, unanswered)
+    asker = subject.start(askers.ask_twice, unanswered)
     assert asker.hear() == "asked"
     message = unanswered.recv_message(PATIENCE)
     with monkeypatch.context() as patch:
@@ -317,15 +301,15 @@ def test_what_could_not_be_sent_can_be_sent_again_and_fails_if_it_is_not(subject
     asker.result()
 
 
-def test_who_asked_is_answered_though_the_connection_to_it_was_lost_and_another_one_asks(subject, programs, unanswered):
-    askers = []
+def test_who_asked_is_answered_though_the_connection_to_it_was_lost_and_another_one_asks(subject, askers, unanswered):
+    two = []
     messages = []
     for _ in range(2):
-        askers.append(subject.start(programs.ask_twice, unanswered))
-        assert askers[-1].hear() == "asked"
+        two.append(subject.start(askers.ask_twice, unanswered))
+        assert two[-1].hear() == "asked"
         messages.append(unanswered.recv_message(PATIENCE))
         client.place(messages[-1].reply_to._way.home).close()  # as an interrupted call does
-    for asker, message in zip(askers, messages, strict=True):
+    for asker, message in zip(two, messages, strict=True):
         message.reply("first")
         assert asker.hear() == "first"
         unanswered.recv_message(PATIENCE).reply("second")
@@ -334,11 +318,11 @@ def test_who_asked_is_answered_though_the_connection_to_it_was_lost_and_another_
         asker.result()
 
 
-def test_an_answerer_whose_connection_was_lost_is_watched_again(programs):
+def test_an_answerer_whose_connection_was_lost_is_watched_again(askers):
     """Where several may receive, only what was noted in the table tells who has a request."""
     with Subject("queue:", "fork") as subject:
         channel = subject.open(receivers="many")
-        child = subject.start(programs.serve, channel)
+        child = subject.start(askers.serve, channel)
         child.hear()
         assert channel.request(("lose the connection",), PATIENCE) is None, "who lost a connection passed for dead"
         lost = channel.submit(("lose the connection", "no answer"))
@@ -597,12 +581,12 @@ def test_futures_travel_pending_twice_done_and_failed(questions, unanswered):
     assert pickle.loads(pickle.dumps(pending)).result(0) == "value"
 
 
-def test_a_future_of_a_thread_of_this_process_travels_to_another_one(subject, programs):
+def test_a_future_of_a_thread_of_this_process_travels_to_another_one(subject, askers):
     """Though nobody else can reach the inbox of the threads."""
     with ipcbus.open("inproc:") as near:
         pending = near.submit("x")
         lent = subject.open()
-        child = subject.start(programs.wait_for_what_comes, lent)
+        child = subject.start(askers.wait_for_what_comes, lent)
         lent.send(pending)
         copy = pickle.loads(pickle.dumps(pending))
         assert child.hear() == "it came"
@@ -628,10 +612,10 @@ async def _wait_briefly(future):
     ],
     ids=["done", "result", "wait", "await", "callback"],
 )
-def test_nobody_waits_longer_than_was_said_for_a_process_that_is_stopped(subject, programs, unanswered, wait):
+def test_nobody_waits_longer_than_was_said_for_a_process_that_is_stopped(subject, askers, unanswered, wait):
     """Though it would have to be asked for the way to it first, and may answer for longer than that."""
     lent = subject.open()
-    owner = subject.start(programs.lend_pending, lent, unanswered)
+    owner = subject.start(askers.lend_pending, lent, unanswered)
     future, callback = lent.recv(PATIENCE)
     _stop(owner)
     started = time.monotonic()
@@ -644,9 +628,9 @@ def test_nobody_waits_longer_than_was_said_for_a_process_that_is_stopped(subject
     assert callback("abc") == 3
 
 
-def test_nor_where_it_takes_in_nothing_more(subject, programs, unanswered):
+def test_nor_where_it_takes_in_nothing_more(subject, askers, unanswered):
     lent = subject.open()
-    owner = subject.start(programs.lend_pending, lent, unanswered)
+    owner = subject.start(askers.lend_pending, lent, unanswered)
     future, callback = lent.recv(PATIENCE)
     callback.timeout = PATIENCE
     assert callback("abc") == 3
@@ -680,10 +664,10 @@ def test_a_failed_future_travels(questions):
 # --------------------------------------------------------------------------- forks, closing, exits
 
 
-def test_a_forked_child_asks_for_itself_and_is_told_what_is_not_its_own(questions, unanswered, subject, programs):
+def test_a_forked_child_asks_for_itself_and_is_told_what_is_not_its_own(questions, unanswered, subject, askers):
     pending = unanswered.submit("goes on in the parent")
     with ipcbus.callback(os.getpid) as callback:
-        child = subject.start(programs.ask_inherited, questions, pending, callback)
+        child = subject.start(askers.ask_inherited, questions, pending, callback)
         assert "from which this one was forked" in child.hear()
         assert isinstance(child.hear(), int)
         assert child.hear() == os.getpid(), "a callback that a forked child inherited ran in the child"

@@ -6,12 +6,10 @@ import multiprocessing
 import os
 import random
 import resource
-import select
 import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,7 +27,8 @@ from ipcbus.errors import (
     EndOfChannel,
     PeerDied,
 )
-from ipcbus.transport import ChannelSpec
+
+from .rig import Ends, in_thread, readable
 
 shm = pytest.importorskip("ipcbus_shm")
 
@@ -42,27 +41,8 @@ TAIL, HEAD = 64, 128
 EMPTY, FREE, GROWING, WRITING, QUEUED, HELD = range(6)
 
 
-class Ends:
-    """A channel and the ends opened of it, all closed by the test's end."""
-
-    def __init__(self, stack, capacity=8, receivers="one", drops_old=False, max_message=1 << 22, **options):
-        spec = ChannelSpec("0" * 32, "", capacity, receivers, max_message=max_message, drops_old=drops_old)
-        self.stack = stack
-        self.handle = shm.Shm.create(spec, shm.ShmOptions(**{"ring_bytes": RING, **options}))
-        stack.callback(self.handle.release)
-
-    def sender(self):
-        link = self.handle.open_sender()
-        self.stack.callback(link.close)
-        return link
-
-    def receiver(self):
-        link = self.handle.open_receiver()
-        self.stack.callback(link.close)
-        return link
-
-    def both(self):
-        return self.sender(), self.receiver()
+class Ring(Ends):
+    """One whose memory can be seen."""
 
     def memory(self):
         """Return the shared memory itself, for looking at it and for damaging it."""
@@ -76,29 +56,9 @@ class Ends:
 
 @pytest.fixture
 def make():
+    usual = {"max_message": 1 << 22, "ring_bytes": RING}
     with ExitStack() as stack:
-        yield lambda *args, **options: Ends(stack, *args, **options)
-
-
-def in_thread(call, *args):
-    """Run a call in a thread; return a function that waits for it and returns what it returned or raised."""
-    said = []
-
-    def run():
-        try:
-            said.append(call(*args))
-        except Exception as error:
-            said.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-
-    def result():
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "the call is stuck"
-        return said[0]
-
-    return result
+        yield lambda *args, **options: Ring(stack, shm.Shm, *args, **{**usual, **options})
 
 
 def in_child(call, *args):
@@ -125,12 +85,6 @@ def killed(call, *args):
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-
-
-def readable(fd, seconds):
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
 
 
 class TestRing:

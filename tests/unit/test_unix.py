@@ -3,7 +3,6 @@
 import errno
 import importlib.util
 import os
-import select
 import socket
 import threading
 from contextlib import ExitStack, contextmanager
@@ -14,33 +13,18 @@ import pytest
 import ipcbus
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel
 from ipcbus.plumbing.state import SharedState
-from ipcbus.transport import ChannelSpec
-from ipcbus_unix import Unix, UnixOptions, _board
+from ipcbus_unix import Unix, _board
 from ipcbus_unix._board import LARGE, STEP
 from ipcbus_unix._intake import MARK, Intake
+
+from .rig import Ends, descriptors, drain, in_thread, readable
 
 PATIENCE = 10
 BIG = bytes(200_000)
 
 
-class Ends:
-    """A channel and the ends opened of it, all closed by the test's end."""
-
-    def __init__(self, stack, capacity=8, receivers="one", drops_old=False, **options):
-        spec = ChannelSpec("0" * 32, "", capacity, receivers, max_message=1 << 20, drops_old=drops_old)
-        self.stack = stack
-        self.handle = Unix.create(spec, UnixOptions(**options))
-        stack.callback(self.handle.release)
-
-    def sender(self):
-        link = self.handle.open_sender()
-        self.stack.callback(link.close)
-        return link
-
-    def receiver(self):
-        link = self.handle.open_receiver()
-        self.stack.callback(link.close)
-        return link
+class Socket(Ends):
+    """One that can be written to and read from as by no end."""
 
     def write(self, data, fds=()):
         """Write what no sender of ours would."""
@@ -54,7 +38,7 @@ class Ends:
 @pytest.fixture
 def make():
     with ExitStack() as stack:
-        yield lambda *args, **options: Ends(stack, *args, **options)
+        yield lambda *args, **options: Socket(stack, Unix, *args, **options)
 
 
 @contextmanager
@@ -64,19 +48,6 @@ def some_file():
         yield fd
     finally:
         os.close(fd)
-
-
-def descriptors():
-    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
-
-
-def drain(link):
-    got = []
-    try:
-        while True:
-            got.append(bytes(link.recv(0)[0]))
-    except ChannelEmpty:
-        return got
 
 
 def fill_with(link, message):
@@ -89,33 +60,6 @@ def fill_with(link, message):
                 return sent
             raise
     raise AssertionError("the socket took a thousand messages")
-
-
-def readable(link, seconds):
-    poller = select.poll()  # select() knows no descriptor above 1023
-    poller.register(link.fileno(), select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
-
-
-def in_thread(call, *args):
-    """Run a call in a thread; return a function that waits for it and returns what it returned or raised."""
-    said = []
-
-    def run():
-        try:
-            said.append(call(*args))
-        except Exception as error:
-            said.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-
-    def result():
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "the call is stuck"
-        return said[0]
-
-    return result
 
 
 class TestLarge:
@@ -529,18 +473,17 @@ class TestEnd:
             socket.setdefaulttimeout(None)
 
 
-def test_forked_child_leaves_what_its_parent_waits_for():
-    with ExitStack() as stack:
-        sender = Ends(stack).sender()
-        waits = Path(f"/proc/self/fdinfo/{sender.fileno()}")
-        sender._watch._open(os.getppid())
-        before = waits.read_text()
-        assert before.count("tfd") == 4
-        if not (pid := os.fork()):
-            sender.abandon()
-            os._exit(0)
-        os.waitpid(pid, 0)
-        assert waits.read_text() == before
+def test_forked_child_leaves_what_its_parent_waits_for(make):
+    sender = make().sender()
+    waits = Path(f"/proc/self/fdinfo/{sender.fileno()}")
+    sender._watch._open(os.getppid())
+    before = waits.read_text()
+    assert before.count("tfd") == 4
+    if not (pid := os.fork()):
+        sender.abandon()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert waits.read_text() == before
 
 
 def test_closed_ends_keep_no_descriptor():
@@ -554,12 +497,11 @@ def test_closed_ends_keep_no_descriptor():
     assert descriptors() == before
 
 
-def test_one_receiver():
-    with ExitStack() as stack:
-        ends = Ends(stack)
-        ends.receiver()
-        with pytest.raises(ChannelBusy, match=str(os.getpid())):
-            ends.handle.open_receiver()
+def test_one_receiver(make):
+    ends = make()
+    ends.receiver()
+    with pytest.raises(ChannelBusy, match=str(os.getpid())):
+        ends.handle.open_receiver()
 
 
 def test_auto_picks_it_where_shm_is_not_installed(monkeypatch):

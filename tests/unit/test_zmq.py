@@ -29,12 +29,12 @@ from ipcbus.errors import (
     PeerDied,
 )
 from ipcbus.plumbing.ports import free_port
-from ipcbus.transport import ChannelSpec, NoOptions
+from ipcbus.transport import NoOptions
 from ipcbus_zmq import Zmq, ZmqTcp
 from ipcbus_zmq import _parking as parking
 from ipcbus_zmq._protocol import MARK, Kind, encode
 
-from .rig import until
+from .rig import Ends, spec, until
 
 PATIENCE = 10
 SOON = 1.0
@@ -42,18 +42,12 @@ SOON = 1.0
 LARGE = bytes(range(256)) * 1000
 
 
-def spec(address="", capacity=8, max_message=1 << 20):
-    return ChannelSpec(id="0" * 32, address=address, capacity=capacity, receivers="one", max_message=max_message)
-
-
-class Ends:
-    """A channel and the ends opened of it, all closed by the test's end."""
+class Place(Ends):
+    """One that strangers can find."""
 
     def __init__(self, stack, transport, **options):
         self.address = "" if transport is Zmq else f"//127.0.0.1:{free_port()}"
-        self.stack = stack
-        self.handle = transport.create(spec(self.address, **options), NoOptions())
-        stack.callback(self.handle.destroy)
+        super().__init__(stack, transport, address=self.address, **options)
 
     @property
     def endpoint(self):
@@ -62,16 +56,6 @@ class Ends:
     @property
     def directory(self):
         return Path(self.handle._directory)
-
-    def sender(self):
-        link = self.handle.open_sender()
-        self.stack.callback(link.close)
-        return link
-
-    def receiver(self):
-        link = self.handle.open_receiver()
-        self.stack.callback(link.close)
-        return link
 
 
 @pytest.fixture
@@ -82,17 +66,17 @@ def stack():
 
 @pytest.fixture(params=[Zmq, ZmqTcp], ids=["zmq", "zmq+tcp"])
 def make(request, stack):
-    return lambda **options: Ends(stack, request.param, **options)
+    return lambda **options: Place(stack, request.param, **options)
 
 
 @pytest.fixture
 def make_private(stack):
-    return lambda **options: Ends(stack, Zmq, **options)
+    return lambda **options: Place(stack, Zmq, **options)
 
 
 @pytest.fixture
 def make_tcp(stack):
-    return lambda **options: Ends(stack, ZmqTcp, **options)
+    return lambda **options: Place(stack, ZmqTcp, **options)
 
 
 @pytest.fixture
