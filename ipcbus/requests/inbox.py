@@ -12,7 +12,6 @@ import threading
 from time import monotonic, time  # the wall clock is for other processes
 from typing import TYPE_CHECKING, Any
 
-from ipcbus import endpoint
 from ipcbus import frame as wire
 from ipcbus.directory import client as directory
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelError, ChannelFull, DecodeError, Unsupported
@@ -20,11 +19,12 @@ from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.spin import awake
 from ipcbus.requests import reply
+from ipcbus.requests.addressees import Addressees
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
-from ipcbus.requests.losses import death, orphaned, unread
-from ipcbus.requests.outage import AGAIN, Outage
-from ipcbus.requests.table import ANSWERED, GIVEN_UP, Requests
+from ipcbus.requests.losses import orphaned
+from ipcbus.requests.outage import Outage
+from ipcbus.requests.table import Requests
 from ipcbus.requests.turns import Turns
 
 if TYPE_CHECKING:
@@ -42,11 +42,6 @@ logger = logging.getLogger("ipcbus.requests")
 _REPLIES = frozenset((reply.VALUE, reply.ERROR))
 _CAPACITY = 4096
 """Replies that may wait in the inbox (of each process that answers, as the transport counts)."""
-_FRESH = 0.02
-"""Seconds for which what a link says of its receiver is taken to be so: asking the kernel costs as much as sending."""
-_LOOK = 0.05
-"""Seconds between two looks for the first receiver of a channel, while a request waits for it. Nothing else would tell of one
-that has the way to this process already, and it may be killed with requests that it received and has not taken."""
 
 
 class Inbox:
@@ -70,11 +65,9 @@ class Inbox:
         self._end = self._channel._end  # noqa: SLF001  this package's
         self._codec = self._end.codec
         self._table = Requests()
-        # No lock guards these two: each step is one in C, and their order is what counts.
+        # No lock guards this, and who is watched: each step is one in C, and their order is what counts.
         self._waiting: dict[int, Future[Any]] = {}
         """By number. Who takes one out is the one to finish it."""
-        self._watched: dict[int | str, object] = {}
-        """Addressees: processes whose death will be known, and channels whose first receiver will be."""
         self._lock = threading.Lock()
         """Held while the steward is hired."""
         self._exports = Exports()
@@ -95,9 +88,13 @@ class Inbox:
             self._channel.destroy()
             self._table.free()
             raise
+        self._addressees = Addressees(self._directory, reply.key(self.address), self._table, self._waiting, self._fail)
+        self._watched = self._addressees.watched
+        self.entrust = self._addressees.entrust
+        """Notes which process is to answer a future that waits already."""
+        self.unanswered = self._addressees.unanswered
+        """Fails a request that nobody will answer."""
         self._directory.handle(reply.UNANSWERED, _unanswered)
-        self._directory.gone.append(self._gone)
-        self._directory.came.append(self._came)
 
     # ------------------------------------------------------------------ asking
 
@@ -114,7 +111,7 @@ class Inbox:
         """
         addressee, until = end.addressee
         if monotonic() > until:
-            addressee = self._find_addressee(end)
+            addressee = self._addressees.find(end)
         future: Future[Any] = Future(self)
         number = self.adopt(future, addressee)
         deadline = None if timeout is None else time() + timeout  # the wall clock, because another process reads it
@@ -142,24 +139,8 @@ class Inbox:
             raise ChannelClosed("the inbox of this process is closed")
         # After it was entered, too: who is told of a death or of a receiver looks at what waits after these were taken out.
         if addressee is not None and addressee not in self._watched:
-            self._watch(addressee)
+            self._addressees.watch(addressee)
         return number
-
-    def entrust(self, future: Future[Any], addressee: int | None) -> None:
-        """Note which process is to answer a future that waits already."""
-        future.addressee = addressee  # before the next line, as in adopt
-        if addressee is not None and addressee not in self._watched:
-            self._watch(addressee)
-
-    def _find_addressee(self, end: Endpoint) -> int | str | None:
-        pid = (end.tx or end.open_sender()).receiver()
-        if not pid:  # 0: it has just come, and has not said who it is
-            return end.spec.id if end.spec.receivers == "one" else None
-        if end.spec.id in self._watched:
-            self._came()  # it can be told now whose those are that were sent before
-        found = None if pid == self._pid else pid
-        end.addressee = found, monotonic() + _FRESH
-        return found
 
     def give_up(self, future: Future[Any], error: BaseException | None = None) -> bool:
         """Forget a request; a reply that comes is late. False if it was answered already."""
@@ -292,77 +273,10 @@ class Inbox:
             self._finish(future, value, error)
             self._nudge()
 
-    # ------------------------------------------------------------------ deaths
-
-    def _watch(self, addressee: int | str) -> None:
-        """See to it that the death of a process will be known, or that of who will be the receiver of a channel."""
-        mine = object()
-        if self._watched.setdefault(addressee, mine) is not mine:
-            return
-        if isinstance(addressee, str):
-            self._directory.later(_LOOK, self._came)
-        else:
-            self._watch_process(addressee)
-
-    def _watch_process(self, pid: int) -> None:
-        try:
-            self._directory.watch(os.pidfd_open(pid), lambda: self._died(pid))
-        except ProcessLookupError:
-            self._died(pid)
-        except OSError as error:  # ChannelBroken is one
-            logger.warning("the death of process %d would not be known for now: %s", pid, error)
-            self._directory.later(AGAIN, lambda: self._watch_process(pid))
-
-    def _came(self, _guest: Guest | None = None) -> None:
-        """Watch who has opened channels since requests were sent there: it may have received more than it has taken."""
-        for channel in [key for key in self._watched.copy() if isinstance(key, str)]:
-            pid = endpoint.receiver(channel)
-            self._watched.pop(channel, None)
-            there = (future for future in self._waiting.copy().values() if future.addressee == channel)
-            if pid is None:
-                if any(there):
-                    self._watch(channel)
-                continue
-            for future in there:
-                self.entrust(future, None if pid == self._pid else pid)
-
-    def _died(self, pid: int) -> None:
-        """Fail what a process was to receive, unless another one has it."""
-        living: dict[int, int | None] = {guest.number: guest.pid for guest in self._directory.guests()}
-        living[ANSWERED] = None  # the reply is here, or on its way
-        self._watched.pop(pid, None)
-        numbers = [number for number, future in self._waiting.copy().items() if future.addressee == pid]
-        self._fail([number for number in numbers if living.get(self._table.holder(number), pid) == pid], death(pid))
-
-    def _gone(self, guest: Guest) -> None:
-        """Fail what a process had taken, when it ends: it may have lost but its connection, and then it still answers."""
-        if reply.key(self.address) not in guest.keys:
-            return  # it never had the way here, and so no request
-        taken = {
-            number: future for number, future in self._waiting.copy().items() if self._table.holder(number) == guest.number
-        }
-        if not taken:
-            return
-        try:
-            os.close(os.pidfd_open(guest.pid))
-        except OSError:  # it has ended, or its end could not be watched
-            self._fail(list(taken), death(guest.pid))
-            return
-        for future in taken.values():
-            self.entrust(future, guest.pid)
-
-    def unanswered(self, number: int) -> None:
-        """Fail a request that nobody will answer."""
-        if self._table.holder(number) == GIVEN_UP:
-            # All such at once, and those of which nobody could tell, since too many told already.
-            self._directory.later(_LOOK, self._fail_given_up)
-        else:
-            self._fail([number], unread())
-
-    def _fail_given_up(self) -> None:
-        self._fail([number for number in self._waiting.copy() if self._table.holder(number) == GIVEN_UP], unread())
+    # ------------------------------------------------------------------ what does not come
 
     def _fail(self, numbers: list[int], error: ChannelError) -> None:
+        """End requests with an error, but those that were answered meanwhile."""
         called: list[Future[Any]] = []
         for number in numbers:
             future = self._take_out(number)
@@ -405,8 +319,7 @@ class Inbox:
     def close(self) -> None:
         """Stop receiving; whoever waits for a reply gets ``ChannelClosed``. Called once."""
         self.closed = True
-        self._directory.gone.remove(self._gone)
-        self._directory.came.remove(self._came)
+        self._addressees.close()
         self._directory.forget(reply.key(self.address))
         self._channel.destroy()
         self._finish(self._endless, None, None)
