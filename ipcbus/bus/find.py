@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus import config
 from ipcbus.directory import client
-from ipcbus.directory.client import Place
+from ipcbus.directory.place import Place
 from ipcbus.directory.server import SOCKET
 from ipcbus.directory.wire import Operation
 from ipcbus.errors import ChannelBroken, ConfigError, InsecureConfiguration, IpcbusError

@@ -7,7 +7,7 @@ import socket
 import sys
 
 from ipcbus.directory import wire
-from ipcbus.directory.client import connect
+from ipcbus.directory.place import connect
 from ipcbus.directory.wire import UNASKED, Datagram, Operation
 from ipcbus.errors import ChannelBroken, IpcbusError
 from ipcbus.plumbing.clock import Deadline

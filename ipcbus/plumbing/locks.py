@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import RLock
 
-__all__ = ["acquire", "amid", "release"]
+__all__ = ["acquire", "amid", "is_mine", "release"]
 
 _MOMENT = 0.001
 """Seconds after which is looked again whether the thread that has a lock has begun to wait."""
@@ -53,6 +53,11 @@ def amid(call: str) -> str:
     return (
         f"the call that this one interrupts is in the middle of {call}; have the signal handler leave a note, and do it later"
     )
+
+
+def is_mine(lock: RLock) -> bool:
+    """Tell whether this thread has a lock: a signal handler that finds it so interrupts what is done under it."""
+    return bool(lock._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001  threading.Condition goes by it as well
 
 
 def release(lock: RLock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import inspect
+import itertools
 import logging
 import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
@@ -176,10 +177,10 @@ def callback(
     box = inbox.inbox()
     box.attend()
     with _here.lock:
-        _here.last += 1
+        number = next(_here.numbers)
         # Known before it is sent: a forked child may call what it inherited.
-        made: Callback[P, T] = Callback(function, on, timeout, (box.address, _here.last))
-        _here.known[_here.last] = made
+        made: Callback[P, T] = Callback(function, on, timeout, (box.address, number))
+        _here.known[number] = made
     return made
 
 
@@ -326,9 +327,9 @@ class _Here:
     """The callbacks of this process that others know."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal handler may make one, or receive what calls one
         self.known: dict[int, Callback[..., Any]] = {}
-        self.last = 0
+        self.numbers = itertools.count(1)
         self._worker: Worker | None = None
 
     def work(self, *task: Any) -> None:

@@ -25,7 +25,7 @@ class Exports:
     """Futures that were sent away before they were done, by the numbers of their requests."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may receive what asks for one
         self._futures: OrderedDict[int, Future[Any]] = OrderedDict()
 
     def add(self, future: Future[Any]) -> None:

@@ -11,6 +11,7 @@ from ipcbus.plumbing.wakeup import Wakeup
 
 if TYPE_CHECKING:
     import asyncio
+    import threading
     from collections.abc import Callable, Generator, Iterable
     from typing import Self
 
@@ -37,6 +38,7 @@ class Future(Generic[T]):
         "_inbox",
         "addressee",
         "callbacks",
+        "followers",
         "number",
         "origin",
         "outcome",
@@ -51,6 +53,8 @@ class Future(Generic[T]):
         """Its value and its error, as soon as it is done."""
         self.callbacks: list[Callable[[Self], object]] = []
         """Who is to be called when it is done."""
+        self.followers: list[threading.Lock] = []
+        """Who sleeps until then, while another thread receives."""
         self._bells: list[Wakeup] = []
         """What polls readable when it is done, first of all the one that was given out."""
         self.origin: tuple[bytes, int] | None = None

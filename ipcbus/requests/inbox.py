@@ -68,7 +68,7 @@ class Inbox:
         # No lock guards this, and who is watched: each step is one in C, and their order is what counts.
         self._waiting: dict[int, Future[Any]] = {}
         """By number. Who takes one out is the one to finish it."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         """Held while the steward is hired."""
         self._exports = Exports()
         self._turns = Turns(self._lead)
@@ -155,9 +155,13 @@ class Inbox:
         """Have a thread receive from now on whenever nobody waits."""
         with self._lock:
             if self._steward is None and not self.closed:
-                steward = threading.Thread(target=self._serve, name="ipcbus-inbox", daemon=True)
-                steward.start()
-                self._steward = steward
+                # Set first: a signal handler may come here, too, before it has started.
+                self._steward = steward = threading.Thread(target=self._serve, name="ipcbus-inbox", daemon=True)
+                try:
+                    steward.start()
+                except BaseException:
+                    self._steward = None
+                    raise
 
     def _serve(self) -> None:
         outage = Outage()
@@ -353,7 +357,7 @@ class _Here:
     """The inboxes of this process."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal handler may ask amid the first request
         self.inboxes: dict[str, Inbox] = {}
 
 
@@ -382,7 +386,10 @@ def inbox(end: Endpoint | None = None) -> Inbox:
     with _here.lock:
         found = _here.inboxes.get(transport.scheme)
         if found is None:
-            found = _here.inboxes[transport.scheme] = Inbox(f"{transport.scheme}:")
+            made = Inbox(f"{transport.scheme}:")
+            found = _here.inboxes.setdefault(transport.scheme, made)
+            if found is not made:  # the handler's was faster
+                made.close()
     if end is not None:
         end.inbox = found
     return found

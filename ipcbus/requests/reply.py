@@ -30,6 +30,7 @@ from ipcbus.errors import (
 from ipcbus.frame import Routed
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
+from ipcbus.plumbing.locks import amid, is_mine
 from ipcbus.requests.table import ANSWERED, GIVEN_UP, View
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ class _Here:
     """The routes of this process."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.routes: OrderedDict[bytes, Route] = OrderedDict()
         self.missed: dict[str, tuple[socket.socket, str]] = {}
         """By directory: a process that did not answer, as a connection that polls readable when it goes on, and what to say."""
@@ -325,6 +326,8 @@ def route(address: bytes) -> Route:
     if known is not None:
         return known
     _hook()
+    if is_mine(_here.lock):
+        raise PeerDied(amid("looking for the way to a process that asked"))  # with the reply it is looked for again
     with _here.lock:
         found = _here.routes.get(address)
         if found is not None:

@@ -7,6 +7,7 @@ with what it received, leads there too.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -29,15 +30,15 @@ class Turns:
         lead: receives and hands out, until a future is done or a deadline has come.
     """
 
-    __slots__ = ("_lead", "_leader", "_lock", "followers")
+    __slots__ = ("_lead", "_leader", "followers")
 
     def __init__(self, lead: Callable[[Future[Any], Deadline], None]) -> None:
         self._lead = lead
         self._leader: dict[None, tuple[int]] = {}
         """Holds the leader's token. Not a lock: an interrupt just behind its acquisition would leave it locked for ever."""
-        self._lock = threading.Lock()
-        self.followers: dict[Future[Any], list[threading.Lock]] = {}
-        """Who sleeps, by what each waits for."""
+        # No lock guards this: a signal handler may wait here amid any step of what it interrupts, each of which is one in C.
+        self.followers: dict[threading.Lock, None] = {}
+        """What each sleeps on, those of a future being in its ``followers`` as well."""
 
     @property
     def led(self) -> bool:
@@ -73,35 +74,35 @@ class Turns:
         """Sleep until the future is done or this thread is to lead; false when the deadline has come."""
         woken = threading.Lock()
         woken.acquire()
-        with self._lock:
-            self.followers.setdefault(future, []).append(woken)
         try:
+            self.followers[woken] = None
+            future.followers.append(woken)
             # Who finishes a future, and who stops leading, looks for followers after that; so here it is the other way round.
             if future.is_done or not self._leader:
                 return True
             left = deadline.remaining()
             return woken.acquire(timeout=-1 if left is None else left)
         finally:
-            with self._lock:
-                others = self.followers.get(future)
-                if others is not None and woken in others:
-                    others.remove(woken)
-                    if not others:
-                        del self.followers[future]
+            self.followers.pop(woken, None)
+            with contextlib.suppress(ValueError):  # interrupted before it was entered
+                future.followers.remove(woken)
 
     def wake(self, future: Future[Any]) -> None:
         """Wake who follows for the sake of a future, which is done."""
-        with self._lock:
-            for woken in self.followers.pop(future, ()):
-                woken.release()
+        for woken in future.followers.copy():
+            _release(woken)
 
     def _promote(self) -> None:
         """Wake one follower, which then leads."""
-        with self._lock:
-            for future, others in list(self.followers.items()):
-                woken = others.pop() if others else None  # nobody: an interruption came before the entry was removed
-                if not others:
-                    del self.followers[future]
-                if woken is not None:
-                    woken.release()
-                    return
+        for woken in self.followers.copy():
+            if _release(woken):
+                return
+
+
+def _release(woken: threading.Lock) -> bool:
+    """Wake a follower; false if somebody has, and then it looks by itself whether it is to lead."""
+    try:
+        woken.release()
+    except RuntimeError:
+        return False
+    return True

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ipcbus.directory import client, server, wire
+from ipcbus.directory import client, place, server, wire
+from ipcbus.directory.place import Place
 from ipcbus.directory.server import Directory
 from ipcbus.directory.wire import Datagram, Operation, Status
 from ipcbus.errors import ChannelBroken, ConfigError
@@ -428,6 +429,26 @@ class TestTheEnd:
         client.drop(address, b"k")
         assert time.monotonic() - started < SOON
 
+    @pytest.mark.timeout(20)
+    def test_a_signal_handler_that_asks_amid_a_question_is_told(self, directory, address, monkeypatch):
+        directory.put(b"k", b"words", pinned=True)
+        said, receive = [], wire.receive
+
+        def interrupted(sock, flags=0):
+            if threading.current_thread() is threading.main_thread():
+                for call in (client.get, client.current):
+                    with pytest.raises(ChannelBroken, match="signal handler") as error:
+                        call(address, b"k") if call is client.get else call(address)
+                    said.append(error)
+                client.drop(address, b"x")  # a finalizer, which waits until the question is answered
+            return receive(sock, flags)
+
+        monkeypatch.setattr(wire, "receive", interrupted)
+        assert client.get(address, b"k").content == b"words"
+        monkeypatch.undo()
+        assert len(said) == 2
+        assert client.get(address, b"k").content == b"words"
+
     def test_a_mistake_of_its_own_ends_it_for_all_at_once(self, directory, address, monkeypatch):
         """Guests find nobody, instead of waiting for an answer."""
         client.place(address).greet()
@@ -570,7 +591,7 @@ class TestAsking:
         assert directory.users(b"other") == [os.getpid()]
 
     def test_one_that_does_not_answer(self, directory, address, monkeypatch):
-        monkeypatch.setattr(client, "PATIENCE", 0.3)
+        monkeypatch.setattr(place, "PATIENCE", 0.3)
         release = threading.Event()
         directory.handle("wait", lambda guest, content: (bytes(release.wait(PATIENCE)), ()))
         try:
@@ -591,13 +612,13 @@ class TestAsking:
         directory.handle("wait", lambda guest, content: (bytes(release.wait(PATIENCE)), ()))
 
         def visit():
-            place = client.Place(str(home))
+            there = Place(str(home))
             try:
-                place.greet()
+                there.greet()
             except ChannelBroken as error:
                 failed.append(error)
             finally:
-                place.close()
+                there.close()
 
         blocker = threading.Thread(target=client.call, args=(str(home), "wait"))
         visitors = [threading.Thread(target=visit) for _ in range(8)]

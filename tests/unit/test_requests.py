@@ -16,7 +16,7 @@ import tracemalloc
 import pytest
 
 import ipcbus
-from ipcbus.directory import client
+from ipcbus.directory import client, place
 from ipcbus.frame import Routed
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.requests import asking, outage, reply, serving
@@ -250,7 +250,7 @@ def test_what_is_not_delivered_to_who_does_not_read_fails_there(subject, askers,
 @pytest.fixture
 def stopped_asker(subject, askers, unanswered, monkeypatch):
     """A process that was stopped after its first request, and the request, whose taker waited for it in vain."""
-    monkeypatch.setattr(client, "PATIENCE", 1.2)
+    monkeypatch.setattr(place, "PATIENCE", 1.2)
     asker = subject.start(askers.ask_twice, unanswered)
     assert asker.hear() == "asked"
     _stop(asker)
@@ -415,6 +415,62 @@ def test_turns_lose_no_wake_up(subject):
         task.result(3 * PATIENCE)
     assert not turns.followers
     assert not turns.led
+
+
+@pytest.mark.timeout(30)
+def test_a_signal_handler_may_ask_amid_the_first_request(questions, monkeypatch):
+    """It makes the inbox, and the directory, that the other was about to make."""
+    amid, asked = [], []
+
+    def before(function):
+        def call(*args):
+            if function not in amid:
+                amid.append(function)
+                asked.append(questions.request(("echo", len(amid)), PATIENCE))
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(reply, "publish", before(reply.publish))
+    monkeypatch.setattr(client, "Directory", before(client.Directory))
+    assert questions.request(("echo", 0), PATIENCE) == 0
+    assert asked == [2, 1]
+    assert inbox(questions._end) is _box(questions)
+    names = [thread.name for thread in threading.enumerate()]
+    assert names.count("ipcbus-directory") == 1, "one that was made in vain goes on"
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_signal_handler_may_ask_amid_a_request(questions, subject, others):
+    """Whether the thread that it interrupts receives for all, waits for one that does, or is on the way between the two."""
+    over, inside, answers = threading.Event(), [], []
+
+    def handle(_number, _frame):
+        if not inside:
+            inside.append(None)
+            answers.append(questions.request(("echo", "handler"), PATIENCE))
+            inside.clear()
+
+    def ask_on():
+        while not over.is_set():
+            assert questions.request(("echo", "thread"), PATIENCE) == "thread"
+
+    questions.request(("echo", 0), PATIENCE)
+    asking = [subject.thread(ask_on) for _ in range(others)]
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        while len(answers) < 500:
+            assert questions.request(("echo", "main"), PATIENCE) == "main"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        over.set()
+    for task in asking:
+        task.result(PATIENCE)
+    assert set(answers) == {"handler"}
+    assert not _box(questions)._turns.followers
 
 
 def test_an_interrupt_at_any_instant_leaves_the_inbox_usable(questions, subject):
@@ -620,7 +676,7 @@ def test_nobody_waits_longer_than_was_said_for_a_process_that_is_stopped(subject
     _stop(owner)
     started = time.monotonic()
     wait(future, callback)
-    assert time.monotonic() - started < 1 + LATE < client.PATIENCE
+    assert time.monotonic() - started < 1 + LATE < place.PATIENCE
     os.kill(owner.pid, signal.SIGCONT)
     unanswered.recv_message(PATIENCE).reply("here")
     assert future.result(PATIENCE) == "here"

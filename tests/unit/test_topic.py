@@ -15,7 +15,7 @@ import ipcbus
 from ipcbus import endpoint
 from ipcbus.bus import route, topics_home
 from ipcbus.bus.bulletin import BULLETIN, Bulletin
-from ipcbus.directory import client
+from ipcbus.directory import place
 from ipcbus.plumbing.fds import close_all
 from ipcbus.testing.subject import raises
 
@@ -252,7 +252,7 @@ def stopped(pid):
 @pytest.fixture
 def stopping_home(child, monkeypatch):
     """A bus that the child keeps, which is not waited for as long as usual; and what stops the child."""
-    monkeypatch.setattr(client, "PATIENCE", 2 * route._SLOW)
+    monkeypatch.setattr(place, "PATIENCE", 2 * route._SLOW)
     child.run("import builtins, ipcbus; builtins.home = ipcbus.Bus({'topics': {'*': 'pipe:'}})")
     address, pid = child.run("import os; result = home.address, os.getpid()")
     with ipcbus.Bus.connect(address) as bus:
