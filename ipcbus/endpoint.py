@@ -241,6 +241,16 @@ class Endpoint:
             _let_go(self)
             self._leave()
 
+    def reopen(self) -> None:
+        """Have a side that was closed, while the other was not, open again at its next use."""
+        with self._lock:
+            if self._closed_tx and not self._closed_rx:
+                self.tx = self.send_bytes = None
+                self._closed_tx = False
+            elif self._closed_rx and not self._closed_tx:
+                self.rx = self.take = self.listen = None
+                self._closed_rx = False
+
     def state(self) -> tuple[Any, ...]:
         """Return what another process needs to open the same channel."""
         if self._closed_tx and self._closed_rx:

@@ -113,6 +113,8 @@ class Bus:
     def channel(self, name: str) -> Channel:
         """Return the channel of a name, made as the configuration says if no process asked for it before.
 
+        Both its sides can be used, also where this process has closed one or both of them before.
+
         Raises:
             ConfigError: the name cannot be one, or the configuration has no such channel and is strict.
             ChannelBroken: the home has ended, or the system refused.
@@ -129,6 +131,7 @@ class Bus:
         with unpacking(found.fds):
             end = endpoint.find(channel_id) or rebuild(*pickle.loads(content))
         end.shared.setdefault(self._address, client.current(self._address))
+        end.reopen()
         return Channel(end)
 
     def topic(self, name: str) -> Topic:

@@ -119,6 +119,7 @@ class Home:
             channel = self._channels.get(name)
             if channel is None or endpoint.find(key.hex()) is None:
                 channel = self._channels[name] = self._reopen(key)
+            channel._end.reopen()  # noqa: SLF001  this package's
             return channel
 
     def channels(self) -> list[ChannelFacts]:

@@ -479,3 +479,30 @@ def test_an_end_that_comes_again_is_open_although_the_first_was_closed(scheme, s
             assert answers.recv(timeout=PATIENCE) == number
         jobs.shutdown()
         child.result()
+
+
+_ONE_SIDE = """
+import ipcbus
+kept = obj.channel(where)  # else all would be made anew
+for number in range(3):
+    with obj.channel(where).sender as sender:
+        sender.send(number)
+        sender.send(b"bytes")
+    try:
+        kept.send(b"bytes")
+    except ipcbus.ChannelClosed:
+        pass
+    else:
+        raise AssertionError("it was not closed")
+    assert [kept.recv(10), kept.recv_message(10).body] == [number, b"bytes"]
+kept.receiver.close()
+obj.channel(where).send("last")
+with obj.channel(where).receiver as receiver:
+    assert receiver.recv(10) == "last"
+"""
+
+
+def test_a_side_that_was_closed_is_open_when_the_channel_is_asked_for_again(child):
+    with ipcbus.Bus({"channels": {"*": "pipe:"}}) as bus:
+        exec(_ONE_SIDE, {"obj": bus, "where": "home"})
+        child.run("where = 'guest'" + _ONE_SIDE, bus)
