@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
@@ -122,11 +123,20 @@ class Future(Generic[T]):
         return self.finish(None, ChannelClosed("this request was cancelled here"))
 
     def __await__(self) -> Generator[Any, None, T]:
-        yield from self.arrival()
+        waiting, wake = self._expect()
+        try:
+            yield from waiting
+        finally:  # who gives up waiting may come again, any number of times
+            with contextlib.suppress(ValueError):  # it was called
+                self.callbacks.remove(wake)
         return self.result(0)
 
     def arrival(self) -> asyncio.Future[None]:
         """Return a future of the running event loop that is done when this one is; it has no value and no error."""
+        return self._expect()[0]
+
+    def _expect(self) -> tuple[asyncio.Future[None], Callable[[Self], object]]:
+        """Return what ``arrival`` does, and the function that is called for it."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -139,7 +149,7 @@ class Future(Generic[T]):
                 pass  # that loop is over, and nobody waits in it
 
         self.add_done_callback(wake)
-        return waiting
+        return waiting, wake
 
     def fileno(self) -> int:
         """Return a descriptor that polls readable when the future is done; :func:`ipcbus.wait` takes futures."""

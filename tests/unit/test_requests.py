@@ -417,6 +417,24 @@ def test_turns_lose_no_wake_up(subject):
     assert not turns.led
 
 
+async def _result_of(future):
+    return await future
+
+
+async def test_who_gives_up_awaiting_leaves_nothing_behind(unanswered):
+    future = unanswered.submit("nothing", PATIENCE)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await future
+    assert not future.callbacks
+    awaiting = asyncio.create_task(_result_of(future))
+    await asyncio.sleep(0)
+    unanswered.recv_message(PATIENCE).reply("yet")
+    assert await awaiting == "yet"
+    assert not future.callbacks
+
+
 @pytest.mark.timeout(30)
 def test_a_signal_handler_may_ask_amid_the_first_request(questions, monkeypatch):
     """It makes the inbox, and the directory, that the other was about to make."""
