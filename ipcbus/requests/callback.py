@@ -163,7 +163,10 @@ def callback(
 
     Raises:
         ConfigError: it is a coroutine function, and there is no loop for it to run on.
+        TypeError: it cannot be called.
     """
+    if not callable(function):
+        raise TypeError(f"a callback is made of a function, not of {function!r}; pass f, and not what f() returns")
     if inspect.iscoroutinefunction(function) and not isinstance(on, asyncio.AbstractEventLoop):
         if on is not None:
             raise ConfigError(f"{function!r} is a coroutine function and runs on an event loop, not on {on!r}")

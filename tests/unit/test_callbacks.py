@@ -78,6 +78,11 @@ async def _name_of_loop(value):
     return value, threading.current_thread().name
 
 
+def test_what_a_function_returned_is_none():
+    with pytest.raises(TypeError, match=r"what f\(\) returns"):
+        ipcbus.callback(3)
+
+
 def test_a_coroutine_function_runs_on_the_loop(server):
     async def main():
         with ipcbus.callback(_name_of_loop) as callback:
