@@ -314,7 +314,7 @@ class SendLink(_Link):
         return None
 
     def receiver(self) -> int | None:
-        """Return the pid of the process that is the one receiver; None if there is none or it cannot be told."""
+        """Return the pid of the process that is the one receiver; None if there is none, or it is unknown, as after close."""
         return None
 
     def discard_oldest(self, timeout: float | None = LINGER) -> bool:

@@ -72,7 +72,9 @@ class Claim:
 
 
 def holder(fd: int, byte: int = 0) -> int | None:
-    """Return the pid of the process that owns a byte (0 if it cannot be told), or None if nobody does."""
+    """Return the pid of the process that owns a byte (0 if it cannot be told), or None if nobody does or the file is closed."""
+    if fd < 0:
+        return None
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))
     if _FLOCK.unpack(answer)[0] == fcntl.F_UNLCK:
         return None
