@@ -184,7 +184,8 @@ class Supervisor:
         return self._keeper.roster.tell(name, data)
 
     def __enter__(self) -> Self:
-        return self.start()
+        started = self._thread is not None and self._thread.is_alive()  # as by ``with supervisor.start():``
+        return self if started else self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()

@@ -263,6 +263,16 @@ def test_deaths_long_ago_are_forgiven(programs: Any, channel: ipcbus.Channel) ->
         assert supervisor.failure is None
 
 
+def test_one_that_was_started_is_stopped_by_a_with_statement_all_the_same(programs: Any) -> None:
+    supervisor = Supervisor([Program("a", programs.stay)], ready_timeout=PATIENCE)
+    with supervisor.start() as same:
+        assert same is supervisor
+        assert list(supervisor.pids) == ["a"]
+    assert supervisor.pids == {}
+    with pytest.raises(StartFailed, match="make another"), supervisor:
+        pass
+
+
 @each_method
 @pytest.mark.parametrize(
     ("target", "why"),
