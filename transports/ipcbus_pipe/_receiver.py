@@ -100,6 +100,10 @@ class PipeReceiver(RecvLink):
             if self._bell is not None:
                 self._ring()
             return item  # type: ignore[return-value]  # mypy narrows by isinstance only, which costs a call
+        except (OSError, ValueError) as error:
+            if self._closed:  # by a signal handler, while a descriptor was in use
+                raise self._why_over() from error
+            raise
         finally:
             try:  # as plumbing.locks.release, without the call: this runs for every message
                 self._lock.release()
@@ -385,8 +389,8 @@ class PipeReceiver(RecvLink):
 
     def _ring(self) -> None:
         """Keep the descriptor readable exactly while there is what no other shows any more: messages, or the end."""
-        waiting = bool(self._items or self._due or self._flags[0])
-        if self._bell is not None and waiting is not self._rung:
+        # Again after each change: a signal handler may have received, or looked, in the middle of it.
+        while self._bell is not None and (waiting := bool(self._items or self._due or self._flags[0])) is not self._rung:
             self._rung = waiting
             if waiting:
                 self._bell.set()

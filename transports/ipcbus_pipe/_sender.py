@@ -100,7 +100,7 @@ class PipeSender(SendLink):
             # A shutdown that came while we wrote may have ended the receiver before it saw this message.
             if self._flags[0]:
                 raise self._why_closed()
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             if self._closed:  # the flags or a descriptor went while we used them
                 raise self._why_closed() from error
             raise
@@ -376,8 +376,10 @@ class PipeSender(SendLink):
             os.close(self._watch)
             self._watched_pid = -1
 
-    def _lane_lost(self, pipe: SenderLane, error: OSError | None) -> ChannelBroken:
+    def _lane_lost(self, pipe: SenderLane, error: OSError | None) -> ChannelBroken | ChannelClosed:
         """Let go of a lane whose reader is gone; the next message opens a new one, for a successor."""
+        if self._closed:  # by a signal handler
+            return self._why_closed()
         if error is not None and not isinstance(error, BrokenPipeError):
             return ChannelBroken(f"writing to the pipe failed: {error.strerror}")
         self._drop(pipe)

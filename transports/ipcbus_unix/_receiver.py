@@ -87,6 +87,10 @@ class UnixReceiver(RecvLink):
             if self._wake[slot] <= tag:
                 intake.announce(slot)
             return (frame,)
+        except (OSError, ValueError, TypeError, IndexError) as error:
+            if self._closed:  # by a signal handler, while the board or the socket was in use
+                raise self._why_closed() from error
+            raise
         finally:
             try:  # as plumbing.locks.release, without the call
                 self._lock.release()

@@ -94,6 +94,10 @@ class UnixSender(SendLink):
                 self._put(data, _FLAGS)
             except OSError as error:
                 self._send_slowly(tag, data, frame, timeout, error)
+        except (OSError, ValueError, TypeError, IndexError) as error:
+            if self._closed:  # by a signal handler, while the board or the socket was in use
+                raise self._why_closed() from error
+            raise
         finally:
             try:  # as plumbing.locks.release, without the call: this runs for every message
                 self._lock.release()
