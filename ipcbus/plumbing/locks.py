@@ -18,6 +18,7 @@ say that a channel is full or empty: that another thread is busy with it for the
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from ipcbus.plumbing.clock import EVER
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import RLock
 
-__all__ = ["acquire", "amid", "is_mine", "release"]
+__all__ = ["Later", "acquire", "amid", "is_mine", "release"]
 
 _MOMENT = 0.001
 """Seconds after which is looked again whether the thread that has a lock has begun to wait."""
@@ -58,6 +59,29 @@ def amid(call: str) -> str:
 def is_mine(lock: RLock) -> bool:
     """Tell whether this thread has a lock: a signal handler that finds it so interrupts what is done under it."""
     return bool(lock._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001  threading.Condition goes by it as well
+
+
+class Later(list["Callable[[], None]"]):
+    """What a signal handler asked for amid a call whose steps cannot be mixed with it: that call does it when it is over."""
+
+    __slots__ = ()
+
+    def postpone(self, owner: int, action: Callable[[], None]) -> bool:
+        """Leave something to the call that this one interrupts; say whether there is one.
+
+        Args:
+            owner: the thread that is in the middle of a call.
+            action: what to do when it is over.
+        """
+        if owner != get_ident():
+            return False
+        self.append(action)
+        return True
+
+    def catch_up(self) -> None:
+        """Do what was left; without any lock held."""
+        while self:
+            self.pop(0)()
 
 
 def release(lock: RLock) -> None:

@@ -114,6 +114,45 @@ def test_a_signal_handler_may_send_amid_a_send_or_is_told_that_it_may_not(url, s
     assert got.count("handler") == sent.count("handler")
 
 
+@pytest.mark.parametrize("url", [*LOCAL, "zmq:", "queue:?receivers=many", "unix:?receivers=many"])
+def test_a_signal_handler_may_look_at_what_it_interrupts_a_call_of(url):
+    def look():
+        for end in (channel.sender, channel.receiver):
+            end.stats()
+            ipcbus.wait([end], 0)
+
+    with ipcbus.open(url, capacity=64) as channel, Strikes(look) as strikes:
+        channel.receiver.ready()
+        for number in range(1000):
+            with strikes.one(number):
+                channel.send(number)
+                assert channel.recv(PATIENCE) == number
+
+
+@pytest.mark.parametrize("call", ["close", "shutdown"])
+@pytest.mark.parametrize("url", [*LOCAL, "zmq:", "queue:?receivers=many"])
+def test_a_signal_handler_may_end_what_it_interrupts_a_call_of(url, call):
+    def descriptors():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = descriptors()
+    ended = 0
+    for number in range(40):
+        with ipcbus.open(url, capacity=64) as channel, Strikes(lambda channel=channel: getattr(channel, call)()) as strikes:
+            channel.send(0)
+            channel.recv(PATIENCE)
+            with contextlib.suppress(ipcbus.ChannelClosed, ipcbus.EndOfChannel), strikes.one(number, 3):
+                for _ in range(50):
+                    channel.send(0)
+                    channel.recv(PATIENCE)
+            with contextlib.suppress(ipcbus.ChannelClosed):
+                channel.send(0, 0)
+                continue
+            ended += 1
+    assert ended > 20
+    assert descriptors() <= before + 3, "what closed late is not freed"
+
+
 @pytest.mark.parametrize("role", ["sender", "receiver"])
 @pytest.mark.parametrize("url", [*LOCAL, "zmq:", "unix:?receivers=many"])
 def test_a_signal_handler_may_use_the_end_that_it_interrupts_the_opening_of(url, role, monkeypatch):

@@ -158,6 +158,21 @@ def test_room_that_one_thread_has_seen_shows_to_the_others(url):
         assert not readable(descriptor, 0)
 
 
+@pytest.mark.parametrize("url", ["inproc:", "pipe:", "queue:", "queue:?receivers=many", "unix:", "zmq:", SHM])
+def test_a_message_that_one_thread_has_seen_shows_to_the_others(url):
+    with ipcbus.open(url, capacity=4) as channel:
+        descriptor = channel.receiver.fileno()
+        assert not channel.ready()
+        assert not readable(descriptor, 0)
+        for number in range(2):
+            channel.send(number)
+            for _ in range(2):
+                assert readable(descriptor, PATIENCE)
+                wait_until(channel.ready)
+            assert channel.recv(0) == number
+            wait_until(lambda: not channel.ready() and not readable(descriptor, 0))
+
+
 @pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])
 def test_a_death_that_one_thread_has_seen_shows_to_the_others(url):
     with ipcbus.open(url, capacity=1) as channel:

@@ -6,6 +6,7 @@ import select
 import threading
 
 from ipcbus.errors import ChannelClosed
+from ipcbus.plumbing.locks import Later
 from ipcbus.plumbing.wakeup import Wakeup
 
 __all__ = ["Gate"]
@@ -15,19 +16,22 @@ class Gate:
     """Lets threads wait for descriptors until the end is closed.
 
     Attributes:
-        lock: guards the end it belongs to; never held while waiting.
-        owner: the thread that is in the middle of a call, so that a signal handler in it does not wait for itself.
+        lock: guards the end it belongs to; never held while waiting. A signal handler gets it amid a call of its own thread.
+        owner: the thread that is in the middle of a call whose steps cannot be mixed with others.
+        later: what a signal handler asked for amid such a call.
         closed: whether ``close`` was called.
         epoll: the set of descriptors that are waited for.
         bell: readable once the end has news that no other descriptor shows, its closing for one.
+        rung: whether that is a message which was read ahead, and so no longer shows in the pipe.
     """
 
-    __slots__ = ("_waiting", "bell", "closed", "epoll", "lock", "owner")
+    __slots__ = ("_waiting", "bell", "closed", "epoll", "later", "lock", "owner", "rung")
 
     def __init__(self, *fds: int) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.owner = 0
-        self.closed = False
+        self.later = Later()
+        self.closed = self.rung = False
         self._waiting = 0
         self.bell = Wakeup()
         try:
@@ -42,6 +46,15 @@ class Gate:
         """Raise ``ChannelClosed`` if the end is closed; the lock is held."""
         if self.closed:
             raise ChannelClosed("this end of the queue: channel is closed")
+
+    def ring(self, *, on: bool) -> None:
+        """Have the descriptor show a message that was read ahead, or not any more; the lock is held."""
+        if self.rung is not on:
+            self.rung = on
+            if on:
+                self.bell.set()
+            else:
+                self.bell.clear()
 
     def fileno(self) -> int:
         """Return the descriptor to wait on; raises ``ChannelClosed``."""

@@ -71,26 +71,33 @@ class QueueRecvLink(RecvLink):
         while True:
             if gate.owner == me:
                 raise ChannelEmpty(amid("receiving"))
-            with gate.lock:
-                gate.owner = me
-                try:
-                    if gate.closed:
-                        gate.check()
-                    frame = self._reader.take(patience)
-                    if frame is not None:
-                        return (frame,)
-                    if self._over():
-                        raise EndOfChannel("the queue: channel was shut down and is drained")
-                    if deadline is None:
-                        # What has begun to arrive was waited for already. No clock is asked before something is missing.
-                        spent = patience if self._reader.held() else 0.0
-                        deadline = Deadline(None if timeout is None else timeout - spent)
-                except ChannelError:
-                    raise
-                except OSError as error:
-                    raise ChannelBroken(f"the queue: channel cannot be read: {error}") from error
-                finally:
-                    gate.owner = 0
+            try:
+                with gate.lock:
+                    gate.owner = me
+                    try:
+                        if gate.closed:
+                            gate.check()
+                        frame = self._reader.take(patience)
+                        if frame is not None:
+                            return (frame,)
+                        if self._over():
+                            raise EndOfChannel("the queue: channel was shut down and is drained")
+                        if gate.rung:
+                            gate.ring(on=False)
+                            continue
+                        if deadline is None:
+                            # What has begun to arrive was waited for already. No clock is asked before something is missing.
+                            spent = patience if self._reader.held() else 0.0
+                            deadline = Deadline(None if timeout is None else timeout - spent)
+                    except ChannelError:
+                        raise
+                    except OSError as error:
+                        raise ChannelBroken(f"the queue: channel cannot be read: {error}") from error
+                    finally:
+                        gate.owner = 0
+            finally:
+                if gate.later:
+                    gate.later.catch_up()
             if deadline.expired or not gate.wait(left := deadline.remaining()):
                 raise ChannelEmpty("no message in the queue: channel")
             patience = self._patience if left is None else min(left, self._patience)
@@ -134,17 +141,28 @@ class QueueRecvLink(RecvLink):
 
     def ready(self) -> bool:
         """Tell whether a whole message is there, or the channel is over. With many receivers, another may be faster."""
-        gate = self._gate
-        if gate.owner == get_ident():
+        gate, me = self._gate, get_ident()
+        if gate.owner == me:
             return False
-        with gate.lock:
-            if gate.closed:
-                return True
-            try:
-                there = self._reader.peek() if self._claim is not None else self._reader.readable()
-                return there or self._over()
-            except OSError:
-                return True  # the next recv says why
+        try:
+            with gate.lock:
+                gate.owner = me
+                try:
+                    if gate.closed:
+                        return True
+                    if self._claim is None:
+                        return self._reader.readable() or self._over()
+                    if there := self._reader.peek():
+                        gate.ring(on=True)  # for who waits already
+                    elif not self._over():
+                        gate.ring(on=False)
+                    return there or self._ended
+                except OSError:
+                    return True  # the next recv says why
+                finally:
+                    gate.owner = 0
+        finally:
+            gate.later.catch_up()
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when a message may be there, or the channel may be over."""
@@ -158,9 +176,16 @@ class QueueRecvLink(RecvLink):
 
     def close(self) -> None:
         """Close; what was not received stays for the next receiver."""
+        if self._gate.later.postpone(self._gate.owner, self._close_late):
+            self._shared.closing += 1
+            return
         with self._gate.lock:
             if self._gate.close():
                 self._free()
+
+    def _close_late(self) -> None:
+        self.close()
+        self._shared.closed_late()
 
     def abandon(self) -> None:
         """Free what was inherited."""

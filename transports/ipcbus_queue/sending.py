@@ -58,39 +58,48 @@ class QueueSendLink(SendLink):
         gate, me = self._gate, get_ident()
         if gate.owner == me:
             raise ChannelFull(amid("sending"))
-        with gate.lock:
-            gate.owner = me
-            # extend(map(...)) takes and notes it in one step: an interrupt can come before or after, not in between.
-            noted: list[int | None] = []
-            try:
-                gate.check()
-                noted.extend(map(eventfd_read, self._room, _IGNORED))
-                # Looked at after the room was taken: who drains the channel waits until all room is back, so a message
-                # that gets past this line is received, and none does once the channel was found drained.
-                if self._shared.page[OVER]:
-                    raise self._shared.refusal()  # noqa: TRY301  the room goes back as for any other error
-                if noted[0]:
-                    return False
-                (self._feeder or self._start()).place(payload, noted)
-            except BaseException:
-                self._undo(noted)
-                raise
-            finally:
-                gate.owner = 0
-            return True
+        try:
+            with gate.lock:
+                gate.owner = me
+                # extend(map(...)) takes and notes it in one step: an interrupt can come before or after, not in between.
+                noted: list[int | None] = []
+                try:
+                    gate.check()
+                    noted.extend(map(eventfd_read, self._room, _IGNORED))
+                    # Looked at after the room was taken: who drains the channel waits until all room is back, so a message
+                    # that gets past this line is received, and none does once the channel was found drained.
+                    if self._shared.page[OVER]:
+                        raise self._shared.refusal()  # noqa: TRY301  the room goes back as for any other error
+                    if noted[0]:
+                        return False
+                    (self._feeder or self._start()).place(payload, noted)
+                except BaseException:
+                    self._undo(noted)
+                    raise
+                finally:
+                    gate.owner = 0
+                return True
+        finally:
+            if gate.later:
+                gate.later.catch_up()
 
     def discard_oldest(self, timeout: float | None = LINGER) -> bool:
         """Take the oldest message out of the pipe, waiting for the threads that move messages there."""
-        gate = self._gate
-        with gate.lock:
-            gate.owner = get_ident()
-            try:
-                gate.check()
-                reader = self._reader or self._open_reader()
-                if reader.take(0) is not None:
-                    return True
-            finally:
-                gate.owner = 0
+        gate, me = self._gate, get_ident()
+        if gate.owner == me:
+            raise ChannelFull(amid("sending"))
+        try:
+            with gate.lock:
+                gate.owner = me
+                try:
+                    gate.check()
+                    reader = self._reader or self._open_reader()
+                    if reader.take(0) is not None:
+                        return True
+                finally:
+                    gate.owner = 0
+        finally:
+            gate.later.catch_up()
         # Full, and nothing in the pipe: what is oldest is still on its way, unless there is room by now.
         if gate.wait(timeout, reader.fileno()):
             return False
@@ -132,6 +141,9 @@ class QueueSendLink(SendLink):
         What is not in the pipe by then goes on being moved there for as long as this process lives. Where no other process
         has the channel there is nobody to wait for.
         """
+        if self._gate.later.postpone(self._gate.owner, self._close_late):
+            self._shared.closing += 1
+            return
         with self._gate.lock:
             if not self._gate.close():
                 return
@@ -142,6 +154,10 @@ class QueueSendLink(SendLink):
             feeder.finish()
             if not feeder.join(0 if self._shared.alone else LINGER):
                 self._shared.unfinished = feeder
+
+    def _close_late(self) -> None:
+        self.close()
+        self._shared.closed_late()
 
     def abandon(self) -> None:
         """Let go of the parent's queue: its thread is not in this process, and its lock may be held for ever."""

@@ -62,9 +62,23 @@ class Shared:
 
     Attributes:
         unfinished: a closed sender's queue that still moves what it was given.
+        closing: ends that close when the call is over that a signal handler closed them amid.
     """
 
-    __slots__ = ("_forks_before", "capacity", "file", "latch", "limit", "page", "reader", "room", "unfinished", "writer")
+    __slots__ = (
+        "_forks_before",
+        "_released",
+        "capacity",
+        "closing",
+        "file",
+        "latch",
+        "limit",
+        "page",
+        "reader",
+        "room",
+        "unfinished",
+        "writer",
+    )
 
     def __init__(self, capacity: int, limit: int, *fds: TravellingFd) -> None:
         self.capacity = capacity
@@ -73,6 +87,8 @@ class Shared:
         self.page = mmap.mmap(self.file.fileno(), mmap.PAGESIZE)
         self._forks_before = -1
         self.unfinished: Feeder | None = None
+        self.closing = 0
+        self._released = False
 
     @classmethod
     def create(cls, capacity: int, limit: int) -> Shared:
@@ -137,6 +153,9 @@ class Shared:
 
     def close(self) -> None:
         """Free the descriptors. Idempotent. The page goes with the last who uses it, which may be a sender's thread."""
+        if self.closing:
+            self._released = True
+            return
         alone = self.alone
         for fd in (self.reader, self.writer, self.room, self.latch, self.file):
             fd.close()
@@ -146,6 +165,12 @@ class Shared:
             # Where nobody can read any more, that ends its writing at once.
             self.unfinished.join(LINGER if alone else 0.1)
         self.unfinished = None
+
+    def closed_late(self) -> None:
+        """Note that an end of ``closing`` has closed, and free the descriptors if that was asked for meanwhile."""
+        self.closing -= 1
+        if self._released:
+            self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._forks_before = -1

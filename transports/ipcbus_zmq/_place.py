@@ -70,6 +70,9 @@ class Place(Protocol):
     def deserted(self) -> bool:
         """Tell whether it is certain that there is no receiver."""
 
+    def removed(self) -> bool:
+        """Tell whether nobody can become the receiver any more."""
+
     def receiver(self) -> int | None:
         """Return the pid of the receiver, None if it is none of this machine's or cannot be told."""
 
@@ -221,6 +224,10 @@ class PrivatePlace:
         """Ask who has the claim: the kernel took it from a dead receiver, even if zmq has not noticed yet."""
         return self.receiver(unknown=0) is None
 
+    def removed(self) -> bool:
+        """Tell whether the channel was destroyed."""
+        return not (self._directory / _STATE).exists()
+
     def receiver(self, unknown: int | None = None) -> int | None:
         """Return who has the claim."""
         try:
@@ -334,6 +341,10 @@ class TcpPlace:
 
     def deserted(self) -> bool:
         """Say no: an address does not tell."""
+        return False
+
+    def removed(self) -> bool:
+        """Say no: an address stays."""
         return False
 
     def receiver(self) -> None:

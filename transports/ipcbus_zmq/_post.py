@@ -9,6 +9,7 @@ import socket as sockets
 import struct
 import threading
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 import zmq
@@ -16,6 +17,7 @@ from zmq.backend import Socket
 
 from ipcbus.errors import ChannelBroken, ChannelClosed
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.locks import Later
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus_zmq import _context
 
@@ -59,12 +61,17 @@ class Post:
         self.lock = threading.Lock()
         self.owner = 0
         """The thread that is in the middle of a call, so that a signal handler in it does not wait for itself."""
+        self.later = Later()
+        """What a signal handler asked for amid such a call."""
         self.watched = False
         """Whether somebody may sleep on the descriptors: then the bell must tell what zmq tells only once."""
         self.closing = False
         self._shown = False
         self._rung = False
-        self._waiters = 0
+        self._waiters: list[int] = []
+        """The threads that sleep."""
+        self._stuck = 0
+        """How many of these a signal handler that closes has interrupted: they go on only when it has returned."""
         self._left = threading.Event()
         self._pid = os.getpid()
         self.socket: Socket | None = None
@@ -117,11 +124,11 @@ class Post:
         Raises:
             ChannelClosed: closed.
         """
-        with self.lock:
-            if self.closing:
-                raise ChannelClosed("this end is closed")
-            self._shown = self.watched = True
-            return self._epoll.fileno()
+        # Without the lock: a signal handler may ask for it amid a call that has it.
+        self._shown = self.watched = True
+        if self.closing:
+            raise ChannelClosed("this end is closed")
+        return self._epoll.fileno()
 
     def also_watch(self, fd: int) -> None:
         """Add a descriptor to those that tell of news; the lock is held."""
@@ -139,6 +146,8 @@ class Post:
     def wait(self, seconds: float | None, *, bell: bool = True) -> None:
         """Sleep until there is news or the time has passed; the lock is held before and after, and free in between.
 
+        The caller is noted as the owner.
+
         The last thing done with the socket must have been a ``recv`` that found nothing.
 
         Args:
@@ -146,12 +155,12 @@ class Post:
             bell: whether the bell ends the sleep; without it, nothing but the time does if this end is closed.
         """
         sleep = self._epoll.poll if bell else self._silent.poll
-        held: list[bool] = []
-        owner, self.owner = self.owner, 0
+        me = get_ident()
         interruption: BaseException | None = None
-        self._waiters += 1
-        self.watched = True
         try:
+            self._waiters.append(me)
+            self.watched = True
+            self.owner = 0
             self.lock.release()
             sleep(seconds if bell or seconds is None else seconds * 1000)
         except (OSError, ValueError):
@@ -159,16 +168,15 @@ class Post:
                 raise
         finally:
             # Who called gives the lock back in any case, so it is taken in any case: taken and noted in one step in C, where
-            # a signal handler that raises cannot come in between, and again when it came before.
-            while not held:
+            # a signal handler cannot come in between, and again when one that raises came before.
+            while self.owner != me:
                 try:
-                    held.extend(map(self.lock.acquire, (True,)))
+                    any(map(setattr, (self,), ("owner",), map(max, (me,), map(self.lock.acquire, (True,)))))
                 except BaseException as error:  # noqa: BLE001  raised below
                     interruption = error
-            self.owner = owner
-            self._waiters -= 1
-            self.watched = self._shown or self._waiters > 0
-            if self.closing and not self._waiters:
+            self._waiters.remove(me)
+            self.watched = self._shown or bool(self._waiters)
+            if self.closing and len(self._waiters) <= self._stuck:
                 self._left.set()
             if interruption is not None:
                 raise interruption
@@ -188,16 +196,22 @@ class Post:
                 seen.append(struct.unpack_from("<H", part)[0])
 
     def begin_close(self) -> bool:
-        """Turn everybody away and wait until nobody sleeps in ``wait``; False when this was done before."""
+        """Turn everybody away and wait until no other thread sleeps in ``wait``; False when this was done before."""
+        me = get_ident()
         with self.lock:
-            if self.closing:
-                return False
-            self.closing = True
-            self.watched = False
-            self._rung = False
-            self.ring(on=True)
-            if not self._waiters:
-                return True
+            self.owner = me
+            try:
+                if self.closing:
+                    return False
+                self.closing = True
+                self.watched = False
+                self._rung = False
+                self.ring(on=True)
+                self._stuck = self._waiters.count(me)
+                if len(self._waiters) == self._stuck:
+                    return True
+            finally:
+                self.owner = 0
         self._left.wait(_GRACE)
         return True
 

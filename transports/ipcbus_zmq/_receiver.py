@@ -140,23 +140,27 @@ class Receiver(RecvLink):
         me = get_ident()
         if self._post.owner == me:
             raise ChannelEmpty(amid("receiving"))
-        with self._lock:
-            self._post.owner = me
-            try:
-                if not ready and (self._special or not self._fill()):
-                    self._wait_for_some(timeout)
-                frame = ready.popleft()
-                if not ready:
-                    self._settle()
-                    if self._ledger.owes and not self._special and not self._fill():
-                        # All that came was received, and so the senders have all their room, even if this is not called again.
-                        self._grant_all()
-                        self._fill()  # granting may have taken in zmq's news of a message, of which no descriptor then tells
-                if self._post.watched:
-                    self._post.ring(on=True)
-                return frame
-            finally:
-                self._post.owner = 0
+        try:
+            with self._lock:
+                self._post.owner = me
+                try:
+                    if not ready and (self._special or not self._fill()):
+                        self._wait_for_some(timeout)
+                    frame = ready.popleft()
+                    if not ready:
+                        self._settle()
+                        if self._ledger.owes and not self._special and not self._fill():
+                            # All that came was received, and so the senders have all their room, whoever calls next.
+                            self._grant_all()
+                            self._fill()  # granting may have taken in zmq's news of a message, no descriptor shows it then
+                    if self._post.watched:
+                        self._post.ring(on=True)
+                    return frame
+                finally:
+                    self._post.owner = 0
+        finally:
+            if self._post.later:
+                self._post.later.catch_up()
 
     def _fill(self) -> bool:
         """Take messages off the socket that has none ready, and tell whether there are any now; the lock is held.
@@ -252,7 +256,7 @@ class Receiver(RecvLink):
         self._count_connections()
         if not patient and self._ledger.owing():
             self._grant_all()
-            if self._fill():  # granting may have taken in zmq's news of a message, of which no descriptor then tells
+            if self._fill():  # granting may have taken in zmq's news of a message, no descriptor shows it then
                 return True
         if self._ending.begun and self._drained:
             if self._ending.empty(monotonic(), silent_senders=bool(self._accounts)):
@@ -409,14 +413,20 @@ class Receiver(RecvLink):
         me = get_ident()
         if self._post.owner == me:
             return False
-        with self._lock:
-            self._post.owner = me
-            try:
-                if self._post.closing:
-                    raise ChannelClosed("this end is closed")
-                return bool(self._ready) or self._try(patient=False) or self._ending.over
-            finally:
-                self._post.owner = 0
+        try:
+            with self._lock:
+                self._post.owner = me
+                try:
+                    if self._post.closing:
+                        raise ChannelClosed("this end is closed")
+                    found = bool(self._ready) or self._try(patient=False) or self._ending.over
+                    if found and self._post.watched:
+                        self._post.ring(on=True)  # zmq's own descriptor shows it no more
+                    return found
+                finally:
+                    self._post.owner = 0
+        finally:
+            self._post.later.catch_up()
 
     def fileno(self) -> int:
         """Return the descriptor that tells of messages."""
@@ -427,18 +437,30 @@ class Receiver(RecvLink):
 
     def shutdown(self) -> None:
         """End the stream."""
-        with self._lock:
-            if self._post.closing:
-                raise ChannelClosed("this end is closed")
-            self._greet()
-            self._end()
-            self._post.ring(on=True)
+        if self._post.later.postpone(self._post.owner, self.shutdown):
+            return
+        me = get_ident()
+        try:
+            with self._lock:
+                self._post.owner = me
+                try:
+                    if self._post.closing:
+                        raise ChannelClosed("this end is closed")
+                    self._greet()
+                    self._end()
+                    self._post.ring(on=True)
+                finally:
+                    self._post.owner = 0
+        finally:
+            self._post.later.catch_up()
 
     def close(self) -> None:
         """Tell the senders and stop listening. Messages that came and were not received are lost."""
-        if not self._post.begin_close():
+        if self._post.later.postpone(self._post.owner, self.close) or not self._post.begin_close():
             return
+        me = get_ident()
         with self._lock:
+            self._post.owner = me
             self._special = True
             try:
                 self._meet_the_last()
@@ -449,6 +471,7 @@ class Receiver(RecvLink):
                 self._post.close(_FAREWELL)
                 self._alarm.close()
                 self._place.release()
+                self._post.owner = 0
 
     def _meet_the_last(self) -> None:
         """Drop what came, and learn who is there: a sender that has connected and is told nothing takes this for a death."""

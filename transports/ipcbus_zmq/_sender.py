@@ -94,28 +94,32 @@ class Sender(SendLink):
         me = get_ident()
         if self._post.owner == me:
             raise ChannelFull(amid("sending"))
-        with self._lock:
-            self._post.owner = me
-            try:
-                window = self._window
-                if window.sent >= window.limit or self._shut[0] or monotonic() >= self._look_at:
-                    self._make_room(timeout)
-                    if self._copies is not None:
-                        self._copies.append([bytes(part) for part in frame])
-                # Counted first: a call that is interrupted may have sent it, and one too many is put right by a HELLO.
-                window.sent += 1
+        try:
+            with self._lock:
+                self._post.owner = me
                 try:
-                    if len(frame) == 1 and (part := frame[0]) and part[0] != MARK:
-                        self._send(part, NOBLOCK)
-                    else:
-                        self._send_parts(frame)
-                except zmq.ZMQError as error:
-                    window.sent -= 1
-                    if self._copies:
-                        self._copies.pop()
-                    raise broken("a message cannot be sent", error) from error
-            finally:
-                self._post.owner = 0
+                    window = self._window
+                    if window.sent >= window.limit or self._shut[0] or monotonic() >= self._look_at:
+                        self._make_room(timeout)
+                        if self._copies is not None:
+                            self._copies.append([bytes(part) for part in frame])
+                    # Counted first: a call that is interrupted may have sent it, and one too many is put right by a HELLO.
+                    window.sent += 1
+                    try:
+                        if len(frame) == 1 and (part := frame[0]) and part[0] != MARK:
+                            self._send(part, NOBLOCK)
+                        else:
+                            self._send_parts(frame)
+                    except zmq.ZMQError as error:
+                        window.sent -= 1
+                        if self._copies:
+                            self._copies.pop()
+                        raise broken("a message cannot be sent", error) from error
+                finally:
+                    self._post.owner = 0
+        finally:
+            if self._post.later:
+                self._post.later.catch_up()
 
     def _send_parts(self, frame: Frame) -> None:
         joined = b"".join(frame) if sum(memoryview(part).nbytes for part in frame) <= _JOIN_LIMIT else b""
@@ -289,14 +293,17 @@ class Sender(SendLink):
         me = get_ident()
         if self._post.owner == me:
             return False
-        with self._lock:
-            self._post.owner = me
-            try:
-                self._check_open()
-                self._look()
-                return self._has_news()
-            finally:
-                self._post.owner = 0
+        try:
+            with self._lock:
+                self._post.owner = me
+                try:
+                    self._check_open()
+                    self._look()
+                    return self._has_news()
+                finally:
+                    self._post.owner = 0
+        finally:
+            self._post.later.catch_up()
 
     def fileno(self) -> int:
         """Return the descriptor that tells of room and of other news."""
@@ -310,38 +317,62 @@ class Sender(SendLink):
 
     def depth(self) -> int | None:
         """Return how many of this process's messages are not known to have been received."""
-        with self._lock:
-            if self._post.closing:
-                return None
-            self._look()
+        me = get_ident()
+        if self._post.owner == me:
             return self._window.outstanding
+        try:
+            with self._lock:
+                self._post.owner = me
+                try:
+                    if self._post.closing:
+                        return None
+                    self._look()
+                    return self._window.outstanding
+                finally:
+                    self._post.owner = 0
+        finally:
+            self._post.later.catch_up()
 
     def shutdown(self) -> None:
         """End the stream."""
-        with self._lock:
-            self._check_open()
-            self._look()
-            self._part(Kind.SHUTDOWN)
-            self._shut[0] = 1  # after the message: a kill in between leaves the channel as it was
-            self._post.ring(on=True)
+        if self._post.later.postpone(self._post.owner, self.shutdown):
+            return
+        me = get_ident()
+        try:
+            with self._lock:
+                self._post.owner = me
+                try:
+                    self._check_open()
+                    self._look()
+                    self._part(Kind.SHUTDOWN)
+                    self._shut[0] = 1  # after the message: a kill in between leaves the channel as it was
+                    self._post.ring(on=True)
+                finally:
+                    self._post.owner = 0
+        finally:
+            self._post.later.catch_up()
 
     def close(self) -> None:
         """Hand over what is queued, for up to ``LINGER`` seconds while a receiver may come for it, and release this end."""
-        if not self._post.begin_close():
+        if self._post.later.postpone(self._post.owner, self.close) or not self._post.begin_close():
             return
-        linger = 0.0
+        linger, me = 0.0, get_ident()
         try:
             with self._lock:
+                self._post.owner = me
                 try:
-                    self._look()
-                    if self._connected:
-                        self._part(Kind.FIN)
+                    try:
+                        self._look()
+                        if self._connected:
+                            self._part(Kind.FIN)
+                    finally:
+                        copies = self._copies
+                        if copies:
+                            self._place.park(copies, lambda: self._end_alone(copies))
+                        linger = self._linger()
+                        self._window.limit = -1  # every send looks from here on, and sees that this end is closed
                 finally:
-                    copies = self._copies
-                    if copies:
-                        self._place.park(copies, lambda: self._end_alone(copies))
-                    linger = self._linger()
-                    self._window.limit = -1  # every send looks from here on, and sees that this end is closed
+                    self._post.owner = 0
         finally:
             # Without the lock: whoever else uses this end is to be told at once that it is closed.
             if self._post.socket is not None:
@@ -359,6 +390,8 @@ class Sender(SendLink):
     def _linger(self) -> float:
         if (self._lost and self._said == (self._window.sent, self._parted)) or (self._place.deserted() and not self._copies):
             return 0.0
+        if self._left and self._place.removed():
+            return 0.0  # no successor can come
         if self._window.outstanding:
             return LINGER
         if self._connected:
