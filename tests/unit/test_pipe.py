@@ -756,3 +756,45 @@ class TestBytes:
             other.join(PATIENCE)
             assert said == [False]
         assert send(b"1")
+
+
+@pytest.mark.parametrize("instant", ["before its file is left", "behind that"])
+def test_a_large_send_in_the_middle_of_another_loses_neither(monkeypatch, instant):
+    with ipcbus.open("pipe:?large=4096", capacity=8) as channel:
+        channel.send(b"first")
+        assert channel.recv(PATIENCE) == b"first"
+        tx = channel._end.tx
+        leave = tx._leave
+
+        def leave_amid(note, deadline):
+            monkeypatch.setattr(tx, "_leave", leave)
+            if instant.startswith("behind"):
+                leave(note, deadline)
+            channel.send(b"handler" * 1000, PATIENCE)  # on the same thread, as a signal handler does
+            if instant.startswith("before"):
+                leave(note, deadline)
+
+        monkeypatch.setattr(tx, "_leave", leave_amid)
+        channel.send(b"interrupted" * 1000, PATIENCE)
+        assert [channel.recv(PATIENCE) for _ in range(2)] == [b"handler" * 1000, b"interrupted" * 1000]
+
+
+def test_a_large_send_whose_room_in_the_pipe_was_taken_in_the_middle_of_it_waits_for_other(monkeypatch):
+    with ipcbus.open("pipe:?pipe_bytes=4096&large=4096", capacity=10_000) as channel:
+        channel.send(b"first")
+        assert channel.recv(PATIENCE) == b"first"
+        tx, sent = channel._end.tx, []
+        leave = tx._leave
+
+        def leave_amid(note, deadline):
+            monkeypatch.setattr(tx, "_leave", leave)
+            leave(note, deadline)
+            sent.append(fill(tx, b"x"))  # on the same thread, as a signal handler does
+
+        monkeypatch.setattr(tx, "_leave", leave_amid)
+        with pytest.raises(ChannelFull):
+            channel.send(bytes(10_000), 0.01)
+        for _ in range(sent[0]):
+            channel._end.rx.recv(PATIENCE)
+        channel.send(bytes(10_000), PATIENCE)
+        assert channel.recv(PATIENCE) == bytes(10_000)

@@ -92,7 +92,8 @@ class SenderLane:
         self.limit = capacity
         self.begun: Begun | None = None
         self._grants: list[int] = []
-        self.numbers = count()
+        self.number = 0
+        """Of the large message that was begun last."""
         os.set_blocking(self.fd, False)
         os.set_blocking(reading.fileno(), False)
         # What the pipe cannot hold at once could never be sent without waiting for the receiver half way.

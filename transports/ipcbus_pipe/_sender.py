@@ -213,13 +213,25 @@ class PipeSender(SendLink):
         held: list[int] = []
         try:
             self._files.write(frame, size, held)
-            # The mark that follows needs room in the pipe. Nobody else writes there, so room that is seen stays.
+            # The mark that follows needs room in the pipe. Only a signal handler may write there too, and take it away.
             while self._look_at(pipe) != select.POLLOUT:
                 self._wait(pipe, deadline, for_bytes=True)
-            number = next(pipe.numbers)
-            note = Large(pipe.name, {number: (held[0], size)})
-            self._leave(note, deadline)
-            os.write(pipe.fd, _stream.large_record(number))
+            number, mark = -1, b""
+            while True:
+                # Left anew where a signal handler has sent a large one meanwhile: a mark is the end of all lower numbers.
+                while number != pipe.number:
+                    pipe.number = number = pipe.number + 1
+                    self._leave(Large(pipe.name, {number: (held[0], size)}), deadline)
+                    mark = _stream.large_record(number)
+                try:
+                    # Nothing is called between these looks and the write, and so no handler can come in between.
+                    if pipe.settle() and number == pipe.number:
+                        os.write(pipe.fd, mark)
+                        return
+                except BlockingIOError:
+                    pass
+                if number == pipe.number:
+                    self._wait(pipe, deadline, for_bytes=True)
         except BrokenPipeError as error:
             raise self._lane_lost(pipe, error) from error
         finally:
