@@ -591,16 +591,38 @@ class TestWaiting:
         sender.send([b"x"], 0)
         assert not readable(bell, 0)
         receiver.recv(0)
-        assert receiver.fileno() == bell
+        descriptor = receiver.fileno()
         assert not receiver.ready()
+        assert not readable(descriptor, 0)
         sender.send([b"x"], 0)
         sender.send([b"x"], 0)
         assert readable(bell, 0)
+        assert readable(descriptor, 0)
         receiver.recv(0)
         receiver.recv(0)
         with pytest.raises(ChannelEmpty):
             receiver.recv(0)
-        assert not readable(bell, 0)
+        assert not readable(descriptor, 0)
+        assert receiver.fileno() == descriptor
+
+    @pytest.mark.parametrize("look", ["recv", "ready"])
+    def test_who_finds_nothing_silences_nobody_else(self, make, look):
+        # If it did, and were killed then, the others would sleep beside the messages that follow.
+        ends = make(receivers="many")
+        sender, first, other = ends.sender(), ends.receiver(), ends.receiver()
+        descriptors = [receiver.fileno() for receiver in (first, other)]
+        sender.send([b"x"], 0)
+        first.recv(0)
+        if look == "ready":
+            assert not first.ready()
+        else:
+            with pytest.raises(ChannelEmpty):
+                first.recv(0)
+        assert [readable(each, 0) for each in descriptors] == [False, True]
+        assert not other.ready()
+        assert [readable(each, 0) for each in descriptors] == [False, False]
+        sender.send([b"x"], 0)
+        assert [readable(each, 0) for each in descriptors] == [True, True]
 
     def test_senders_are_told_when_room_is_worth_waking_up_for(self, make):
         ends = make(capacity=80)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import select
+import threading
 from typing import TYPE_CHECKING
 
-from ipcbus.errors import ChannelBusy, ChannelClosed
+from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed
 from ipcbus.transport import RecvLink
 from ipcbus_shm._native import Receiver
 
@@ -21,7 +23,7 @@ __all__ = ["ShmReceiver"]
 class ShmReceiver(RecvLink):
     """One process's receiving end; with ``receivers="one"``, claimed for it until it closes or dies."""
 
-    __slots__ = ("_bell", "_core", "_handle", "_seat", "bytes_receiver", "ready", "recv")
+    __slots__ = ("_core", "_handle", "_lock", "_seat", "_set", "bytes_receiver", "ready", "recv")
 
     recv: Callable[[float | None], Frame]  # type: ignore[assignment]  # the C object's own method
     ready: Callable[[], bool]
@@ -31,7 +33,8 @@ class ShmReceiver(RecvLink):
         self._handle = handle
         segment = handle.segment
         self._core = Receiver(segment, handle.spec.max_message, handle.options.spin_us * 1000)
-        self._bell = segment.fds[1]
+        self._lock = threading.RLock()
+        self._set: select.epoll | None = None
         self.recv = self._core.recv
         self.ready = self._core.ready
         self.bytes_receiver = self._core.bytes_receiver
@@ -52,12 +55,28 @@ class ShmReceiver(RecvLink):
         return True
 
     def fileno(self) -> int:
-        """Return the receivers' doorbell."""
-        if self._core.closed:
-            raise ChannelClosed("this end of the shm: channel is closed")
-        self._core.watch()
-        self._core.ready()
-        return self._bell
+        """Return the set that listens to the receivers' doorbell."""
+        with self._lock:
+            if self._core.closed:
+                raise ChannelClosed("this end of the shm: channel is closed")
+            if self._set is None:
+                self._listen()
+            self._core.ready()
+            assert self._set is not None
+            return self._set.fileno()
+
+    def _listen(self) -> None:
+        try:
+            listening = select.epoll()
+            # Edges: the doorbell is everybody's, and nobody may silence it for another.
+            listening.register(self._handle.segment.fds[1], select.EPOLLIN | select.EPOLLET)
+        except OSError as error:
+            raise ChannelBroken(
+                f"no descriptor to wait for messages with: {error.strerror}; close some or raise 'ulimit -n', and try again"
+            ) from error
+        if self._set is None:  # else a signal handler was faster
+            self._core.watch(listening.fileno())
+            self._set = listening
 
     def shutdown(self) -> None:
         """End the stream for everybody."""
@@ -65,7 +84,10 @@ class ShmReceiver(RecvLink):
 
     def close(self) -> None:
         """Close; what was not received stays for the next receiver."""
-        self._core.close()
+        with self._lock:
+            self._core.close()
+            if self._set is not None:
+                self._set.close()
         seat, self._seat = self._seat, None  # one that an interruption drops here is left, too
         if seat is not None:
             seat.close()
@@ -74,6 +96,8 @@ class ShmReceiver(RecvLink):
     def abandon(self) -> None:
         """Free what a forked child inherited."""
         self._core.abandon()
+        if self._set is not None:
+            self._set.close()
         if self._seat is not None:
             self._seat.close()
 

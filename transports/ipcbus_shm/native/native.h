@@ -64,7 +64,6 @@ typedef struct {
     struct side side;
 } End;
 
-PyObject *end_watch(End *self, PyObject *nothing);
 PyObject *end_depth(End *self, PyObject *nothing);
 /* Close an end in a forked child, which has none of the threads that may have been inside. */
 PyObject *end_abandon(End *self, PyObject *nothing);

@@ -11,6 +11,7 @@ typedef struct {
     PyObject_HEAD
     struct side side;
     uint64_t max_message;
+    int set; /* that listens to the doorbell, once this end is watched */
     unsigned char head[HEAD_BYTES]; /* what recv_bytes takes away */
 } Receiver;
 
@@ -315,7 +316,7 @@ static int found_nothing(Receiver *self, int64_t until)
     }
     if (until == 0 || (until != NEVER && wait_now() >= until)) {
         if (side->watched) {
-            doorbell_clear(side->segment->receivers_bell);
+            doorbell_forget(self->set);
             bell_arm(&ring->header->to_receivers, BELL_DOORBELL);
             if (has_something(side)) {
                 doorbell_ring(side->segment->receivers_bell); /* others who wait must see it, too */
@@ -369,13 +370,23 @@ static PyObject *ready(Receiver *self, PyObject *nothing)
     bool found = has_something(side);
     if (!found && side->watched) {
         struct bell *bell = &side->segment->ring.header->to_receivers;
-        doorbell_clear(side->segment->receivers_bell);
+        doorbell_forget(self->set);
         bell_arm(bell, BELL_DOORBELL);
         found = has_something(side);
         if (found)
             doorbell_ring(side->segment->receivers_bell);
     }
     return PyBool_FromLong(found);
+}
+
+static PyObject *watch(Receiver *self, PyObject *set)
+{
+    int fd = (int)PyLong_AsLong(set);
+    if (PyErr_Occurred())
+        return NULL;
+    self->set = fd;
+    self->side.watched = true;
+    Py_RETURN_NONE;
 }
 
 static PyObject *close_end(Receiver *self, PyObject *nothing)
@@ -424,7 +435,8 @@ static PyMethodDef methods[] = {
     {"recv_bytes", (PyCFunction)recv_bytes, METH_O,
      "recv_bytes(timeout)\n--\n\nTake the oldest message: what is behind the head as bytes, else a frame."},
     {"ready", (PyCFunction)ready, METH_NOARGS, "Tell whether there is a message or an end; if not and watched, arm the doorbell."},
-    {"watch", (PyCFunction)end_watch, METH_NOARGS, "Have calls that find nothing arm the doorbell, from here on."},
+    {"watch", (PyCFunction)watch, METH_O,
+     "watch(epoll)\n--\n\nHave calls that find nothing arm the doorbell, from here on, and this set forget what it heard of it."},
     {"depth", (PyCFunction)end_depth, METH_NOARGS, "Return how many messages wait."},
     {"close", (PyCFunction)close_end, METH_NOARGS, "Close this end. Idempotent."},
     {"abandon", (PyCFunction)end_abandon, METH_NOARGS, "Free what a forked child inherited."},

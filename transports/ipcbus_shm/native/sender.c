@@ -293,6 +293,13 @@ static PyObject *arm(Sender *self, PyObject *const *args, Py_ssize_t count)
     return PyBool_FromLong(room);
 }
 
+static PyObject *watch(Sender *self, PyObject *nothing)
+{
+    (void)nothing;
+    self->side.watched = true;
+    Py_RETURN_NONE;
+}
+
 static PyObject *discard_oldest(Sender *self, PyObject *nothing)
 {
     (void)nothing;
@@ -401,7 +408,7 @@ static PyMethodDef methods[] = {
      "send_bytes(bytes)\n--\n\nSend a message of bytes if that can be done at once; say whether it was."},
     {"arm", (PyCFunction)(void (*)(void))arm, METH_FASTCALL,
      "arm(wanted=...)\n--\n\nHave the doorbell ring when there may be room; say whether there is some by now."},
-    {"watch", (PyCFunction)end_watch, METH_NOARGS, "Have a send that finds no room arm the doorbell, from here on."},
+    {"watch", (PyCFunction)watch, METH_NOARGS, "Have a send that finds no room arm the doorbell, from here on."},
     {"depth", (PyCFunction)end_depth, METH_NOARGS, "Return how many messages wait."},
     {"discard_oldest", (PyCFunction)discard_oldest, METH_NOARGS, "Drop the oldest message; say whether there was one."},
     {"close", (PyCFunction)close_end, METH_NOARGS, "Close this end. Idempotent."},

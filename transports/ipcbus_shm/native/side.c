@@ -45,13 +45,6 @@ void side_close(struct side *side, struct bell *bell)
         let_go(side);
 }
 
-PyObject *end_watch(End *self, PyObject *nothing)
-{
-    (void)nothing;
-    self->side.watched = true;
-    Py_RETURN_NONE;
-}
-
 PyObject *end_depth(End *self, PyObject *nothing)
 {
     (void)nothing;

@@ -57,9 +57,10 @@ int bell_sleep(struct bell *bell, uint32_t turn, int64_t until);
 /* Wake everybody who sleeps, in this process and others. */
 void bell_wake_all(struct bell *bell);
 
-/* Make a doorbell silent. */
-void doorbell_clear(int doorbell);
+/* Make a doorbell heard by everybody. Nobody may silence it for another, who would sleep on if this one is killed then: so each
+ * process listens with a set of its own, and only has that forget what it has heard. */
 void doorbell_ring(int doorbell);
+void doorbell_forget(int set);
 
 /* How long spinning pays. */
 struct spin {
