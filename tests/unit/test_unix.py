@@ -290,6 +290,27 @@ class TestRoom:
         assert receiver.recv(0) == (b"1",)
         assert sender.depth() == 2
 
+    def test_a_receiver_that_was_held_up_takes_no_room_away_that_others_have_made(self, make):
+        ends = make(capacity=1, receivers="many")
+        tx, slow, quick, other = ends.sender(), ends.receiver(), ends.receiver(), ends.sender()
+
+        class HeldUp:
+            """The board of one that has taken a message, and not written that down yet."""
+
+            def __getattr__(self, name):
+                if name == "taken":
+                    slow._intake._board = ends.handle.board
+                    for message in (b"2", b"3"):
+                        tx.send([message], 0)
+                        assert drain(quick) == [message]
+                return getattr(ends.handle.board, name)
+
+        tx.send([b"1"], 0)
+        slow._intake._board = HeldUp()
+        assert bytes(slow.recv(0)[0]) == b"1"
+        other.send([b"which is there for long"], 0)  # else the empty socket would say that all is taken
+        tx.send([b"4"], 0)
+
     def test_a_sender_that_sleeps_wakes_though_the_receiver_was_killed(self, make):
         ends = make(capacity=1, receivers="many")
         sender = ends.sender()

@@ -5,8 +5,9 @@ messages in it. A number and a slot make a *tag*, which travels with the message
 on the board, and so the sender sees how many of its own are still on their way. Tags are absolute: a receiver that was
 killed before it wrote one down is made good for by the next that is written.
 
-Each cell has one writer at a time or only ever tells somebody to look again, and is eight aligned bytes that are read
-and written in one piece. No lock guards it.
+Each cell is eight aligned bytes that are read and written in one piece, and no lock guards it. It has one writer at a time,
+or only ever tells somebody to look again, or does no harm for long: of two receivers that write down what they took of one
+sender, the later number stays, unless they do so in the same instant; then the next that is written counts again.
 """
 
 from __future__ import annotations

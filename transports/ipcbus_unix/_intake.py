@@ -181,7 +181,8 @@ class Intake:
                 return self._odd(size)
             # As _note, without the call.
             slot = tag & SLOT
-            board.taken[slot] = tag
+            if board.taken[slot] < tag:
+                board.taken[slot] = tag
             if board.wake[slot] <= tag:
                 self.announce(slot)
             frame = self._own[HEAD:size].tobytes()
@@ -209,9 +210,10 @@ class Intake:
         return bool(self._got) and self._got[0] >= 0
 
     def _note(self, tag: int) -> None:
-        """Write down that a message was taken."""
+        """Write down that a message was taken, unless another receiver has written down a later one."""
         slot = tag & SLOT
-        self._board.taken[slot] = tag
+        if self._board.taken[slot] < tag:
+            self._board.taken[slot] = tag
         if self._board.wake[slot] <= tag:
             self.announce(slot)
 
