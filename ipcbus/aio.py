@@ -6,8 +6,9 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelBroken, ChannelEmpty, ChannelFull
+from ipcbus.errors import ChannelEmpty, ChannelFull
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -160,7 +161,7 @@ class _Group:
         try:
             self._fd = os.dup(fd)
         except OSError as error:
-            raise ChannelBroken(f"no descriptor to wait with: {error.strerror}; see 'ulimit -n'") from error
+            raise refused("there is nothing to wait with", error) from error
         self._loop = loop
         self.futures: list[asyncio.Future[None]] = []
         loop.add_reader(self._fd, self._wake)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelBroken, ChannelError
+from ipcbus.errors import ChannelError
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
     try:
         bell = _Bell()
     except OSError as error:
-        raise ChannelBroken(f"no descriptor to wait with: {error.strerror}; see 'ulimit -n'") from error
+        raise refused("there is nothing to wait with", error) from error
     poller.register(bell.fileno(), select.POLLIN)
     watched[bell.fileno()] = []
     for watchers in sets:

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.errors import ChannelBroken
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["OwnedFd", "TravellingFd", "close_all", "keep", "packing", "unpacking"]
+__all__ = ["REMEDY", "OwnedFd", "TravellingFd", "close_all", "keep", "packing", "refused", "unpacking"]
+
+REMEDY = "close some descriptors or raise 'ulimit -n'"
+"""What to do where a process, or the system, has no descriptors left."""
+
+
+def refused(what: str, error: OSError, then: str = "") -> ChannelBroken:
+    """Return the error for what the system refused; where that is a descriptor, it says what to do.
+
+    Args:
+        what: what could not be done.
+        error: why.
+        then: what became of the call; nothing where that is clear.
+    """
+    said = "; ".join(filter(None, (f"{what}: {error.strerror or error}", then)))
+    return ChannelBroken(f"{said}; {REMEDY}, and try again" if error.errno in (errno.EMFILE, errno.ENFILE) else said)
 
 
 def keep(owner: object, name: str, opener: Callable[..., int], *arguments: object) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken
 from ipcbus.plumbing.buffers import behind
-from ipcbus.plumbing.fds import close_all
+from ipcbus.plumbing.fds import close_all, refused
 from ipcbus.plumbing.mapping import map_private, map_shared
 
 if TYPE_CHECKING:
@@ -105,10 +105,7 @@ class MemoryFiles:
                 self.close()  # each has a descriptor, and they are for speed only
                 file.create()
         except OSError as error:
-            raise ChannelBroken(
-                f"no descriptor for a message of {size} bytes: {error.strerror}; nothing was sent: close some or raise "
-                "'ulimit -n', and send again"
-            ) from error
+            raise refused(f"no memory file for a message of {size} bytes", error, "nothing was sent") from error
 
     def _add(self, file: _File) -> None:
         self._files.append(file)

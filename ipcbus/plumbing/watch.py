@@ -7,6 +7,7 @@ import select
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, PeerDied
+from ipcbus.plumbing.fds import refused
 
 if TYPE_CHECKING:
     from ipcbus.plumbing.state import SharedState
@@ -65,10 +66,7 @@ class Watch:
                         continue
                     raise _orphaned(pid) from None
                 except OSError as error:
-                    raise ChannelBroken(
-                        f"no descriptor to watch the receiver with: {error.strerror}; nothing was sent: close some or raise "
-                        "'ulimit -n', and send again"
-                    ) from error
+                    raise refused("the receiver cannot be watched", error, "nothing was sent") from error
             if self._has_ended() and self._state.receiver() == pid:
                 raise _orphaned(pid)
             return

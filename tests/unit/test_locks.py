@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 import ipcbus
-from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, PeerDied
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, PeerDied
 
 from .rig import until
 
@@ -255,3 +255,18 @@ def test_a_signal_handler_leaves_room_to_the_send_that_it_interrupted(url, capac
             assert time.monotonic() - started < PATIENCE / 2
         finally:
             signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("role", ["sender", "receiver"])
+@pytest.mark.parametrize("url", ["inproc:", "pipe:", "unix:", SHM])
+def test_who_cannot_have_a_descriptor_to_wait_on_is_told_what_to_do(url, role, no_descriptors):
+    with ipcbus.open(url, capacity=2) as channel:
+        channel.send(1)
+        assert channel.recv(PATIENCE) == 1
+        limited = getattr(channel, role)
+        with no_descriptors():
+            try:
+                limited.fileno()
+            except ChannelBroken as error:
+                assert "close some descriptors or raise 'ulimit -n', and try again" in str(error)  # noqa: PT017  some have one
+        assert limited.fileno() >= 0

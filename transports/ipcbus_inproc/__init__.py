@@ -9,8 +9,9 @@ import weakref
 from collections import deque
 from typing import Any
 
-from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, Unsupported
+from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, Unsupported
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import (
     LINGER,
@@ -215,10 +216,7 @@ class InprocLink(SendLink, RecvLink):
             try:
                 self._bell = Wakeup()
             except OSError as error:
-                raise ChannelBroken(
-                    f"no descriptor to wait with: {error.strerror}; nothing was sent or received: close some or raise "
-                    "'ulimit -n', and try again"
-                ) from error
+                raise refused("there is nothing to wait with", error, "nothing was sent or received") from error
         else:
             # Also where it is not known to have rung: who rang it may have been interrupted before it was noted.
             self._rung = False

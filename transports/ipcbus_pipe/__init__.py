@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError
+from ipcbus.errors import ChannelClosed, ChannelError, ConfigError
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.memfiles import KEPT
 from ipcbus.plumbing.state import SharedState
 from ipcbus.transport import Capabilities, ChannelSpec, Guarantees, Handle, Transport
@@ -62,7 +63,7 @@ class Pipe(Transport):
         try:
             return PipeHandle(spec, options, SharedState(), Door())
         except OSError as error:
-            raise ChannelBroken(f"no descriptors for a pipe: channel: {error.strerror}; see 'ulimit -n'") from error
+            raise refused("a pipe: channel cannot be made", error) from error
 
 
 class PipeHandle(Handle):
@@ -90,7 +91,7 @@ class PipeHandle(Handle):
         try:
             return PipeSender(self, self._spec, self._options)
         except OSError as error:
-            raise ChannelBroken(f"no descriptors for a sender of a pipe: channel: {error.strerror}; see 'ulimit -n'") from error
+            raise refused("the sending end of a pipe: channel cannot be opened", error) from error
 
     def open_receiver(self) -> PipeReceiver:
         """Become the receiver."""
@@ -99,9 +100,7 @@ class PipeHandle(Handle):
         except ChannelError:
             raise
         except OSError as error:
-            raise ChannelBroken(
-                f"no descriptors for the receiver of a pipe: channel: {error.strerror}; see 'ulimit -n'"
-            ) from error
+            raise refused("the receiving end of a pipe: channel cannot be opened", error) from error
 
     def shut(self) -> bool:
         """Mark the channel as shut down for everybody."""

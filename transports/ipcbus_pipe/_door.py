@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ipcbus.errors import ChannelBroken
-from ipcbus.plumbing.fds import TravellingFd, close_all
+from ipcbus.plumbing.fds import REMEDY, TravellingFd, close_all, refused
 
 if TYPE_CHECKING:
     from collections import deque
@@ -130,10 +130,7 @@ class Door:
         try:
             spare = [select.epoll() for _ in range(most)]
         except OSError as error:
-            raise ChannelBroken(
-                "this process has no descriptors left to receive with; close some or raise 'ulimit -n', and receive again: "
-                "nothing is lost"
-            ) from error
+            raise refused("what senders left cannot be taken", error, "nothing is lost") from error
         del spare
         # Received and appended in one step in C: a signal handler that raises cannot come in between and lose descriptors.
         try:
@@ -170,7 +167,7 @@ def _put(end: socket.socket, note: Note) -> None:
     except BlockingIOError:
         raise
     except OSError as error:
-        raise ChannelBroken(f"descriptors cannot be passed to the receiver: {error.strerror}; see 'ulimit -n'") from error
+        raise ChannelBroken(f"descriptors cannot be passed to the receiver: {error.strerror}; {REMEDY}") from error
 
 
 def read(raw: Raw) -> Note:
@@ -192,7 +189,7 @@ def read(raw: Raw) -> Note:
     for fd in fds:
         os.close(fd)
     if flags & socket.MSG_CTRUNC:
-        raise ChannelBroken("this process has no descriptors left to receive with; close some or raise 'ulimit -n'")
+        raise ChannelBroken(f"this process had no descriptors left for what a sender left; {REMEDY}")
     raise ChannelBroken("something that is no ipcbus sender wrote to this channel")
 
 

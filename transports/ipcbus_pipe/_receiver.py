@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
 from ipcbus.plumbing.clock import EVER
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.locks import acquire, amid, release
 from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus.plumbing.wakeup import Wakeup
@@ -67,7 +68,7 @@ class PipeReceiver(RecvLink):
         """Whether a large message is being taken, which is the next one until it is."""
         self._at_door = False
         """Whether a note from the door is being dealt with."""
-        self._bell_lock = threading.Lock()
+        self._bell_lock = threading.RLock()
         self._epoll = select.epoll()
         for fd in (wakeup.fileno(), self._door_fd):
             self._epoll.register(fd, select.EPOLLIN)
@@ -380,7 +381,10 @@ class PipeReceiver(RecvLink):
             # Not under the lock, which a receiving thread may hold for long. Set: somebody is to look what there is.
             with self._bell_lock:
                 if self._bell is None:
-                    bell = Wakeup()
+                    try:
+                        bell = Wakeup()
+                    except OSError as error:
+                        raise refused("there is nothing to wait with", error) from error
                     bell.set()
                     self._epoll.register(bell.fileno(), select.EPOLLIN)
                     self._rung = True

@@ -12,7 +12,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull, PeerDied
 from ipcbus.plumbing import buffers as _buffers
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.plumbing.fds import close_all
+from ipcbus.plumbing.fds import close_all, refused
 from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.memfiles import MemoryFiles
 from ipcbus.plumbing.wakeup import Echo, Wakeup
@@ -274,7 +274,7 @@ class PipeSender(SendLink):
         try:
             pipe = SenderLane(self._spec.capacity, self._pipe_bytes, self._handle.large)
         except OSError as error:
-            raise ChannelBroken(f"no pipe to send through: {error.strerror}; see 'ulimit -n'") from error
+            raise refused("no pipe to send through", error, "nothing was sent") from error
         note = Lane(pipe.name, _process_name(), next(_ordinals), (pipe.reading.fileno(), pipe.credit_fd))
         try:
             self._leave(note, deadline)

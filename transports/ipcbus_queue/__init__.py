@@ -7,14 +7,13 @@ from typing import Any
 
 from ipcbus.errors import ChannelBroken, ChannelError, ConfigError
 from ipcbus.plumbing.claim import Claim
+from ipcbus.plumbing.fds import refused
 from ipcbus.transport import Capabilities, ChannelSpec, Guarantees, Handle, NoOptions, Transport
 from ipcbus_queue.receiving import QueueRecvLink
 from ipcbus_queue.sending import QueueSendLink
 from ipcbus_queue.shared import SHUT, Shared
 
 __all__ = ["Queue", "QueueHandle", "QueueRecvLink", "QueueSendLink"]
-
-_NO_DESCRIPTORS = "if the limit on open files is reached, raise it (ulimit -n) or close channels that are not used any more"
 
 
 class Queue(Transport):
@@ -45,7 +44,7 @@ class Queue(Transport):
         try:
             return QueueHandle(spec, Shared.create(spec.capacity, spec.max_message))
         except OSError as error:
-            raise ChannelBroken(f"a queue: channel cannot be made: {error}; {_NO_DESCRIPTORS}") from error
+            raise refused("a queue: channel cannot be made", error) from error
 
 
 class QueueHandle(Handle):
@@ -94,4 +93,4 @@ class QueueHandle(Handle):
 
 def _cannot_open(what: str, error: OSError) -> ChannelBroken:
     name = multiprocessing.current_process().name
-    return ChannelBroken(f"the {what} end of a queue: channel cannot be opened in {name}: {error}; {_NO_DESCRIPTORS}")
+    return refused(f"the {what} end of a queue: channel cannot be opened in {name}", error)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ipcbus.errors import ChannelBroken, ChannelFull
 from ipcbus.plumbing.claim import holder
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.locks import amid
 from ipcbus.transport import LINGER, Frame, SendLink
 from ipcbus_queue.feeder import Feeder
@@ -112,10 +113,7 @@ class QueueSendLink(SendLink):
         try:
             self._reader = reader = Reader(self._shared)
         except OSError as error:
-            raise ChannelBroken(
-                f"no descriptor to drop old messages of a queue: channel with: {error.strerror}; nothing was dropped: "
-                "close some or raise 'ulimit -n', and send again"
-            ) from error
+            raise refused("old messages of a queue: channel cannot be dropped", error, "nothing was sent") from error
         return reader
 
     def ready(self) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError
-from ipcbus.plumbing.fds import TravellingFd
+from ipcbus.errors import ChannelClosed, ChannelError, ConfigError
+from ipcbus.plumbing.fds import TravellingFd, refused
 from ipcbus.plumbing.state import SharedState
 from ipcbus.transport import Capabilities, ChannelSpec, Guarantees, Handle, Transport
 from ipcbus_shm._native import LEAST_RING_BYTES, MOST_RING_BYTES, Segment, create
@@ -66,7 +66,7 @@ class Shm(Transport):
         try:
             return ShmHandle(spec, options, SharedState(), segment)
         except OSError as error:
-            raise ChannelBroken(f"no descriptors for a shm: channel: {error.strerror}; see 'ulimit -n'") from error
+            raise refused("a shm: channel cannot be made", error) from error
 
 
 class ShmHandle(Handle):
@@ -111,9 +111,7 @@ class ShmHandle(Handle):
         except ChannelError:
             raise
         except OSError as error:
-            raise ChannelBroken(
-                f"no descriptors for a receiver of a shm: channel: {error.strerror}; see 'ulimit -n'"
-            ) from error
+            raise refused("the receiving end of a shm: channel cannot be opened", error) from error
 
     def shut(self) -> bool:
         """End the stream."""

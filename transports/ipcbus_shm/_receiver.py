@@ -6,7 +6,8 @@ import select
 import threading
 from typing import TYPE_CHECKING
 
-from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed
+from ipcbus.errors import ChannelBusy, ChannelClosed
+from ipcbus.plumbing.fds import refused
 from ipcbus.transport import RecvLink
 from ipcbus_shm._native import Receiver
 
@@ -71,9 +72,7 @@ class ShmReceiver(RecvLink):
             # Edges: the doorbell is everybody's, and nobody may silence it for another.
             listening.register(self._handle.segment.fds[1], select.EPOLLIN | select.EPOLLET)
         except OSError as error:
-            raise ChannelBroken(
-                f"no descriptor to wait for messages with: {error.strerror}; close some or raise 'ulimit -n', and try again"
-            ) from error
+            raise refused("there is nothing to wait with", error) from error
         if self._set is None:  # else a signal handler was faster
             self._core.watch(listening.fileno())
             self._set = listening

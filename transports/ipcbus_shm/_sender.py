@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed
 from ipcbus.plumbing.clock import EVER
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.wakeup import Echo, Wakeup
 from ipcbus.plumbing.watch import Watch
@@ -119,10 +120,7 @@ class ShmSender(SendLink):
                     epoll.register(self._handle.state.news.fileno(), select.EPOLLIN | select.EPOLLET)
                 except OSError as error:
                     self._waits = None
-                    raise ChannelBroken(
-                        f"no descriptor to wait for room with: {error.strerror}; nothing was sent: close some or raise "
-                        "'ulimit -n', and send again"
-                    ) from error
+                    raise refused("room cannot be waited for", error, "nothing was sent") from error
                 if self._handle.spec.receivers == "one":
                     self._watch = Watch(self._handle.state, epoll, self._echo)
             return self._waits

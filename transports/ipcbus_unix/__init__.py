@@ -11,8 +11,8 @@ import socket
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError
-from ipcbus.plumbing.fds import TravellingFd
+from ipcbus.errors import ChannelClosed, ChannelError, ConfigError
+from ipcbus.plumbing.fds import TravellingFd, refused
 from ipcbus.plumbing.memfiles import KEPT
 from ipcbus.plumbing.state import SharedState
 from ipcbus.transport import Capabilities, ChannelSpec, Guarantees, Handle, Transport
@@ -74,7 +74,7 @@ class Unix(Transport):
                 outlet.close()
                 raise
         except OSError as error:
-            raise ChannelBroken(f"no descriptors for a unix: channel: {error.strerror}; see 'ulimit -n'") from error
+            raise refused("a unix: channel cannot be made", error) from error
 
 
 class UnixHandle(Handle):
@@ -121,7 +121,7 @@ class UnixHandle(Handle):
         except ChannelError:
             raise
         except OSError as error:
-            raise ChannelBroken(f"no descriptors for a sender of a unix: channel: {error.strerror}; see 'ulimit -n'") from error
+            raise refused("the sending end of a unix: channel cannot be opened", error) from error
 
     def open_receiver(self) -> UnixReceiver:
         """Open a receiving end; the only one of all processes unless the channel has many receivers."""
@@ -130,9 +130,7 @@ class UnixHandle(Handle):
         except ChannelError:
             raise
         except OSError as error:
-            raise ChannelBroken(
-                f"no descriptors for a receiver of a unix: channel: {error.strerror}; see 'ulimit -n'"
-            ) from error
+            raise refused("the receiving end of a unix: channel cannot be opened", error) from error
 
     def shut(self) -> bool:
         """End the stream. The kernel refuses every later send and shows the end behind the last message, to everybody."""

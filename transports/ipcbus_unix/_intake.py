@@ -24,6 +24,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelBroken, ChannelEmpty, EndOfChannel
+from ipcbus.plumbing.fds import REMEDY, refused
 from ipcbus.plumbing.locks import amid
 from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus_unix._board import LARGE, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT
@@ -251,10 +252,7 @@ class Intake:
             # Made and closed in one step in C: a signal handler that raises cannot come in between and leak it.
             deque(map(os.close, map(os.dup, (self._fd,))), 0)
         except OSError as error:
-            raise ChannelBroken(
-                "this process has no descriptors left to receive with; close some or raise 'ulimit -n', and receive again: "
-                "nothing is lost"
-            ) from error
+            raise refused("a large message cannot be received", error, "nothing is lost") from error
 
     def _take_large(self, tag: int) -> Frame | None:
         """Take a message whose content is in a memory file, or an announcement and what comes behind it."""
@@ -285,7 +283,7 @@ class Intake:
             if not fds:
                 raise ChannelBroken(
                     f"a large message of {size} bytes came, and this process had no descriptor left to take it with; it is "
-                    "lost: close some descriptors or raise 'ulimit -n'"
+                    f"lost: {REMEDY}"
                 )
             return open_sealed(fds[0], size, self._limit)
         finally:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelEmpty
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
@@ -36,7 +37,7 @@ class UnixReceiver(RecvLink):
         """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._closed = False
         self._lock = threading.RLock()
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
         self._intake = intake = Intake(handle.outlet, handle.board, handle.state, handle.inline, spec.max_message)
         self._into = handle.outlet.recv_into
         self._memory, self._view, self._words, self._size = intake.memory, intake.view, intake.words, intake.size
@@ -149,11 +150,19 @@ class UnixReceiver(RecvLink):
             raise self._why_closed()
         with self._opening:  # not the other lock, which a receiving thread may hold for long
             if self._epoll is None:
-                epoll = select.epoll()
-                for fd in (wakeup.fileno(), self._handle.outlet.fileno()):
-                    epoll.register(fd, select.EPOLLIN)
-                self._epoll = epoll
+                self._open_epoll(wakeup)
+            assert self._epoll is not None
             return self._epoll.fileno()
+
+    def _open_epoll(self, wakeup: Wakeup) -> None:
+        try:
+            epoll = select.epoll()
+        except OSError as error:
+            raise refused("there is nothing to wait with", error) from error
+        for fd in (wakeup.fileno(), self._handle.outlet.fileno()):
+            epoll.register(fd, select.EPOLLIN)
+        if self._epoll is None:  # else a signal handler has given one out meanwhile
+            self._epoll = epoll
 
     def ready(self) -> bool:
         """Tell whether there is a message, or an end. With many receivers, another may be faster."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull
 from ipcbus.plumbing.buffers import size
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.plumbing.fds import close_all
+from ipcbus.plumbing.fds import close_all, refused
 from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.memfiles import MemoryFiles
 from ipcbus.plumbing.wakeup import Echo, Wakeup
@@ -262,10 +262,7 @@ class UnixSender(SendLink):
             try:
                 epoll, self._wakeup = select.epoll(), (wakeup := Wakeup())
             except OSError as error:
-                raise ChannelBroken(
-                    f"no descriptor to wait for room with: {error.strerror}; nothing was sent: close some or raise "
-                    "'ulimit -n', and send again"
-                ) from error
+                raise refused("room cannot be waited for", error, "nothing was sent") from error
             epoll.register(wakeup.fileno(), select.EPOLLIN)
             epoll.register(self._state.news.fileno(), select.EPOLLIN | select.EPOLLET)
             if self._spec.receivers == "one":

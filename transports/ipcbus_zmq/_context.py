@@ -11,6 +11,7 @@ import zmq
 from zmq.backend import Context
 
 from ipcbus.errors import ChannelBroken
+from ipcbus.plumbing.fds import REMEDY
 
 if TYPE_CHECKING:
     from zmq.backend import Socket
@@ -100,6 +101,6 @@ def _leave_room() -> None:
     used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  counted, not used as paths
     if limit != resource.RLIM_INFINITY and used + _SPARE_FDS > limit:
         raise ChannelBroken(
-            f"{used} of this process's {limit} descriptors are in use; ZeroMQ needs {_SPARE_FDS} free ones to be safe. "
-            "Close channels that are not needed, or raise the limit (ulimit -n)"
+            f"{used} of this process's {limit} descriptors are in use; ZeroMQ needs {_SPARE_FDS} free ones to be safe; "
+            f"{REMEDY}, and try again"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket as sockets
@@ -17,6 +16,7 @@ from zmq.backend import Socket
 
 from ipcbus.errors import ChannelBroken, ChannelClosed
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.locks import Later
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus_zmq import _context
@@ -257,10 +257,7 @@ class Post:
 
 def broken(what: str, error: zmq.ZMQError | OSError) -> ChannelBroken:
     """Translate an error of zmq's or the system's."""
-    hint = ""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        hint = "; close channels that are not needed, or raise the limit of descriptors (ulimit -n)"
-    return ChannelBroken(f"ZeroMQ: {what}: {error.strerror}{hint}")
+    return refused(f"ZeroMQ: {what}", OSError(error.errno, error.strerror))  # a ZMQError is none
 
 
 def close_inherited(address: object) -> None:

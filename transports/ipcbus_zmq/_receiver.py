@@ -380,11 +380,8 @@ class Receiver(RecvLink):
         return True
 
     def _count_connections(self) -> None:
-        for event in self._post.events():
-            if event == _ACCEPTED:
-                self._connections += 1
-            elif event == _DISCONNECTED:
-                self._connections -= 1
+        seen = self._post.events()
+        self._connections += seen.count(_ACCEPTED) - seen.count(_DISCONNECTED)
 
     def _greet(self) -> None:
         """Take in the greetings of senders that have connected since the last look, as far as no message lies before them."""
