@@ -646,21 +646,42 @@ def test_a_receiver_that_closes_says_so_to_senders_that_it_has_not_looked_at(mak
     fill(tx, b"2", 0.5)
 
 
-def test_a_receiver_that_closes_says_so_to_a_sender_that_has_only_just_connected(make, stack):
+READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+
+
+def introduce(connection):
+    """Say on a plain connection what a sender says first, behind its greeting."""
+    hello = encode(Kind.HELLO, os.getpid(), 0)
+    connection.sendall(bytes([4, len(READY)]) + READY + bytes([0, len(hello)]) + hello)
+
+
+def greet(connection):
+    """Exchange greetings: from here on a sender takes the receiver for there."""
+    connection.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))  # rfc.zeromq.org/spec/23
+    heard = connection.recv(64)
+    while len(heard) < 64:
+        heard += connection.recv(64)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_receiver_that_closes_says_so_to_a_sender_that_has_only_just_connected(make, stack, killed):
     ends = make(capacity=2)
     rx = ends.receiver()
+    for _ in range(killed):
+        with ExitStack() as life:
+            sender = plain(life, ends)
+            greet(sender)
+            introduce(sender)
+            until(lambda: not rx.ready() and rx._accounts)
+        until(lambda: not rx.ready() and rx._connections == 0)
     newcomer = plain(stack, ends)
-    newcomer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))  # rfc.zeromq.org/spec/23
-    heard = newcomer.recv(64)
-    while len(heard) < 64:  # all of its greeting: from here on a sender takes the receiver for there
-        heard += newcomer.recv(64)
+    greet(newcomer)
     closing = threading.Thread(target=rx.close)
     closing.start()
     stack.callback(closing.join)
     until(lambda: rx._post.closing)
-    ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
-    hello = encode(Kind.HELLO, os.getpid(), 0)
-    newcomer.sendall(bytes([4, len(ready)]) + ready + bytes([0, len(hello)]) + hello)
+    introduce(newcomer)
+    heard = b""
     while some := newcomer.recv(4096):
         heard += some
     assert encode(Kind.GONE, os.getpid(), 0) in heard

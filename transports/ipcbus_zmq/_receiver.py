@@ -324,10 +324,13 @@ class Receiver(RecvLink):
 
     def _meet(self, identity: bytes) -> Account:
         if len(self._accounts) >= self._prune_at:
-            for account in self._ledger:
-                self._tell(account, Kind.GRANT, account.granted)
+            self._tell_all(Kind.GRANT)
             self._prune_at = max(_PRUNE_FROM, 2 * len(self._accounts))
         return self._ledger.open(identity)
+
+    def _tell_all(self, kind: Kind) -> None:
+        for account in self._ledger:
+            self._tell(account, kind, account.granted)
 
     def _obey(self, account: Account, control: Control) -> None:
         kind = control.kind
@@ -400,8 +403,7 @@ class Receiver(RecvLink):
         self._special = True
         self._grant_all()
         self._ledger.stop()
-        for account in self._ledger:
-            self._tell(account, Kind.CLOSED)
+        self._tell_all(Kind.CLOSED)
 
     # ------------------------------------------------------------------ the rest
 
@@ -462,8 +464,7 @@ class Receiver(RecvLink):
             try:
                 self._meet_the_last()
                 self._grant_all()
-                for account in self._ledger:
-                    self._tell(account, Kind.GONE)
+                self._tell_all(Kind.GONE)
             finally:
                 self._post.close(_FAREWELL)
                 self._alarm.close()
@@ -474,6 +475,7 @@ class Receiver(RecvLink):
         """Drop what came, and learn who is there: a sender that has connected and is told nothing takes this for a death."""
         deadline = Deadline(_INTRODUCTION)
         while True:
+            self._tell_all(Kind.GRANT)  # finds those that were killed, and that would pass for some that have yet to speak
             self._drained = False
             for _ in range(_AT_CLOSE):
                 self._ready.clear()
