@@ -23,11 +23,13 @@ class Watch:
         state: says who that is.
         epoll: the set.
         echo: tells others who wait on it of a death that was found, which nothing shows any more.
+        needed: whether nothing else may show a death; if not, it is done without where no descriptor is left.
     """
 
-    __slots__ = ("_echo", "_epoll", "_fd", "_pid", "_state")
+    __slots__ = ("_echo", "_epoll", "_fd", "_needed", "_pid", "_state")
 
-    def __init__(self, state: SharedState, epoll: select.epoll, echo: Echo) -> None:
+    def __init__(self, state: SharedState, epoll: select.epoll, echo: Echo, *, needed: bool = True) -> None:
+        self._needed = needed
         self._state = state
         self._epoll = epoll
         self._echo = echo
@@ -39,7 +41,7 @@ class Watch:
 
         Raises:
             PeerDied: it has died, and nobody has taken over.
-            ChannelBroken: no descriptor is left to watch it with.
+            ChannelBroken: no descriptor is left to watch it with, and that is needed.
         """
         try:
             self._look()
@@ -66,6 +68,8 @@ class Watch:
                         continue
                     raise _orphaned(pid) from None
                 except OSError as error:
+                    if not self._needed:
+                        return
                     raise refused("the receiver cannot be watched", error, "nothing was sent") from error
             if self._has_ended() and self._state.receiver() == pid:
                 raise _orphaned(pid)

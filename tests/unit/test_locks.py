@@ -168,9 +168,9 @@ def test_a_message_that_one_thread_has_seen_shows_to_the_others(url):
             channel.send(number)
             for _ in range(2):
                 assert readable(descriptor, PATIENCE)
-                wait_until(channel.ready)
+                until(channel.ready)
             assert channel.recv(0) == number
-            wait_until(lambda: not channel.ready() and not readable(descriptor, 0))
+            until(lambda: not channel.ready() and not readable(descriptor, 0))
 
 
 @pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])

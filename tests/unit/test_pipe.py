@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import ipcbus
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, DecodeError, EndOfChannel, PeerDied
 from ipcbus.plumbing.fds import close_all
+from ipcbus.plumbing.watch import Watch
 from ipcbus_pipe import Pipe, PipeOptions, _sender, _stream
 
 from .rig import Ends, descriptors, drain, readable
@@ -246,13 +247,13 @@ class TestDoor:
         sender.send([b"1"], 0)
         assert receiver.recv(0) == (b"1",)
         fill(sender, bytes(8000))
-        check = sender._check_receiver
+        check = Watch.check
 
-        def close_and_check():  # when it is certain that it has to wait
+        def close_and_check(watch):  # when it is certain that it has to wait
             lose_lanes(receiver)
-            check()
+            check(watch)
 
-        monkeypatch.setattr(sender, "_check_receiver", close_and_check)
+        monkeypatch.setattr(Watch, "check", close_and_check)
 
         def wait():
             with pytest.raises(PeerDied, match="let this process's pipe go"):

@@ -16,6 +16,7 @@ from ipcbus.plumbing.fds import close_all, refused
 from ipcbus.plumbing.locks import acquire, release
 from ipcbus.plumbing.memfiles import MemoryFiles
 from ipcbus.plumbing.wakeup import Echo, Wakeup
+from ipcbus.plumbing.watch import Watch
 from ipcbus.transport import SendLink
 from ipcbus_pipe import _stream
 from ipcbus_pipe._door import Lane, Large
@@ -34,7 +35,6 @@ _starts, _ATOMIC, _write = _stream.Starts(), _stream.ATOMIC, os.write
 
 _NEVER = select.EPOLLERR  # reported whether asked for or not: a mask that wants nothing else
 _NOTHING, _UNKNOWN = -1, -2
-_ORPHANED = "the receiver, process {}, died; there is no room"
 
 _identity = (0, b"")
 _ordinals = count()
@@ -68,12 +68,12 @@ class PipeSender(SendLink):
         self._echo = Echo()
         self._door_full = False
         self._room_fd = _UNKNOWN
-        self._watch = 0
-        self._watched_pid = -1
         self._epoll = select.epoll()
         self._epoll.register(wakeup.fileno(), select.EPOLLIN)
         self._epoll.register(self._door.outside(), _NEVER)
         self._epoll.register(self._state.news.fileno(), select.EPOLLIN | select.EPOLLET)
+        # Where it cannot be watched, its death shows as an error on the pipe that it reads.
+        self._watch = Watch(self._state, self._epoll, self._echo, needed=False)
 
     # ------------------------------------------------------------------ sending
 
@@ -300,7 +300,7 @@ class PipeSender(SendLink):
         # Also when it is bytes that lack: credits left where they are would end every wait at once.
         if self._collect(pipe) and not for_bytes:
             return
-        self._check_receiver()
+        self._watch.check()
         self._show_room(pipe.fd if for_bytes else _NOTHING)
         events = self._sleep(deadline)
         if not events:
@@ -323,9 +323,6 @@ class PipeSender(SendLink):
             self._echo.ring()
         if self._closed or self._flags[0]:
             raise self._why_closed()
-        pid = self._watched_pid
-        if pid >= 0 and any(fd == self._watch for fd, _ in events) and self._state.receiver() == pid:
-            raise PeerDied(_ORPHANED.format(pid), pid)
         pipe = self._pipe
         if pipe is not None and any(fd == pipe.fd and event & select.EPOLLERR for fd, event in events):
             raise self._lane_lost(pipe, None)
@@ -343,7 +340,7 @@ class PipeSender(SendLink):
                 return
             if self._pipe is not None:
                 self._collect(self._pipe)  # as above
-            self._check_receiver()
+            self._watch.check()
             self._show_room(self._door.outside())
             over = deadline.expired  # others may be quicker each time that there is room
             if not self._sleep(deadline) or over:
@@ -358,35 +355,6 @@ class PipeSender(SendLink):
             if each != _NOTHING:
                 self._epoll.modify(each, select.EPOLLOUT if each == fd else _NEVER)
         self._room_fd = fd
-
-    def _check_receiver(self) -> None:
-        """See to it that a wait ends when the receiver dies; raise if it is dead now."""
-        pid = self._state.receiver()
-        if pid is None:
-            self._stop_watching()
-            if (dead := self._state.died()) is not None:
-                raise PeerDied(f"the receiver, process {dead}, died and nobody has taken over; there is no room", dead)
-        elif pid != self._watched_pid:
-            self._stop_watching()
-            if pid == os.getpid():
-                return
-            try:
-                self._watch = os.pidfd_open(pid)
-            except ProcessLookupError:
-                if self._state.receiver() == pid:
-                    raise PeerDied(_ORPHANED.format(pid), pid) from None
-                self._check_receiver()
-                return
-            except OSError:
-                return  # no descriptor to spare: its death still shows as an error on the pipe it reads
-            self._watched_pid = pid
-            self._epoll.register(self._watch, select.EPOLLIN)
-
-    def _stop_watching(self) -> None:
-        if self._watched_pid >= 0:
-            self._epoll.unregister(self._watch)
-            os.close(self._watch)
-            self._watched_pid = -1
 
     def _lane_lost(self, pipe: SenderLane, error: OSError | None) -> ChannelBroken | ChannelClosed:
         """Let go of a lane whose reader is gone; the next message opens a new one, for a successor."""
@@ -454,9 +422,10 @@ class PipeSender(SendLink):
         self._door_full = self._door_full and not self._door.has_room()
         if self._flags[0] or (pipe is None and not self._door_full):
             return True
-        if self._state.died() is not None:
+        try:
+            self._watch.check()
+        except PeerDied:
             return True
-        self._check_receiver()
         credit = pipe is None or self._collect(pipe)
         shown = select.POLLOUT if pipe is None else self._look_at(pipe)
         if shown & select.POLLERR:
@@ -498,9 +467,7 @@ class PipeSender(SendLink):
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
-        if self._watched_pid >= 0:
-            os.close(self._watch)
-            self._watched_pid = -1
+        self._watch.close()
         self._wakeup = None
         self._echo.end()
 
