@@ -759,6 +759,36 @@ class TestBytes:
         assert send(b"1")
 
 
+@pytest.mark.parametrize("lacks", ["credits", "bytes"])
+def test_a_send_in_the_middle_of_one_that_waits_lets_it_know_that_the_receiver_is_gone(make, monkeypatch, lose_lanes, lacks):
+    ends = make(2 if lacks == "credits" else 10_000, pipe_bytes=4096)
+    sender, receiver = ends.sender(), ends.receiver()
+    sender.send([b"1"], 0)
+    assert receiver.recv(0) == (b"1",)
+    message = bytes(1 if lacks == "credits" else 1000)
+    fill(sender, message)
+    epoll = sender._epoll
+
+    class Interrupted:
+        closed = property(lambda _: epoll.closed)
+
+        def poll(self, timeout):
+            sender._epoll = epoll
+            lose_lanes(receiver)
+            with pytest.raises(PeerDied):
+                sender.send([message], PATIENCE)  # on the same thread, as a signal handler does; the wait then goes on
+            return epoll.poll(timeout)
+
+        def __getattr__(self, name):
+            return getattr(epoll, name)
+
+    sender._epoll = Interrupted()
+    began = time.monotonic()
+    with pytest.raises(PeerDied):
+        sender.send([message], PATIENCE)
+    assert time.monotonic() - began < PATIENCE / 2
+
+
 @pytest.mark.parametrize("instant", ["before its file is left", "behind that"])
 def test_a_large_send_in_the_middle_of_another_loses_neither(monkeypatch, instant):
     with ipcbus.open("pipe:?large=4096", capacity=8) as channel:

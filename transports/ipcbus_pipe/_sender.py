@@ -266,6 +266,8 @@ class PipeSender(SendLink):
 
     def _collect(self, pipe: SenderLane) -> bool:
         """Take the credits that were returned; say whether any are left now."""
+        if pipe.fd < 0:
+            raise self._lane_lost(pipe, None)
         if self._waiting and (wakeup := self._wakeup) is not None:
             self._echo.begin(wakeup)  # this is a signal handler, and what it interrupted has to see them as well
         return pipe.collect()
@@ -360,9 +362,10 @@ class PipeSender(SendLink):
         """Let go of a lane whose reader is gone; the next message opens a new one, for a successor."""
         if self._closed:  # by a signal handler
             return self._why_closed()
-        if error is not None and not isinstance(error, BrokenPipeError):
-            return ChannelBroken(f"writing to the pipe failed: {error.strerror}")
-        self._drop(pipe)
+        if pipe is self._pipe:  # else a signal handler has let go of it
+            if error is not None and not isinstance(error, BrokenPipeError):
+                return ChannelBroken(f"writing to the pipe failed: {error.strerror}")
+            self._drop(pipe)
         dead = self._state.died()
         lost = "what it had not yet received of this process's messages is lost"
         if dead is None:
@@ -372,6 +375,9 @@ class PipeSender(SendLink):
     def _drop(self, pipe: SenderLane) -> None:
         self._unlist(pipe)
         self._pipe = None
+        if self._waiting and (wakeup := self._wakeup) is not None:
+            self._echo.begin(wakeup)  # this is a signal handler, and what it interrupted waits for room in there
+            self._echo.ring()
 
     def _unlist(self, pipe: SenderLane) -> None:
         self._epoll.unregister(pipe.credit_fd)
