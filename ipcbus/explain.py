@@ -23,6 +23,7 @@ import pickle
 import sys
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +40,10 @@ _PROTOCOL = 5
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray, type(...), type(NotImplemented)})
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
 _MOST_LINES = 25
+_MOST_MADE = 1 << 14
+"""Objects that came out of others' reductions and are taken apart themselves: what makes another of its kind has no end."""
+_NEAR = 32
+"""Links above an object in which it is looked for such a reduction."""
 
 # Bound once: the walk names them for every object.
 _ITEM, _ATTRIBUTE, _KEY, _MEMBER, _PART = Step.ITEM, Step.ATTRIBUTE, Step.KEY, Step.MEMBER, Step.PART
@@ -212,6 +217,9 @@ class _Walk:
         self.root: Link = (None, obj, Step.ROOT, name)
         self.culprits: list[Culprit] = []
         self.recursed = False
+        self._made = 0
+        self._endless: Link | None = None
+        """What was not taken apart any more."""
         # Objects are kept as well as their ids: an id is only good while its object lives.
         self._seen: dict[int, object] = {id(obj): obj}
         self._queue: deque[Link] = deque([self.root])
@@ -231,6 +239,14 @@ class _Walk:
         self.culprits.append(Culprit(path_of(link), type_name(type(link[1])), advice.reason, advice.remedy))
 
     def blame_depth(self) -> None:
+        if self._endless is not None:
+            maker = next(link[0] for link in reversed([*ancestry(self._endless)]) if link[2] is _PART)
+            reason = (
+                f"pickling it has no end: of what comes out of it {_MOST_MADE} objects were taken apart, and there were more"
+            )
+            remedy = "correct the __getstate__ or __reduce__ that makes a new object each time it is asked"
+            self.blame(maker, Advice(reason, remedy))
+            return
         # Breadth first, the last object visited is one of the deepest.
         depth = sum(1 for _ in ancestry(self._last)) - 1
         reason = f"nested {depth} levels deep, which is more than pickle can follow"
@@ -329,6 +345,11 @@ class _Walk:
         if isinstance(value, str):
             self._named(link, obj, value)
             return
+        if any(step is _PART for _, _, step, _ in islice(ancestry(link), _NEAR)):
+            self._made += 1
+            if self._made > _MOST_MADE:
+                self._endless = self._endless or link
+                return
         problem = None if call is None else _malformed(value)
         if problem is not None:
             self.blame(link, Advice(f"its reduction is not one pickle knows: {problem}", "correct its __reduce__"))

@@ -508,6 +508,37 @@ def test_nesting_too_deep_for_pickle():
     assert "flat list" in culprit.remedy
 
 
+class Wrapped:
+    """Gives away a new wrapper around itself each time it is asked, as lazy proxies do."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"parent": Wrapped()}
+
+
+def test_what_makes_its_like_without_end_is_told_and_not_followed_for_ever():
+    culprit = only({"job": [1, Wrapped()]})
+    assert culprit.path == "obj['job'][1]"
+    assert "no end" in culprit.reason
+    assert "__getstate__" in culprit.remedy
+
+
+class Branching:
+    def __reduce__(self) -> Any:
+        return list, ([Branching(), Branching(), lambda: 1],)
+
+
+def test_what_is_found_on_the_way_into_what_has_no_end_is_told_too():
+    found = explain(Branching())
+    assert found.culprits[0].path.endswith("[2]")
+    assert "a lambda cannot travel" in found.culprits[0].reason
+    assert "no end" in found.culprits[-1].reason
+
+
+def test_many_objects_that_have_an_end_are_all_looked_at():
+    many: list[Any] = [collections.deque([number]) for number in range(20_000)]
+    assert only([*many, collections.deque([lambda: 1])]).path == "obj[20000][0]"
+
+
 def test_unknown_things_keep_the_words_of_pickle():
     culprit = only([(lambda: 1).__closure__, property(len), type("T", (), {}).__dict__]) if False else only([property()])
     assert culprit.reason == "part of a class cannot travel"
