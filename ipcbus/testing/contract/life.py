@@ -32,12 +32,14 @@ if TYPE_CHECKING:
 def check_shutdown(subject: Subject) -> None:
     """After shutdown a send raises, receivers drain, and then get EndOfChannel every time they ask."""
     channel = subject.open()
-    for n in range(3):
-        channel.send(n, timeout=PATIENCE)
+    for message in (0, b"one", 2):
+        channel.send(message, timeout=PATIENCE)
     subject.thread(channel.shutdown).result(3 * LATE)
     for timeout in (0, 0.1, None):
         raises(ChannelClosed, channel.send, "late", timeout=timeout)
-    assert [channel.recv(timeout=PATIENCE) for _ in range(3)] == [0, 1, 2], "what was sent before the shutdown did not arrive"
+        raises(ChannelClosed, channel.send, b"late", timeout=timeout)
+    got = [channel.recv(timeout=PATIENCE) for _ in range(3)]
+    assert got == [0, b"one", 2], f"what was sent before the shutdown arrived as {got}"
     for timeout in (PATIENCE, 0, 0.1, None):
         raises(EndOfChannel, channel.recv, timeout=timeout)
     subject.thread(channel.shutdown).result(3 * LATE)
@@ -127,6 +129,7 @@ def check_close(subject: Subject) -> None:
     uses: list[Callable[[], object]] = [
         lambda: channel.send(3, timeout=0),
         lambda: channel.send(3),
+        lambda: channel.send(b"bytes", timeout=0),
         lambda: channel.recv(timeout=0),
         channel.recv,
         channel.recv_message,
@@ -198,6 +201,9 @@ def check_close_frees(subject: Subject) -> None:
                 channel.recv(timeout=PATIENCE)
                 sending.result()
             ipcbus.wait([channel, channel.sender], timeout=0)
+            for n in range(120):  # what is left behind now and then only
+                channel.send(n, timeout=PATIENCE)
+                channel.recv(timeout=PATIENCE)
             channel.send(2, timeout=PATIENCE)
             asyncio.run(asyncio.wait_for(channel.aio.recv(), PATIENCE))
 
@@ -310,7 +316,7 @@ def check_error_classes(subject: Subject) -> None:
 
 @check(16)
 def check_value(subject: Subject) -> None:
-    """A channel is a value: what comes out of its pickle, in the same process, is the same channel."""
+    """A channel is a value: what comes out of its pickle, in the same process, is the same channel, and costs nothing."""
     channel = subject.open()
     again: ipcbus.Channel = pickle.loads(pickle.dumps(channel))
     assert again == channel, "a channel and its pickle's channel are not equal"
@@ -319,6 +325,11 @@ def check_value(subject: Subject) -> None:
     assert channel.recv(timeout=PATIENCE) == "through the copy", "a copy is another channel"
     assert pickle.loads(pickle.dumps(channel.sender)) == channel.sender, "a role is lost on the way"
     assert subject.open() != channel, "two channels are equal"
+    before = leaks.snapshot()
+    for _ in range(3):
+        pickle.loads(pickle.dumps(channel))
+    left = leaks.compare(before)
+    assert not left, "three pickles of a channel were loaded and dropped, and left behind:\n" + "\n".join(left)
 
 
 @check(20, applies=lambda can: not can.crosses_processes)

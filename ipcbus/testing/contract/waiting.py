@@ -60,7 +60,7 @@ def check_wait_fresh(subject: Subject) -> None:
 
 @check(10)
 def check_wait_wakes(subject: Subject) -> None:
-    """A wait that sleeps is woken by a message, by room and by a shutdown."""
+    """A wait that sleeps is woken by a message, by room and, on either side, by a shutdown."""
     channel = subject.open(capacity=1)
     for n in range(3):
         waiting = subject.thread(ipcbus.wait, [channel], timeout=PATIENCE)
@@ -76,6 +76,14 @@ def check_wait_wakes(subject: Subject) -> None:
     channel.shutdown()
     assert waiting.result(LATE) == [channel], "a shutdown did not wake a wait"
     raises(EndOfChannel, channel.recv, timeout=0)
+
+    full = subject.open(capacity=1)
+    full.send(1, timeout=PATIENCE)
+    waiting = subject.thread(ipcbus.wait, [full.sender], timeout=PATIENCE)
+    time.sleep(0.02)  # as above
+    full.shutdown()
+    assert waiting.result(LATE) == [full.sender], "a shutdown did not wake a wait for room"
+    raises(ChannelClosed, full.send, 2, timeout=0)
 
 
 @check(9, 10)
