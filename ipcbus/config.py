@@ -75,7 +75,7 @@ def load_file(cls: type[T], path: str | os.PathLike[str]) -> T:
             values = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError; too deeply nested
         raise ConfigError(f"{os.fspath(path)}: is not valid TOML: {error}") from error
     return build(cls, values, os.fspath(path))
 
@@ -105,6 +105,9 @@ def configured() -> Config | None:
     """
     named = os.environ.get(CONFIG_VARIABLE)
     path = Path(named or DEFAULT_FILE)
-    if named is None and not path.is_file():
-        return None
+    if named is None:
+        if not os.path.lexists(path):
+            return None
+        if not os.path.isfile(path):  # noqa: PTH113  that of a Path raises where this is a link to what may not be looked at
+            raise ConfigError(f"{path}: is no file that can be read; remove it, or have {CONFIG_VARIABLE} name another")
     return load_file(Config, path)

@@ -21,7 +21,7 @@ __all__ = ["URL", "build", "nearest", "parse_url"]
 T = TypeVar("T")
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):(?P<address>[^?]*)(?:\?(?P<query>.*))?", re.IGNORECASE)
-_SIZE = re.compile(r"(?P<number>\d+)\s*(?P<unit>[KMG]i?B?|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>\d{1,18})\s*(?P<unit>[KMG]i?B?|B)?", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -141,7 +141,14 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def _scalar(value: Any, hint: Any, where: str) -> Any:
-    if hint is Any or (isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)):
+    if hint is float and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    elif hint is Any or (isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)):
         return value
     if isinstance(value, str):
         text = value.strip().lower()
@@ -149,14 +156,5 @@ def _scalar(value: Any, hint: Any, where: str) -> Any:
             return _BOOLEANS[text]
         if hint is int and (match := _SIZE.fullmatch(text)):
             return int(match["number"]) * _UNITS[(match["unit"] or "")[:1]]
-        if hint is float:
-            try:
-                number = float(text)
-            except ValueError:
-                number = math.nan
-            if math.isfinite(number):
-                return number
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     names = {bool: "true or false", int: "a whole number", float: "a number of seconds", str: "a text"}
     raise ConfigError(f"{where} must be {names.get(hint, getattr(hint, '__name__', hint))}, not {value!r}")

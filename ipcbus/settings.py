@@ -23,6 +23,10 @@ PUBLIC_MAX_MESSAGE = 64 << 20
 """Bytes of the largest frame of any other."""
 
 
+_MOST_CAPACITY = (1 << 31) - 1
+"""Messages that every transport can count to."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChannelOptions:
     """What every channel can be told, as arguments of ``open``, after ``?`` in the URL, or in a TOML table."""
@@ -60,8 +64,9 @@ def split(values: Mapping[str, Any], transport: type[Transport], where: str) -> 
 
 def check(settings: ChannelOptions, transport: type[Transport], where: str) -> None:
     """Make sure that a channel can be as it is wanted; raises ``ConfigError`` and ``Unsupported``."""
-    if settings.capacity < 1:
-        raise ConfigError(f"{where}: capacity must be at least 1 message, not {settings.capacity}")
+    if not 1 <= settings.capacity <= _MOST_CAPACITY:
+        least = "at least 1 message" if settings.capacity < 1 else f"at most {_MOST_CAPACITY} messages"
+        raise ConfigError(f"{where}: capacity must be {least}, not {settings.capacity}")
     if settings.max_message is not None and settings.max_message < 64:
         raise ConfigError(f"{where}: max_message must be at least 64 bytes, not {settings.max_message}")
     if settings.receivers == "many" and not transport.capabilities.many_receivers:

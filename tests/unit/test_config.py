@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +13,7 @@ import ipcbus
 from ipcbus.config import CONFIG_VARIABLE, TRANSPORT_VARIABLE, configured_transport, load, load_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class TestFiles:
         ("content", "why"),
         [
             (b"size = ", "not valid TOML"),
+            (b"size = " + b"[" * 10_000, "not valid TOML"),
             (b"name = '\xff'", "not valid TOML"),
             (b"sizes = 1", "did you mean 'size'"),
             (b"size = 'many'", "size must be a whole number"),
@@ -88,6 +91,12 @@ class TestAuto:
     def test_named_file_must_exist(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "none"))
         with pytest.raises(ipcbus.ConfigError, match="cannot be read"):
+            configured_transport()
+
+    @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nothing"), os.mkfifo])
+    def test_what_has_its_name_and_is_no_file_is_told(self, make: Callable[[Path], None], tmp_path: Path) -> None:
+        make(tmp_path / "ipcbus.toml")
+        with pytest.raises(ipcbus.ConfigError, match=r"^ipcbus.toml: is no file that can be read; .* IPCBUS_CONFIG"):
             configured_transport()
 
     def test_what_is_wrong_with_it_is_said_with_where_it_stands(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

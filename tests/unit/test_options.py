@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -153,6 +154,10 @@ class TestBuild:
             ({"needed": 1, "fast": 1}, "here: fast must be true or false, not 1"),
             ({"needed": 1, "wait": "soon"}, "here: wait must be a number of seconds, not 'soon'"),
             ({"needed": 1, "wait": "nan"}, "here: wait must be a number of seconds, not 'nan'"),
+            ({"needed": 1, "wait": math.nan}, "here: wait must be a number of seconds, not nan"),
+            ({"needed": 1, "wait": math.inf}, "here: wait must be a number of seconds, not inf"),
+            ({"needed": 1, "wait": 10**400}, "here: wait must be a number of seconds, not 1000"),
+            ({"needed": "9" * 5000}, "here: needed must be a whole number, not '9999"),
             ({"needed": 1, "wait": "inf"}, "here: wait must be a number of seconds, not 'inf'"),
             ({"needed": 1, "name": 5}, "here: name must be a text, not 5"),
             ({"needed": 1, "mode": "c"}, "here: mode must be one of 'a', 'b', not 'c'"),

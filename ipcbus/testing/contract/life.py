@@ -289,7 +289,7 @@ def check_undeclared(subject: Subject) -> None:
         raises(Unsupported, subject.open, overflow="drop_old")
     if not subject.private:
         raises(InsecureConfiguration, subject.open, key_file=None, serializer="pickle")
-    for wrong in ({"capacity": 0}, {"capacty": 5}, {"overflow": "maybe"}, {"max_message": 1}):
+    for wrong in ({"capacity": 0}, {"capacity": 1 << 40}, {"capacty": 5}, {"overflow": "maybe"}, {"max_message": 1}):
         error = raises(ConfigError, subject.open, **wrong)
         assert next(iter(wrong)) in str(error), f"the error does not name {next(iter(wrong))}: {error}"
 
