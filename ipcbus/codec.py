@@ -212,9 +212,9 @@ class Codec:
     def _made_of(self, make: Callable[..., Frame], *pieces: Any) -> Frame:
         try:
             parts = make(*pieces)
+            size = sum(memoryview(part).nbytes for part in parts)
         except (TypeError, ValueError) as error:
             raise EncodeError(f"the message cannot travel: {error}; nothing was sent") from error
-        size = sum(memoryview(part).nbytes for part in parts)
         if size > self.max_message:
             raise self._too_large(size)
         return parts
@@ -376,14 +376,16 @@ class Codec:
     def _explain(self, serializer: Serializer, obj: Any, error: Exception) -> EncodeError:
         if isinstance(error, EncodeError):
             return error
+        from ipcbus.remedies import say
+
         if serializer.name != "pickle":
-            made = EncodeError(f"{serializer.name} cannot encode {type(obj).__qualname__}: {error}; nothing was sent")
+            made = EncodeError(f"{serializer.name} cannot encode {type(obj).__qualname__}: {say(error)}; nothing was sent")
         else:
             from ipcbus.explain import explain
             from ipcbus.serializers.reducers import DispatchTable
 
             found = explain(obj, reducers=DispatchTable(private=self.private).known())
-            text = str(found) if found.culprits else f"{type(obj).__qualname__} cannot be pickled: {error}"
+            text = str(found) if found.culprits else f"{type(obj).__qualname__} cannot be pickled: {say(error)}"
             made = EncodeError(text, found.culprits)
         made.__cause__ = error
         return made
@@ -400,10 +402,12 @@ class Codec:
     def _undecodable(self, serializer: Serializer, payload: Buffer, error: Exception) -> Exception:
         if isinstance(error, DecodeError):
             return error
+        from ipcbus.remedies import say
+
         view = memoryview(payload)
         return DecodeError(
-            f"{serializer.content_type} of {view.nbytes} bytes cannot be rebuilt in this process: "
-            f"{type(error).__name__}: {error}; the message was dropped",
+            f"{serializer.content_type} of {view.nbytes} bytes cannot be rebuilt in this process: {say(error)}; "
+            "the message was dropped",
             serializer.content_type,
             view.nbytes,
             bytes(view[:64]),

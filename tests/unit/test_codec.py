@@ -408,6 +408,29 @@ class TestOwnSerializer:
         with pytest.raises(ipcbus.EncodeError, match=r"reverse cannot encode int.*nothing was sent"):
             make("reverse").encode(1)
 
+    def test_their_kind_is_named_because_their_text_may_say_little(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Reverse, "dumps", lambda _self, obj: obj["name"])
+        with pytest.raises(ipcbus.EncodeError, match=r"reverse cannot encode dict: KeyError: 'name'; nothing was sent"):
+            make("reverse").encode({})
+
+    def test_an_error_that_cannot_say_what_it_is_is_a_decode_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Mute(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError("no words")
+
+        def refuse(_self: Reverse, _payload: Any, _buffers: Any) -> Any:
+            raise Mute
+
+        monkeypatch.setattr(Reverse, "loads", refuse)
+        with pytest.raises(ipcbus.DecodeError, match="cannot be rebuilt in this process: Mute; the message was dropped"):
+            make("reverse").decode(make("reverse").encode("abc"))
+
+    @pytest.mark.parametrize("made", [b"bare", (None, ()), ("text", ()), (b"x", None), (b"x", ["text"]), ([1], ())])
+    def test_what_is_no_payload_with_buffers_is_one_too(self, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Reverse, "dumps", lambda _self, _obj: made)
+        with pytest.raises(ipcbus.EncodeError, match="nothing was sent"):
+            make("reverse").encode("abc")
+
 
 @pytest.mark.parametrize(
     "obj", [b"", b"x", {"a": [1]}, b"x" * 20_000, "x" * 16_380, bytearray(70_000)], ids=lambda obj: str(len(obj))
