@@ -91,12 +91,14 @@ def bench(
         raise ConfigError("there is no channel to measure: " + "; ".join(_say_absent(absent)))
     machine = describe(dict.fromkeys(case.carrier for case in plan.cases))
     results = _measure(plan, effort)
-    if json_file is None or str(json_file) != "-":  # before files, which the system may refuse
-        _show(results, machine, effort, absent, _advice(results, carriers))
-    if json_file is not None:
-        _write(json_file, data(machine, effort, results, absent))
-    if plot is not None:
-        draw(results, plot, machine)
+    try:
+        if json_file is None or str(json_file) != "-":  # before files, which the system may refuse
+            _show(results, machine, effort, absent, _advice(results, carriers))
+    finally:  # who reads the tables may leave before their end, as head does: the files are wanted all the same
+        if json_file is not None:
+            _write(json_file, data(machine, effort, results, absent))
+        if plot is not None:
+            draw(results, plot, machine)
     if not any(result.measured and result.case.carrier == carrier.key for result in results for carrier, _ in carriers):
         raise typer.Exit(1)
 

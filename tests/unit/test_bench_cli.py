@@ -138,6 +138,17 @@ def test_a_file_that_cannot_be_written_loses_no_table(bench, here):
     assert "For this message on this machine: unix:" in done.stdout
 
 
+def test_who_reads_no_table_to_its_end_has_the_files_all_the_same(here):
+    reader, writer = os.pipe()
+    os.close(reader)  # as head, when it has seen enough
+    words = ["bench", *QUICK, "--transport", "pipe:", "--no-peers", "--json", "found.json"]
+    done = subprocess.run([COMMAND, *words], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT, check=False)
+    os.close(writer)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert json.loads((here / "found.json").read_text())
+
+
 def test_json_and_plot_files(bench, here):
     pytest.importorskip("matplotlib")
     done = bench(*QUICK, "--size", "1KiB", "--transport", "unix:", "--json", "out.json", "--plot", "out.svg")

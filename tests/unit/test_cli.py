@@ -54,6 +54,15 @@ class TestCommand:
             word in said.stdout for word in ("transports", "doctor", "check", "demo", "serve", "bus", "send", "recv", "tap")
         )
 
+    @pytest.mark.parametrize("words", [["--version"], ["--help"], ["check", "os:sep"], ["transports", "inproc"]])
+    def test_a_full_disk_is_told_in_one_line(self, words):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT, check=False
+            )
+        assert done.returncode == 1
+        assert done.stderr == "ipcbus: what was to be printed could not be written: No space left on device\n"
+
     def test_a_wrong_command_is_a_usage_error(self, run):
         said = run("frobnicate")
         assert said.exit_code == 2
