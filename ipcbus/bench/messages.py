@@ -16,7 +16,7 @@ from ipcbus.remedies import say
 __all__ = ["KINDS", "Message", "Reading", "count_bytes", "same", "say_bytes", "takes_size"]
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
 _TAGS = ["a", "b"]
 
 

@@ -60,8 +60,8 @@ def bench(
     receivers: Annotated[int, typer.Option(help="Of a fan-out.", min=2, max=64)] = 4,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure what people use instead in the same run.")] = True,
     rounds: Annotated[int, typer.Option(help="How often to measure everything, in turn.", min=1)] = 3,
-    seconds: Annotated[float, typer.Option(help="How long one measurement counts.", min=0.001)] = 0.05,
-    limit: Annotated[float, typer.Option(help="Seconds after which one that hangs is killed.", min=0.1)] = 30.0,
+    seconds: Annotated[float, typer.Option(help="How long one measurement counts.", min=0.001, max=3600)] = 0.05,
+    limit: Annotated[float, typer.Option(help="Seconds after which one that hangs is killed.", min=0.1, max=86_400)] = 30.0,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write all figures to a file; - prints them instead of tables."),
@@ -82,6 +82,8 @@ def bench(
         check_plot(plot)
     if json_file is not None and not json_file.parent.is_dir():
         raise ConfigError(f"--json {json_file}: there is no directory {json_file.parent}")
+    if json_file is not None and json_file.is_dir():
+        raise ConfigError(f"--json {json_file}: this is a directory; name a file in it")
     wish = _wish(target, scenario, size, senders, receivers)
     carriers, absent = _carriers(transport, _serializers(serializer, wish), peers=peers)
     plan = make_plan(wish, carriers)
@@ -115,9 +117,10 @@ def _look_here() -> None:
 
 def _wish(target: str, scenarios: list[str] | None, sizes: list[str] | None, senders: int, receivers: int) -> "Wish":
     from ipcbus.bench.case import SCENARIOS
-    from ipcbus.bench.messages import KINDS, count_bytes, takes_size
+    from ipcbus.bench.messages import KINDS, count_bytes, say_bytes, takes_size
     from ipcbus.bench.plan import Wish
     from ipcbus.options import nearest
+    from ipcbus.settings import PRIVATE_MAX_MESSAGE
 
     for name in scenarios or ():
         if name not in SCENARIOS:
@@ -128,6 +131,8 @@ def _wish(target: str, scenarios: list[str] | None, sizes: list[str] | None, sen
     if sizes and not sized:
         raise ConfigError(f"--size: {target} makes its message as it likes; give it a parameter to be told the size in bytes")
     chosen = tuple(dict.fromkeys(map(count_bytes, sizes or ())))
+    if (largest := max(chosen, default=0)) > PRIVATE_MAX_MESSAGE:
+        raise ConfigError(f"--size {largest}: that is more than a message may have, {say_bytes(PRIVATE_MAX_MESSAGE)}")
     wanted = tuple(dict.fromkeys(scenarios or ("one-way", "round-trip")))
     return Wish(wanted, target, chosen, sized=sized, senders=(senders,), receivers=receivers)
 

@@ -37,7 +37,7 @@ def ls(
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
     interval: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Measure rates over this time; 0 does without.", min=0)
+        float, typer.Option(metavar="SECONDS", help="Measure rates over this time; 0 does without.", min=0, max=86_400)
     ] = 0.5,
     watch: Annotated[bool, typer.Option("--watch", help="Look again after every interval, until Enter or Ctrl-C.")] = False,
 ) -> None:

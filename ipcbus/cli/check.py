@@ -21,7 +21,7 @@ def check(
     ],
     *,
     serializer: Annotated[str, typer.Option(help="The channel's serializer.")] = "auto",
-    timeout: Annotated[float, typer.Option(help="Seconds the fresh process may take.", min=0.1)] = 30.0,
+    timeout: Annotated[float, typer.Option(help="Seconds the fresh process may take.", min=0.1, max=86_400)] = 30.0,
 ) -> None:
     """Encode an object here, decode it in a fresh process, and say what cannot travel and what to do."""
     import sys

@@ -25,7 +25,8 @@ def doctor(
         bool, typer.Option("--clean", help="Remove what killed processes left behind. Without it nothing is changed.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to try each transport before it counts as hung.", min=0.1)
+        float,
+        typer.Option(metavar="SECONDS", help="How long to try each transport before it counts as hung.", min=0.1, max=86_400),
     ] = 5.0,
 ) -> None:
     """Look at this machine: limits, directories, leftovers, configuration; and send a message through each transport."""

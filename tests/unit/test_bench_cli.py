@@ -131,10 +131,9 @@ def test_every_serializer_that_can(bench):
     assert all(row["problem"] is None for row in found.values())
 
 
-def test_a_file_that_cannot_be_written_loses_no_table(bench, here):
-    (here / "taken").mkdir()
-    done = bench(*QUICK, "--transport", "unix:", "--no-peers", "--json", "taken", code=2)
-    assert "ipcbus: --json taken: cannot be written: Is a directory" in done.stderr
+def test_a_file_that_cannot_be_written_loses_no_table(bench):
+    done = bench(*QUICK, "--transport", "unix:", "--no-peers", "--json", "/dev/full", code=2)
+    assert "ipcbus: --json /dev/full: cannot be written: No space left on device" in done.stderr
     assert "For this message on this machine: unix:" in done.stdout
 
 
@@ -202,6 +201,7 @@ def test_ctrl_c_ends_it_and_all_that_it_started(here):
         (["--object", "shopping:order", "--size", "64"], "shopping:order makes its message as it likes; give it a parameter"),
         (["--scenario", "fanin"], "--scenario fanin: there is none of this name; did you mean 'fan-in'?"),
         (["--size", "12q"], "'12q' is no size; write it as 64, 1KiB or 64MiB"),
+        (["--size", "900GiB"], "--size 966367641600: that is more than a message may have, 1.0 GiB"),
         (["--transport", "unixx:"], "no transport 'unixx' is installed; did you mean 'unix'?"),
         (["--transport", "unix:?capacityy=3"], "unknown option 'capacityy'; did you mean 'capacity'?"),
         (["--transport", "inproc:"], "inproc: in one-way (does not cross processes)"),
@@ -209,6 +209,7 @@ def test_ctrl_c_ends_it_and_all_that_it_started(here):
         (["--plot", "out.gif"], "the file must end in .png, .svg or .html"),
         (["--plot", "nowhere/out.png"], "there is no directory nowhere"),
         (["--json", "nowhere/out.json"], "there is no directory nowhere"),
+        (["--json", "."], "this is a directory; name a file in it"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -63,6 +63,22 @@ class TestCommand:
         assert done.returncode == 1
         assert done.stderr == "ipcbus: what was to be printed could not be written: No space left on device\n"
 
+    @pytest.mark.parametrize(
+        "words",
+        [
+            *(["check", "os:sep", "--timeout", much] for much in ("inf", "1e12")),
+            ["doctor", "--timeout", "inf"],
+            ["bus", "ls", "--interval", "inf"],
+            ["bench", "--limit", "inf"],
+            ["bench", "--seconds", "inf"],
+        ],
+        ids=" ".join,
+    )
+    def test_a_time_that_nobody_can_wait_for_is_a_usage_error(self, run, words):
+        said = run(*words)
+        assert said.exit_code == 2
+        assert f"Invalid value for '{words[-2]}'" in said.stderr
+
     def test_a_wrong_command_is_a_usage_error(self, run):
         said = run("frobnicate")
         assert said.exit_code == 2
