@@ -45,6 +45,8 @@ _MAX_TYPES = 4096
 """Types remembered; programs that make classes without end must not fill memory with them."""
 COPIED = 1024
 """A payload of fewer bytes is copied out of its frame, which is cheaper than to look into it."""
+_FOREIGN = 32
+"""The first wire id that is not ours, which two serializers may have chosen without knowing of each other."""
 _WINDOW = 1 << 16
 """Messages by which one of a sender with a key may be late without being taken for a replay: a thread that loses the
 processor between counting and sending is overtaken by thousands."""
@@ -350,14 +352,23 @@ class Codec:
 
     def _find(self, number: int, content_type: str) -> Serializer | None:
         # Those in use come first, so that an ordinary message does not make every installed serializer load.
+        claims = []
         for name in dict.fromkeys((*self._made, *serializers)):
             try:
                 kind = serializers.get(name)
             except (SerializerUnavailable, ConfigError):
                 continue  # what cannot be loaded cannot decode; asked for by name, it says why
             if kind.id == number if number else kind.content_type == content_type:
-                return self._make(name)
-        return None
+                if number < _FOREIGN or name in self._made:
+                    return self._make(name)
+                claims.append(name)
+        if len(claims) > 1:
+            raise ContentRefused(
+                f"serializer id {number} is that of {' and '.join(claims)} here; name in accept= the one that is meant, or "
+                "give one of them another id; the message was dropped",
+                f"serializer id {number}",
+            )
+        return self._make(claims[0]) if claims else None
 
     def _refuse_replay(self, sender: int, counter: int) -> None:
         # Threads that share a sending end overtake each other between counting and sending, so what is a little late is

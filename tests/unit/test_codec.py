@@ -408,6 +408,16 @@ class TestOwnSerializer:
         with pytest.raises(ipcbus.EncodeError, match=r"reverse cannot encode int.*nothing was sent"):
             make("reverse").encode(1)
 
+    def test_an_id_that_two_have_is_told_and_not_guessed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("first", "second"):
+            kind = type(name, (Reverse,), {"name": name, "content_type": f"x/{name}", "id": 77})
+            monkeypatch.setitem(ipcbus.serializers.registry._things, name, kind)
+        frame = make("second").encode("abc")
+        with pytest.raises(ipcbus.ContentRefused, match=r"serializer id 77 is that of first and second here; name in accept= "):
+            make().decode(frame)
+        assert make(accept=("pickle", "second")).decode(frame) == "abc"
+        assert make("second").decode(frame) == "abc"
+
     def test_their_kind_is_named_because_their_text_may_say_little(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Reverse, "dumps", lambda _self, obj: obj["name"])
         with pytest.raises(ipcbus.EncodeError, match=r"reverse cannot encode dict: KeyError: 'name'; nothing was sent"):
