@@ -108,7 +108,14 @@ def reduce_socket(sock: socket.socket) -> tuple[Any, ...]:
 def _make_socket(
     kind: type[socket.socket], fd: TravellingFd, family: int, type_: int, proto: int, timeout: float | None
 ) -> Any:
-    sock = kind(family, type_, proto, fileno=fd.detach())
+    sock, number = kind.__new__(kind), fd.detach()
+    try:
+        sock.__init__(family, type_, proto, fileno=number)  # type: ignore[misc]  # apart, so that it can be asked what it has
+    except BaseException:
+        if sock.fileno() == number:
+            sock.detach()  # else the constructor of a subclass refused before it took the descriptor
+        os.close(number)
+        raise
     # Whether the descriptor blocks came with it; the new object must know, or its calls raise BlockingIOError.
     sock.settimeout(timeout)
     return sock

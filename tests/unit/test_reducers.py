@@ -28,7 +28,8 @@ import pytest
 import ipcbus
 from ipcbus.codec import Codec
 from ipcbus.errors import ChannelBroken
-from ipcbus.plumbing.fds import packing, unpacking
+from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
+from ipcbus.serializers import local
 from ipcbus.serializers.reducers import DispatchTable
 
 if TYPE_CHECKING:
@@ -313,6 +314,25 @@ class TestPlainThings:
     def test_mapping_proxy(self, child: Any) -> None:
         proxy = MappingProxyType({"a": 1})
         assert child.run("result = type(obj).__name__, dict(obj)", proxy) == ("mappingproxy", {"a": 1})
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_a_socket_whose_class_refuses_it_keeps_no_descriptor(self, when: str) -> None:
+        class Picky(socket.socket):
+            def __init__(self, *args: Any, **options: Any) -> None:
+                if when == "before" and "fileno" in options:
+                    raise ValueError("not this one")
+                super().__init__(*args, **options)
+                if "fileno" in options:
+                    raise ValueError("not this one")
+
+        state = socket.AF_INET, socket.SOCK_STREAM, 0, None
+        with socket.socket() as ours:
+            before = open_descriptors()
+            for _ in range(3):
+                with pytest.raises(ValueError, match="not this one"):
+                    local._make_socket(Picky, TravellingFd(os.dup(ours.fileno())), *state)
+            gc.collect()
+            assert open_descriptors() == before
 
     def test_what_copyreg_knows(self, child: Any) -> None:
         assert child.run("result = obj.match('aab').end()", re.compile("a+")) == 2
