@@ -124,6 +124,8 @@ def check_one_receiver(subject: Subject) -> None:
     error = raises(ChannelBusy, channel.recv, timeout=PATIENCE)
     assert error.pid in (None, child.pid), f"the error names process {error.pid}, the receiver is {child.pid}"
     raises(ChannelBusy, ipcbus.wait, [channel], timeout=0)
+    told = channel._end.open_sender().receiver()  # noqa: SLF001  by it who asks learns that who should answer has died
+    assert told in (None, child.pid), f"the sending end says that process {told} receives; it is {child.pid}"
     other = subject.start(children.recv_on_demand, channel)
     other.say(0)
     assert other.hear() == "ChannelBusy", "a third process was not told that there is a receiver"
