@@ -323,6 +323,7 @@ class Receiver(RecvLink):
         return None
 
     def _meet(self, identity: bytes) -> Account:
+        self._count_connections()  # here, too: where there always is a message, they would pile up
         if len(self._accounts) >= self._prune_at:
             self._tell_all(Kind.GRANT)
             self._prune_at = max(_PRUNE_FROM, 2 * len(self._accounts))
