@@ -72,7 +72,7 @@ def is_service(name: str) -> bool:
 
 
 def ours(transport: str) -> Server:
-    front = dict(pair.split("=", 1) for pair in OPTIONS.front)
+    front = dict(OPTIONS.front)
     plan = {"transport": transport, "fronts": OPTIONS.fronts, "service": OPTIONS.service, "path": OPTIONS.path, "front": front}
     return Server("ours.py", json.dumps(plan))
 
@@ -243,12 +243,19 @@ def running(server: Server, name: str) -> int:
 # ---------------------------------------------------------------------- command line
 
 
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="load|hold|kill|kill-front", help="default: all of them")
     parser.add_argument("--transport", action="append", help="URL of the channels; may be given again (default: unix:)")
     parser.add_argument("--fronts", type=int, default=2, help="front ends (default: %(default)s)")
-    parser.add_argument("--front", action="append", default=[], metavar="KEY=VALUE", help="anything of [front]")
+    parser.add_argument("--front", action="append", default=[], type=_pair, metavar="KEY=VALUE", help="anything of [front]")
     parser.add_argument("--service", default="rooms:Rooms", help="what is loaded (default: %(default)s)")
     parser.add_argument("--path", default="/chat")
     parser.add_argument("--clients", type=int, default=400)
