@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from threading import get_ident
 from time import monotonic
@@ -16,7 +15,8 @@ from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.locks import amid
 from ipcbus.transport import RecvLink
 from ipcbus_zmq._post import NOBLOCK, Post, broken
-from ipcbus_zmq._protocol import MARK, Account, Ending, Kind, Ledger, encode, parse
+from ipcbus_zmq._protocol import MARK, Account, Ending, Kind, Ledger, parse
+from ipcbus_zmq._telling import Telling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Receiver"]
 
-_MORE = NOBLOCK | int(zmq.SNDMORE)
 _ACCEPTED, _DISCONNECTED = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
 _SLACK = 64
 """Messages above the capacity that zmq may hold for one connection: control messages."""
@@ -109,6 +108,7 @@ class Receiver(RecvLink):
         socket = self._post.socket
         assert socket is not None
         self._socket = socket
+        self._telling = Telling(socket, self._ledger)
         self._recv: Callable[[int], bytes] = socket.recv
         self._lock = self._post.lock
         try:
@@ -151,7 +151,7 @@ class Receiver(RecvLink):
                         self._settle()
                         if self._ledger.owes and not self._special and not self._fill():
                             # All that came was received, and so the senders have all their room, whoever calls next.
-                            self._grant_all()
+                            self._telling.grant_all()
                             self._fill()  # granting may have taken in zmq's news of a message, no descriptor shows it then
                     if self._post.watched:
                         self._post.ring(on=True)
@@ -212,7 +212,7 @@ class Receiver(RecvLink):
         for account in self._taken:
             account.consumed += 1
             if account.consumed >= account.mark and self._ledger.due(account):
-                self._grant(account)
+                self._telling.grant(account)
         self._taken.clear()
 
     def _wait_for_some(self, timeout: float | None) -> None:
@@ -255,7 +255,7 @@ class Receiver(RecvLink):
             return False
         self._count_connections()
         if not patient and self._ledger.owing():
-            self._grant_all()
+            self._telling.grant_all()
             if self._fill():  # granting may have taken in zmq's news of a message, no descriptor shows it then
                 return True
         if self._ending.begun and self._drained:
@@ -325,22 +325,18 @@ class Receiver(RecvLink):
     def _meet(self, identity: bytes) -> Account:
         self._count_connections()  # here, too: where there always is a message, they would pile up
         if len(self._accounts) >= self._prune_at:
-            self._tell_all(Kind.GRANT)
+            self._telling.tell_all(Kind.GRANT)
             self._prune_at = max(_PRUNE_FROM, 2 * len(self._accounts))
         return self._ledger.open(identity)
-
-    def _tell_all(self, kind: Kind) -> None:
-        for account in self._ledger:
-            self._tell(account, kind, account.granted)
 
     def _obey(self, account: Account, control: Control) -> None:
         kind = control.kind
         if kind is Kind.HELLO:
             self._ledger.hello(account, control.count - self._taken.count(account))
-            self._tell(account, Kind.GRANT, account.granted)
+            self._telling.tell(account, Kind.GRANT, account.granted)
             if self._ending.begun:
                 self._ending.heard()
-                self._tell(account, Kind.CLOSED)
+                self._telling.tell(account, Kind.CLOSED)
         elif kind in (Kind.FIN, Kind.SHUTDOWN):
             self._ledger.close(account.identity)
             if kind is Kind.SHUTDOWN:
@@ -351,37 +347,7 @@ class Receiver(RecvLink):
         else:
             self.strays += 1
 
-    # ------------------------------------------------------------------ what senders are told
-
-    def _grant(self, account: Account) -> None:
-        if self._tell(account, Kind.GRANT, account.consumed):
-            self._ledger.granted(account)
-        else:
-            self._ledger.owe(account)
-
-    def _grant_all(self) -> None:
-        for account in self._ledger.owing():
-            self._grant(account)
-
-    def _tell(self, account: Account, kind: Kind, count: int = 0) -> bool:
-        """Send a control message, and say whether it went; a sender that is gone is forgotten."""
-        send = self._socket.send
-        try:
-            send(account.identity, _MORE)
-            send(encode(kind, os.getpid(), count), NOBLOCK)
-        except zmq.Again:
-            return False  # it has not read for long; counts only grow, so a later one says it all
-        except zmq.ZMQError:
-            self._ledger.close(account.identity)
-            return False
-        except BaseException:
-            # Interrupted, perhaps behind the first part: end the message, with nothing in it that could be understood.
-            try:
-                send(b"", NOBLOCK)
-            except zmq.ZMQError:
-                pass  # it had not begun
-            raise
-        return True
+    # ------------------------------------------------------------------ who is there
 
     def _count_connections(self) -> None:
         seen = self._post.events()
@@ -402,9 +368,9 @@ class Receiver(RecvLink):
         self._ending.begin(monotonic())
         self._alarm.set(self._ending.remaining(monotonic()))
         self._special = True
-        self._grant_all()
+        self._telling.grant_all()
         self._ledger.stop()
-        self._tell_all(Kind.CLOSED)
+        self._telling.tell_all(Kind.CLOSED)
 
     # ------------------------------------------------------------------ the rest
 
@@ -464,8 +430,8 @@ class Receiver(RecvLink):
             self._special = True
             try:
                 self._meet_the_last()
-                self._grant_all()
-                self._tell_all(Kind.GONE)
+                self._telling.grant_all()
+                self._telling.tell_all(Kind.GONE)
             finally:
                 self._post.close(_FAREWELL)
                 self._alarm.close()
@@ -476,7 +442,9 @@ class Receiver(RecvLink):
         """Drop what came, and learn who is there: a sender that has connected and is told nothing takes this for a death."""
         deadline = Deadline(_INTRODUCTION)
         while True:
-            self._tell_all(Kind.GRANT)  # finds those that were killed, and that would pass for some that have yet to speak
+            self._telling.tell_all(
+                Kind.GRANT
+            )  # finds those that were killed, and that would pass for some that have yet to speak
             self._drained = False
             for _ in range(_AT_CLOSE):
                 self._ready.clear()
