@@ -5,39 +5,38 @@ A signal often goes to a whole group of processes: SIGINT from Ctrl-C, SIGHUP at
 it imports what is preloaded), and the kernel kills with it, without a word, whatever it has made: processes that were about
 to stop in order.
 
-A fork server that imports this module is kept from all three, and what it makes hears them as ever.
+A fork server that is begun here is kept from all three, and what it makes hears them as ever.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import sys
 from multiprocessing import forkserver, resource_tracker
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-__all__ = ["begin", "prepare"]
+__all__ = ["SIGNALS", "begin", "prepare"]
 
-_COMMAND = "from multiprocessing.forkserver import main"
-"""What a fork server is told to run."""
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_SHELTERED = f"{__package__}.sheltered"
+"""Named here and not imported, as that says."""
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""What goes to a whole group."""
 
 
 def begin(preload: Iterable[str]) -> None:
     """Start the fork server of this program, unless it runs, and keep it from SIGINT, SIGTERM and SIGHUP.
 
     Args:
-        preload: the modules that it imports besides this one.
+        preload: the modules that it imports.
 
     Raises:
         OSError: the system refused.
     """
-    multiprocessing.set_forkserver_preload([__name__, *preload])
-    _start(_SIGNALS)
+    multiprocessing.set_forkserver_preload([_SHELTERED, *preload])
+    _start(SIGNALS)
 
 
 def prepare(start_method: str) -> None:
@@ -62,15 +61,3 @@ def _start(without: Collection[signal.Signals]) -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _hear_as_ever() -> None:
-    if os.getppid() == _SERVER:  # what such a process forks has the mask that it has chosen
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-
-
-if sys.orig_argv[-1].startswith(_COMMAND):
-    _SERVER = os.getpid()
-    # Blocked, and not handled: one that is meant for a process that has just been made waits until that hears.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    os.register_at_fork(after_in_child=_hear_as_ever)

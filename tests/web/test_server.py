@@ -600,7 +600,7 @@ def test_a_configuration_file_says_what_is_wrong(tmp_path: Path) -> None:
         (TOML.replace("processes = 1", "max_size = 0"), "max_size"),
         (TOML.replace("processes = 1", "ping_interval = 0"), "ping_interval"),
         (TOML.replace("processes = 1", "write_limit = 10"), "write_limit"),
-        (TOML.replace("processes = 1", "ping_timeout = nan"), "ping_timeout must be more than 0, not nan"),
+        (TOML.replace("processes = 1", "ping_timeout = nan"), "ping_timeout must be a number of seconds, not nan"),
         (TOML + '\nshard = "room"', "shard must be 'connection' or 'query:NAME', not 'room'"),
         (TOML + '\nshard = "query:"', "shard must be"),
         (
