@@ -673,7 +673,6 @@ def test_a_receiver_that_closes_says_so_to_a_sender_that_has_only_just_connected
             greet(sender)
             introduce(sender)
             until(lambda: not rx.ready() and rx._accounts)
-        until(lambda: not rx.ready() and rx._connections == 0)
     newcomer = plain(stack, ends)
     greet(newcomer)
     closing = threading.Thread(target=rx.close)
@@ -702,7 +701,7 @@ def test_what_connects_and_leaves_is_not_kept_account_of_for_ever(make_tcp):
     for _ in range(20):
         with ExitStack() as scan:
             plain(scan, ends)
-    until(lambda: not rx.ready() and not select.select([rx], [], [], 0)[0] and rx._connections == 0)
+    until(lambda: not rx.ready() and not select.select([rx], [], [], 0)[0] and rx._unheard == 0)
 
 
 def test_a_shutdown_by_a_receiver_wakes_senders_that_it_has_not_looked_at(make):

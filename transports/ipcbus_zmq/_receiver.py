@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Receiver"]
 
-_ACCEPTED, _DISCONNECTED = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
+_ACCEPTED = int(zmq.EVENT_ACCEPTED)
+_FAILED = (
+    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL),
+    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL),
+    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH),
+)
 _SLACK = 64
 """Messages above the capacity that zmq may hold for one connection: control messages."""
 _PATIENCE = 0.002
@@ -72,8 +77,8 @@ class Receiver(RecvLink):
         """Whether the socket was found empty."""
         self._carried: bytes | None = None
         self._torn = False
-        self._connections = 0
-        """How many there are, whether or not they have said anything yet."""
+        self._unheard = 0
+        """Connections of which nothing has been heard yet."""
         self._special = False
         """Whether there is more to do than to take a message: interrupted, shut down, or closed."""
         self._prune_at = _PRUNE_FROM
@@ -100,7 +105,7 @@ class Receiver(RecvLink):
             place.release()
             raise broken("a receiver cannot be opened", error) from error
         try:
-            self._post = Post(zmq.ROUTER, options, _ACCEPTED | _DISCONNECTED)
+            self._post = Post(zmq.ROUTER, options, _ACCEPTED | sum(_FAILED))
         except BaseException:
             self._alarm.close()
             place.release()
@@ -324,6 +329,7 @@ class Receiver(RecvLink):
 
     def _meet(self, identity: bytes) -> Account:
         self._count_connections()  # here, too: where there always is a message, they would pile up
+        self._unheard -= 1
         if len(self._accounts) >= self._prune_at:
             self._telling.tell_all(Kind.GRANT)
             self._prune_at = max(_PRUNE_FROM, 2 * len(self._accounts))
@@ -351,7 +357,7 @@ class Receiver(RecvLink):
 
     def _count_connections(self) -> None:
         seen = self._post.events()
-        self._connections += seen.count(_ACCEPTED) - seen.count(_DISCONNECTED)
+        self._unheard += seen.count(_ACCEPTED) - sum(map(seen.count, _FAILED))
 
     def _greet(self) -> None:
         """Take in the greetings of senders that have connected since the last look, as far as no message lies before them."""
@@ -442,9 +448,6 @@ class Receiver(RecvLink):
         """Drop what came, and learn who is there: a sender that has connected and is told nothing takes this for a death."""
         deadline = Deadline(_INTRODUCTION)
         while True:
-            self._telling.tell_all(
-                Kind.GRANT
-            )  # finds those that were killed, and that would pass for some that have yet to speak
             self._drained = False
             for _ in range(_AT_CLOSE):
                 self._ready.clear()
@@ -453,7 +456,7 @@ class Receiver(RecvLink):
                     break
                 self._greet()
             self._count_connections()
-            if deadline.expired or len(self._accounts) >= self._connections:
+            if deadline.expired or self._unheard <= 0:
                 return
             self._post.wait(deadline.remaining(), bell=False)
 
