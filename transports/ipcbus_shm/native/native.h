@@ -51,11 +51,11 @@ PyObject *segment_create(PyObject *module, PyObject *const *args, Py_ssize_t cou
 /* What both ends have in common. */
 struct side {
     Segment *segment;
-    struct owner *owner; /* of extents; claimed with the first large message */
     bool closed;
     bool watched;   /* the doorbell's descriptor was given out: it has to ring whenever there was nothing to do */
     unsigned users; /* calls inside; the last to leave a closed end lets go of the segment */
     struct spin spin;
+    struct owner *owner; /* of extents; claimed with the first large message */
 };
 
 /* How a Sender and a Receiver begin, for the methods that are the same. */
