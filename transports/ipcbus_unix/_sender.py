@@ -22,6 +22,8 @@ from ipcbus_unix._board import LARGE, LARGE_ANNOUNCED, LARGE_MAY_COME, LARGE_WAI
 from ipcbus_unix._intake import HEAD, MARK, Intake
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ipcbus.transport import ChannelSpec, Frame
     from ipcbus_unix import UnixHandle
 
@@ -103,6 +105,34 @@ class UnixSender(SendLink):
                 self._lock.release()
             except RuntimeError:
                 pass
+
+    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
+        """Return what hands a head and bytes to the kernel, if that takes them at once."""
+        lock, put, most = self._lock, self._put, min(limit, self._inline - len(head))
+
+        def send_bytes(obj: bytes) -> bool:
+            # As send, without what cannot be: this runs for every message of bytes.
+            try:
+                if not lock.acquire(False):  # noqa: FBT003  as above
+                    return False
+                tag = self._tag + STEP
+                if tag > self._limit or len(obj) > most:
+                    return False
+                self._tag = tag
+                try:
+                    put(tag.to_bytes(HEAD, _ORDER) + head + obj, _FLAGS)
+                except OSError:
+                    if self._tag == tag:  # else a signal handler has sent, and the number is left unused
+                        self._tag = tag - STEP
+                    return False  # send says what that means
+                return True
+            finally:
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass
+
+        return send_bytes
 
     def _send_slowly(self, tag: int, data: bytes, frame: Frame, timeout: float | None, error: OSError) -> None:
         """Send what the kernel did not take at once."""
