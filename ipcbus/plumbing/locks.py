@@ -19,15 +19,18 @@ say that a channel is full or empty: that another thread is busy with it for the
 from __future__ import annotations
 
 from threading import get_ident
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ipcbus.plumbing.clock import EVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from threading import RLock
 
-__all__ = ["Later", "acquire", "amid", "is_mine", "release"]
+__all__ = ["Later", "acquire", "alone", "amid", "is_mine", "release"]
+
+T = TypeVar("T")
 
 _MOMENT = 0.001
 """Seconds after which is looked again whether the thread that has a lock has begun to wait."""
@@ -82,6 +85,34 @@ class Later(list["Callable[[], None]"]):
         """Do what was left; without any lock held."""
         while self:
             self.pop(0)()
+
+
+class _Shared(Protocol):
+    """What the calls of one end have in common where their steps cannot be mixed."""
+
+    owner: int
+    later: Later
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]: ...
+
+
+def alone(end: _Shared, call: Callable[[], T]) -> T:
+    """Return what a call returns that nothing is mixed with, and do afterwards what a signal handler asked for amid it.
+
+    For the calls that run seldom; ``send`` and ``recv`` do the same without the call. A function and no context manager: an
+    interruption between that and the block would leave the lock taken.
+    """
+    me = get_ident()
+    try:
+        with end.lock:
+            end.owner = me
+            try:
+                return call()
+            finally:
+                end.owner = 0
+    finally:
+        end.later.catch_up()
 
 
 def release(lock: RLock) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelEmpty, ChannelError, EndOfChannel
 from ipcbus.plumbing.alarm import Alarm
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.plumbing.locks import amid
+from ipcbus.plumbing.locks import alone, amid
 from ipcbus.transport import LINGER, Frame, RecvLink
 from ipcbus_queue.gate import Gate
 from ipcbus_queue.reader import Reader
@@ -141,28 +141,22 @@ class QueueRecvLink(RecvLink):
 
     def ready(self) -> bool:
         """Tell whether a whole message is there, or the channel is over. With many receivers, another may be faster."""
-        gate, me = self._gate, get_ident()
-        if gate.owner == me:
-            return False
+        return self._gate.owner != get_ident() and alone(self._gate, self._is_ready)
+
+    def _is_ready(self) -> bool:
+        gate = self._gate
         try:
-            with gate.lock:
-                gate.owner = me
-                try:
-                    if gate.closed:
-                        return True
-                    if self._claim is None:
-                        return self._reader.readable() or self._over()
-                    if there := self._reader.peek():
-                        gate.ring(on=True)  # for who waits already
-                    elif not self._over():
-                        gate.ring(on=False)
-                    return there or self._ended
-                except OSError:
-                    return True  # the next recv says why
-                finally:
-                    gate.owner = 0
-        finally:
-            gate.later.catch_up()
+            if gate.closed:
+                return True
+            if self._claim is None:
+                return self._reader.readable() or self._over()
+            if there := self._reader.peek():
+                gate.ring(on=True)  # for who waits already
+            elif not self._over():
+                gate.ring(on=False)
+            return there or self._ended
+        except OSError:
+            return True  # the next recv says why
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when a message may be there, or the channel may be over."""

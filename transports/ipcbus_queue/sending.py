@@ -10,7 +10,7 @@ from ipcbus.errors import ChannelBroken, ChannelFull
 from ipcbus.plumbing.claim import holder
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import refused
-from ipcbus.plumbing.locks import amid
+from ipcbus.plumbing.locks import alone, amid
 from ipcbus.transport import LINGER, Frame, SendLink
 from ipcbus_queue.feeder import Feeder
 from ipcbus_queue.gate import Gate
@@ -86,21 +86,12 @@ class QueueSendLink(SendLink):
 
     def discard_oldest(self, timeout: float | None = LINGER) -> bool:
         """Take the oldest message out of the pipe, waiting for the threads that move messages there."""
-        gate, me = self._gate, get_ident()
-        if gate.owner == me:
+        gate = self._gate
+        if gate.owner == get_ident():
             raise ChannelFull(amid("sending"))
-        try:
-            with gate.lock:
-                gate.owner = me
-                try:
-                    gate.check()
-                    reader = self._reader or self._open_reader()
-                    if reader.take(0) is not None:
-                        return True
-                finally:
-                    gate.owner = 0
-        finally:
-            gate.later.catch_up()
+        reader, taken = alone(gate, self._take_oldest)
+        if taken:
+            return True
         # Full, and nothing in the pipe: what is oldest is still on its way, unless there is room by now.
         if gate.wait(timeout, reader.fileno()):
             return False
@@ -108,6 +99,11 @@ class QueueSendLink(SendLink):
             "the queue: channel is full, but no message comes out of it: the room belongs to processes that were killed "
             "or are stopped; open a new channel"
         )
+
+    def _take_oldest(self) -> tuple[Reader, bool]:
+        self._gate.check()
+        reader = self._reader or self._open_reader()
+        return reader, reader.take(0) is not None
 
     def _open_reader(self) -> Reader:
         try:

@@ -12,7 +12,7 @@ import zmq
 from ipcbus.errors import ChannelClosed, ChannelEmpty, EndOfChannel
 from ipcbus.plumbing.alarm import Alarm
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.plumbing.locks import amid
+from ipcbus.plumbing.locks import alone, amid
 from ipcbus.transport import RecvLink
 from ipcbus_zmq._post import NOBLOCK, Post, broken
 from ipcbus_zmq._protocol import MARK, Account, Ending, Kind, Ledger, parse
@@ -382,23 +382,15 @@ class Receiver(RecvLink):
 
     def ready(self) -> bool:
         """Tell whether a message is there, or the end is."""
-        me = get_ident()
-        if self._post.owner == me:
-            return False
-        try:
-            with self._lock:
-                self._post.owner = me
-                try:
-                    if self._post.closing:
-                        raise ChannelClosed("this end is closed")
-                    found = bool(self._ready) or self._try(patient=False) or self._ending.over
-                    if found and self._post.watched:
-                        self._post.ring(on=True)  # zmq's own descriptor shows it no more
-                    return found
-                finally:
-                    self._post.owner = 0
-        finally:
-            self._post.later.catch_up()
+        return self._post.owner != get_ident() and alone(self._post, self._is_ready)
+
+    def _is_ready(self) -> bool:
+        if self._post.closing:
+            raise ChannelClosed("this end is closed")
+        found = bool(self._ready) or self._try(patient=False) or self._ending.over
+        if found and self._post.watched:
+            self._post.ring(on=True)  # zmq's own descriptor shows it no more
+        return found
 
     def fileno(self) -> int:
         """Return the descriptor that tells of messages."""
@@ -409,22 +401,15 @@ class Receiver(RecvLink):
 
     def shutdown(self) -> None:
         """End the stream."""
-        if self._post.later.postpone(self._post.owner, self.shutdown):
-            return
-        me = get_ident()
-        try:
-            with self._lock:
-                self._post.owner = me
-                try:
-                    if self._post.closing:
-                        raise ChannelClosed("this end is closed")
-                    self._greet()
-                    self._end()
-                    self._post.ring(on=True)
-                finally:
-                    self._post.owner = 0
-        finally:
-            self._post.later.catch_up()
+        if not self._post.later.postpone(self._post.owner, self.shutdown):
+            alone(self._post, self._shut_down)
+
+    def _shut_down(self) -> None:
+        if self._post.closing:
+            raise ChannelClosed("this end is closed")
+        self._greet()
+        self._end()
+        self._post.ring(on=True)
 
     def close(self) -> None:
         """Tell the senders and stop listening. Messages that came and were not received are lost."""

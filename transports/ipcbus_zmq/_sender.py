@@ -11,7 +11,7 @@ import zmq
 
 from ipcbus.errors import ChannelClosed, ChannelFull, PeerDied
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.plumbing.locks import amid
+from ipcbus.plumbing.locks import alone, amid
 from ipcbus.transport import LINGER, SendLink
 from ipcbus_zmq._post import NOBLOCK, Post, broken
 from ipcbus_zmq._protocol import MARK, Kind, Window, encode, parse
@@ -290,20 +290,12 @@ class Sender(SendLink):
 
     def ready(self) -> bool:
         """Tell whether a send would find room, or that there will be none."""
-        me = get_ident()
-        if self._post.owner == me:
-            return False
-        try:
-            with self._lock:
-                self._post.owner = me
-                try:
-                    self._check_open()
-                    self._look()
-                    return self._has_news()
-                finally:
-                    self._post.owner = 0
-        finally:
-            self._post.later.catch_up()
+        return self._post.owner != get_ident() and alone(self._post, self._is_ready)
+
+    def _is_ready(self) -> bool:
+        self._check_open()
+        self._look()
+        return self._has_news()
 
     def fileno(self) -> int:
         """Return the descriptor that tells of room and of other news."""
@@ -317,40 +309,25 @@ class Sender(SendLink):
 
     def depth(self) -> int | None:
         """Return how many of this process's messages are not known to have been received."""
-        me = get_ident()
-        if self._post.owner == me:
-            return self._window.outstanding
-        try:
-            with self._lock:
-                self._post.owner = me
-                try:
-                    if self._post.closing:
-                        return None
-                    self._look()
-                    return self._window.outstanding
-                finally:
-                    self._post.owner = 0
-        finally:
-            self._post.later.catch_up()
+        return self._window.outstanding if self._post.owner == get_ident() else alone(self._post, self._count)
+
+    def _count(self) -> int | None:
+        if self._post.closing:
+            return None
+        self._look()
+        return self._window.outstanding
 
     def shutdown(self) -> None:
         """End the stream."""
-        if self._post.later.postpone(self._post.owner, self.shutdown):
-            return
-        me = get_ident()
-        try:
-            with self._lock:
-                self._post.owner = me
-                try:
-                    self._check_open()
-                    self._look()
-                    self._part(Kind.SHUTDOWN)
-                    self._shut[0] = 1  # after the message: a kill in between leaves the channel as it was
-                    self._post.ring(on=True)
-                finally:
-                    self._post.owner = 0
-        finally:
-            self._post.later.catch_up()
+        if not self._post.later.postpone(self._post.owner, self.shutdown):
+            alone(self._post, self._shut_down)
+
+    def _shut_down(self) -> None:
+        self._check_open()
+        self._look()
+        self._part(Kind.SHUTDOWN)
+        self._shut[0] = 1  # after the message: a kill in between leaves the channel as it was
+        self._post.ring(on=True)
 
     def close(self) -> None:
         """Hand over what is queued, for up to ``LINGER`` seconds while a receiver may come for it, and release this end."""
