@@ -227,6 +227,29 @@ def test_a_signal_handler_closes_what_waits(url, side):
             signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.parametrize("url", ["inproc:", "pipe:", "queue:", "unix:", "unix:?receivers=many", "zmq:", SHM])
+def test_a_signal_handler_receives_amid_a_wait_for_messages(url):
+    with ipcbus.open(url) as channel:
+        met = []
+
+        def handle(*_):
+            for timeout in (0, 0.01):
+                with pytest.raises(ChannelEmpty):
+                    channel.recv(timeout)
+            met.append(channel.ready())
+            channel.send("handler's")
+            met.append(channel.recv(PATIENCE))
+            channel.send("main's")
+
+        before = signal.signal(signal.SIGALRM, handle)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            assert channel.recv(PATIENCE) == "main's"
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert met == [False, "handler's"]
+
+
 @pytest.mark.parametrize("look", ["send", "ready", "stats"])
 @pytest.mark.parametrize("capacity", [4, 16])
 @pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])

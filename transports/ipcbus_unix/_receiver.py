@@ -44,9 +44,8 @@ class UnixReceiver(RecvLink):
         self._taken, self._wake = handle.board.taken, handle.board.wake
         self._wakeup: Wakeup | None = (wakeup := Wakeup())
         self._epoll: select.epoll | None = None
-        self._poll = select.poll()
-        for fd in (wakeup.fileno(), handle.outlet.fileno()):
-            self._poll.register(fd, select.POLLIN)
+        self._fds = (wakeup.fileno(), handle.outlet.fileno())
+        self._poll = self._poller()
         # Last of all: an attempt that fails or is interrupted must not have been the receiver.
         self._seat: Seat | None = None
         if spec.receivers == "one":
@@ -134,7 +133,7 @@ class UnixReceiver(RecvLink):
         wakeup = self._wakeup
         try:
             self._waiting = True
-            return self._closed or bool(self._poll.poll(deadline.milliseconds()))
+            return self._closed or self._shows(deadline.milliseconds(), nested=waiting)
         finally:
             self._waiting = waiting
             del wakeup  # kept until here: closed by a signal handler while this polls, it would wake nobody
@@ -145,21 +144,21 @@ class UnixReceiver(RecvLink):
 
     def fileno(self) -> int:
         """Return the descriptor that shows when there is something to receive."""
-        wakeup = self._wakeup
+        wakeup = self._wakeup  # kept until it is watched
         if self._closed or wakeup is None:
             raise self._why_closed()
         with self._opening:  # not the other lock, which a receiving thread may hold for long
             if self._epoll is None:
-                self._open_epoll(wakeup)
+                self._open_epoll()
             assert self._epoll is not None
             return self._epoll.fileno()
 
-    def _open_epoll(self, wakeup: Wakeup) -> None:
+    def _open_epoll(self) -> None:
         try:
             epoll = select.epoll()
         except OSError as error:
             raise refused("there is nothing to wait with", error) from error
-        for fd in (wakeup.fileno(), self._handle.outlet.fileno()):
+        for fd in self._fds:
             epoll.register(fd, select.EPOLLIN)
         if self._epoll is None:  # else a signal handler has given one out meanwhile
             self._epoll = epoll
@@ -169,9 +168,19 @@ class UnixReceiver(RecvLink):
         try:
             if not acquire(self._lock, 0, self._is_waiting):
                 return False  # another thread is waiting for it
-            return self._closed or self._intake.pending or bool(self._poll.poll(0))
+            return self._closed or self._intake.pending or self._shows(0, nested=self._waiting)
         finally:
             release(self._lock)
+
+    def _shows(self, milliseconds: int, *, nested: bool) -> bool:
+        """Tell whether there may be a message; ``nested`` in a signal handler amid a wait, whose own poll object is in use."""
+        return bool((self._poller() if nested else self._poll).poll(milliseconds))
+
+    def _poller(self) -> select.poll:
+        poll = select.poll()
+        for fd in self._fds:
+            poll.register(fd, select.POLLIN)
+        return poll
 
     def shutdown(self) -> None:
         """End the stream for everybody."""
