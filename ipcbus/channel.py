@@ -141,7 +141,7 @@ class Channel:
                 try:
                     return loads(first[4:])
                 except Exception as error:
-                    raise end.codec.undecodable(first, error) from error
+                    raise end.codec.undecodable(first[3], first[4:], error) from error
             return end.codec.decode(got)  # type: ignore[arg-type]  # no frame is bytes
         except Exception:
             end.undecodable += 1

@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 import threading
+from time import time
 from typing import TYPE_CHECKING, Any
 
 from ipcbus import frame as wire
@@ -95,6 +96,8 @@ class Codec:
         self._decoders: dict[int | str, Serializer] = {}
         self.loaders: dict[bytes, Callable[[Buffer], Any]] = {}
         """By the head of a frame without sections: how its payload is decoded, once this was allowed."""
+        self.alone: dict[int, Callable[[Buffer], Any]] = {}
+        """The same by the serializer's number, for frames with a route."""
         self.packs: dict[type, Pack] = {}
         """By type: how a frame without sections is made, once this was chosen."""
         self._by_type: dict[type, _Choice] = {}
@@ -177,7 +180,7 @@ class Codec:
         return self._encode(obj, serializer, wire.Sections(headers=headed.headers))
 
     def encode_routed(
-        self, obj: Any, route: wire.Routed, number: int, deadline: float | None = None, headers: Mapping[str, str] | None = None
+        self, obj: Any, route: wire.Routed, number: int, timeout: float | None = None, headers: Mapping[str, str] | None = None
     ) -> Frame:
         """Make a frame of a request or a reply; raises what ``encode`` raises.
 
@@ -185,9 +188,10 @@ class Codec:
             obj: what it says.
             route: the address.
             number: correlation id.
-            deadline: when it is of no use any more, in seconds since 1970.
+            timeout: seconds after which it is of no use any more; what travels is the moment.
             headers: texts.
         """
+        deadline = None if timeout is None else time() + timeout  # the wall clock, because another process reads it
         pack, serializer = self._by_type.get(type(obj)) or self._choose(type(obj))
         if headers is None and pack is not None and route.size <= self._half:
             return pack(obj, route.start(serializer.id, number, deadline))
@@ -233,7 +237,7 @@ class Codec:
             try:
                 return loads(first[4:] if len(first) < COPIED else memoryview(first)[4:])
             except Exception as error:
-                raise self.undecodable(first, error) from error
+                raise self.undecodable(first[3], first[4:], error) from error
         message = self.decode_message(frame)
         if message.reply_to is not None:
             message.reply_to.refuse("it was received with recv(), which cannot answer; receive with recv_message() or serve()")
@@ -241,15 +245,17 @@ class Codec:
 
     def decode_message(self, frame: Frame) -> Message:
         """Rebuild the object of a frame with its envelope; raises what ``decode`` raises."""
-        if self._plain and len(frame) == 1 and type(first := frame[0]) is bytes and (quick := wire.unroute(first)) is not None:
-            # The common request; the long way would do the same.
+        quick = wire.unroute(first) if len(frame) == 1 and type(first := frame[0]) is bytes else None
+        if quick is not None and (loads := self.alone.get(quick[0])) is not None:
+            # The common request, of a kind that came before; the long way would do the same.
             number, correlation, address, deadline, payload = quick
             reply_to = self._answer(correlation, address)
             try:
-                body = self.load_plain(number, payload)
+                body = loads(payload)
             except Exception as error:
-                _refuse(reply_to, error)
-                raise
+                problem = self.undecodable(number, payload, error)
+                _refuse(reply_to, problem)
+                raise problem from error
             return Message(body, wire.NO_HEADERS, self._decoders[number].content_type, len(first), deadline, reply_to)
         opened = self.open(frame)
         reply_to = None if opened.route is None else self._answer(*opened.route)
@@ -268,14 +274,6 @@ class Codec:
         if parsed.stamp is not None:
             self._refuse_replay(*parsed.stamp)
         return parsed
-
-    def load_plain(self, number: int, payload: bytes) -> Any:
-        """Rebuild the object of a payload; raises what ``decode`` raises."""
-        serializer = self._decoders.get(number) or self._decoder(number, "")
-        try:
-            return serializer.loads_alone(payload)
-        except Exception as error:
-            raise self._undecodable(serializer, payload, error) from error
 
     def load(self, parsed: wire.Parsed) -> Any:
         """Rebuild the object of a frame that was taken apart; raises what ``decode`` raises."""
@@ -347,7 +345,7 @@ class Codec:
             raise ContentRefused(f"{said} is never decoded from strangers; the message was dropped", said)
         self._decoders[number or content_type] = serializer
         if number and self._plain:
-            self.loaders[wire.head(number)] = serializer.loads_alone
+            self.loaders[wire.head(number)] = self.alone[number] = serializer.loads_alone
         return serializer
 
     def _find(self, number: int, content_type: str) -> Serializer | None:
@@ -406,9 +404,9 @@ class Codec:
             f"the message takes {size} bytes, max_message is {self.max_message}; nothing was sent", size, self.max_message
         )
 
-    def undecodable(self, first: bytes, error: Exception) -> Exception:
-        """Return what to raise of a frame without sections, of one piece, and of what decoding it raised."""
-        return self._undecodable(self._decoders[first[3]], memoryview(first)[4:], error)
+    def undecodable(self, number: int, payload: Buffer, error: Exception) -> Exception:
+        """Return what to raise of a payload, of a kind that came before, and of what decoding it raised."""
+        return self._undecodable(self._decoders[number], payload, error)
 
     def _undecodable(self, serializer: Serializer, payload: Buffer, error: Exception) -> Exception:
         if isinstance(error, DecodeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
-__all__ = ["EVER", "Deadline"]
+__all__ = ["EVER", "NEVER", "Deadline"]
 
 EVER = 2_000_000.0
 """Seconds, 23 days, from which on a timeout is without limit: the system can wait for no more than 2**31 milliseconds."""
@@ -35,3 +35,7 @@ class Deadline:
     def expired(self) -> bool:
         """Whether the moment has come."""
         return self._at is not None and monotonic() >= self._at
+
+
+NEVER = Deadline(None)
+"""The deadline that does not come."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.clock import NEVER, Deadline
 from ipcbus.requests.inbox import inbox
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ __all__ = ["request", "request_async", "send", "submit"]
 
 def request(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Any:
     """Send a request and return the reply; see ``Channel.request``."""
-    deadline = Deadline(timeout)
-    box = inbox(end)
+    deadline = NEVER if timeout is None else Deadline(timeout)
+    box = end.inbox or inbox(end)
     future = send(box, end, obj, timeout, headers)
     try:
         box.wait_for(future, deadline)
@@ -58,8 +58,10 @@ async def request_async(
     import asyncio
 
     deadline = Deadline(timeout)
-    future, frame = inbox(end).begin(end, obj, timeout, headers)
+    box = inbox(end)
+    future = box.enter(end)
     try:
+        frame = end.codec.encode_routed(obj, box.route, future.number, timeout, headers)
         await send(frame, timeout if end.patient else 0)
         try:
             async with asyncio.timeout(deadline.remaining()):
@@ -74,8 +76,9 @@ async def request_async(
 
 def send(box: Inbox, end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
     """Send a request and return its future, for somebody to wait for; raises what ``submit`` raises."""
-    future, frame = box.begin(end, obj, timeout, headers)
+    future = box.enter(end)
     try:
+        frame = end.codec.encode_routed(obj, box.route, future.number, timeout, headers)
         link = end.tx or end.open_sender()
         link.send(frame, timeout if end.patient else 0)  # a request that is dropped would never be answered
     except BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
 
 from ipcbus.errors import ChannelClosed, ChannelEmpty
 from ipcbus.plumbing.clock import Deadline
@@ -12,7 +12,6 @@ from ipcbus.plumbing.wakeup import Wakeup
 
 if TYPE_CHECKING:
     import asyncio
-    import threading
     from collections.abc import Callable, Generator, Iterable
     from typing import Self
 
@@ -25,6 +24,13 @@ logger = logging.getLogger("ipcbus.requests")
 T = TypeVar("T")
 
 
+class Sleeper(Protocol):
+    """Somebody who sleeps until a future is done."""
+
+    def set(self) -> object:
+        """Wake up. May be called more than once, by any thread."""
+
+
 @final
 class Future(Generic[T]):
     """The reply to a request that was submitted: wait for it, be called with it, or ``await`` it.
@@ -35,14 +41,13 @@ class Future(Generic[T]):
 
     __slots__ = (
         "__weakref__",
-        "_bells",
         "_inbox",
         "addressee",
         "callbacks",
-        "followers",
         "number",
         "origin",
         "outcome",
+        "sleepers",
     )
 
     def __init__(self, inbox: Inbox | None = None) -> None:
@@ -54,10 +59,8 @@ class Future(Generic[T]):
         """Its value and its error, as soon as it is done."""
         self.callbacks: list[Callable[[Self], object]] = []
         """Who is to be called when it is done."""
-        self.followers: list[threading.Lock] = []
-        """Who sleeps until then, while another thread receives."""
-        self._bells: list[Wakeup] = []
-        """What polls readable when it is done, first of all the one that was given out."""
+        self.sleepers: list[Sleeper] = []
+        """Who is woken then: the first ``Wakeup`` among them was given out, to be polled."""
         self.origin: tuple[bytes, int] | None = None
         """Where to ask for the value, which comes from another future as a pair with its error: the inbox of the process that
         has that, and what it calls it."""
@@ -153,9 +156,7 @@ class Future(Generic[T]):
 
     def fileno(self) -> int:
         """Return a descriptor that polls readable when the future is done; :func:`ipcbus.wait` takes futures."""
-        if not self._bells:
-            self._bells.append(Wakeup())
-        bell = self._bells[0]  # another thread may have been faster
+        bell = self._bell()
         if self.outcome is not None:
             bell.set()
         self._seek()
@@ -182,6 +183,14 @@ class Future(Generic[T]):
         return _arrive, self._inbox.export(self)
 
     # ------------------------------------------------------------------ inside
+
+    def _bell(self) -> Wakeup:
+        """Return what was, or now is, given out to be polled."""
+        while True:
+            for sleeper in self.sleepers.copy():
+                if isinstance(sleeper, Wakeup):
+                    return sleeper
+            self.sleepers.append(Wakeup())  # another thread may do the same, and then the first one counts
 
     def _seek(self) -> None:
         """Ask the process that has the value for it, if this future came from there and nobody has asked yet."""
@@ -217,7 +226,8 @@ class Future(Generic[T]):
         """Be done, and call who wants to know; false if it was done."""
         if not self.settle(value, error):
             return False
-        self.call()
+        if self.callbacks:
+            self.call()
         return True
 
     def settle(self, value: Any, error: BaseException | None) -> bool:
@@ -228,8 +238,9 @@ class Future(Generic[T]):
         if self.outcome is not None:
             return False
         self.outcome = value, error
-        for bell in self._bells:
-            bell.set()
+        if self.sleepers:
+            for sleeper in self.sleepers.copy():
+                sleeper.set()
         return True
 
     def call(self) -> None:
@@ -249,7 +260,7 @@ class Future(Generic[T]):
 
     def orphan(self, error: BaseException) -> None:
         """Fail in a forked child, where nothing comes; calls nobody, and wakes nobody of the parent's."""
-        self._bells = []
+        self.sleepers = []
         self.callbacks = []
         self.outcome = None, error
 

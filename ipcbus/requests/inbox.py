@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from time import monotonic, time  # the wall clock is for other processes
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ipcbus import frame as wire
@@ -28,7 +28,7 @@ from ipcbus.requests.table import Requests
 from ipcbus.requests.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from ipcbus.directory.server import Guest
     from ipcbus.endpoint import Endpoint
@@ -98,28 +98,21 @@ class Inbox:
 
     # ------------------------------------------------------------------ asking
 
-    def begin(
-        self, end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None
-    ) -> tuple[Future[Any], Frame]:
-        """Enter a request and return its future and the frame to send; ``give_up`` undoes it.
+    def enter(self, end: Endpoint) -> Future[Any]:
+        """Enter a request that is to go through a channel, and return its future; ``give_up`` undoes it.
 
         From here on, the death of the process that is the one receiver of the channel ends the request.
 
         Raises:
-            EncodeError: the object cannot travel.
             ChannelFull: too many requests wait already.
+            ChannelClosed: the inbox is closed.
         """
         addressee, until = end.addressee
         if monotonic() > until:
             addressee = self._addressees.find(end)
         future: Future[Any] = Future(self)
-        number = self.adopt(future, addressee)
-        deadline = None if timeout is None else time() + timeout  # the wall clock, because another process reads it
-        try:
-            return future, end.codec.encode_routed(obj, self.route, number, deadline, headers)
-        except BaseException:
-            self.give_up(future)
-            raise
+        self.adopt(future, addressee)
+        return future
 
     def adopt(self, future: Future[Any], addressee: int | str | None) -> int:
         """Give a future the number by which its reply is known, and return it.
@@ -146,7 +139,7 @@ class Inbox:
         """Forget a request; a reply that comes is late. False if it was answered already."""
         waited = self._take_out(future.number) is not None
         if waited and error is not None:
-            self._finish(future, None, error)
+            future.finish(None, error)
         return waited
 
     # ------------------------------------------------------------------ waiting
@@ -192,26 +185,18 @@ class Inbox:
     # ------------------------------------------------------------------ what comes
 
     def _dispatch(self, frame: Frame) -> None:
-        if len(frame) == 1 and type(first := frame[0]) is bytes and (quick := wire.unroute(first)) is not None:
-            serializer, number, kind, _, payload = quick  # the common reply; the long way would do the same
-            if kind in _REPLIES:
-                self._arrived(number, kind, self._codec.load_plain, serializer, payload)
-                return
-        try:
-            parsed = self._codec.open(frame)
-        except DecodeError as error:
-            logger.warning("what came to the inbox is no message: %s", error)
-            return
-        if parsed.route is None:
-            return  # a nudge
-        number, kind = parsed.route
-        if kind in _REPLIES:
-            self._arrived(number, kind, self._codec.load, parsed)
+        codec = self._codec
+        load: Callable[[Any], Any] | None
+        what: Any
+        quick = wire.unroute(first) if len(frame) == 1 and type(first := frame[0]) is bytes else None
+        if quick is not None and quick[2] in _REPLIES and (load := codec.alone.get(quick[0])) is not None:
+            # The common reply, of a kind that came before; the long way would do the same.
+            serializer, number, kind, _, what = quick
+        elif (parsed := self._open(frame)) is not None:
+            assert parsed.route is not None
+            (number, kind), serializer, load, what = parsed.route, 0, codec.load, parsed
         else:
-            self._answer(parsed)
-
-    def _arrived(self, number: int, kind: bytes, load: Callable[..., Any], *arguments: Any) -> None:
-        """Take a reply in: its body is had by calling ``load``."""
+            return
         future = self._waiting.pop(number, None)  # as _take_out, without the call
         if future is None:
             self.late += 1
@@ -220,17 +205,32 @@ class Inbox:
         value: Any = None
         failure: BaseException | None = None
         try:
-            value = load(*arguments)
+            value = load(what)
             if kind:
                 value, failure = None, reply.remote_error(value)
             elif future.origin is not None:  # passed on, as a pair
                 value, failure = value
         except Exception as error:  # noqa: BLE001  whatever the reply's parts do when they are rebuilt is this future's
-            failure = error
+            failure = codec.undecodable(serializer, what, error) if serializer else error
         except BaseException:
-            self._finish(future, None, ChannelBroken("the reply was lost: the thread that received it was interrupted"))
+            future.finish(None, ChannelBroken("the reply was lost: the thread that received it was interrupted"))
             raise
-        self._finish(future, value, failure)
+        if future.settle(value, failure) and future.callbacks:
+            future.call()
+
+    def _open(self, frame: Frame) -> Parsed | None:
+        """Take a frame apart and do what it asks; return it if it is a reply."""
+        try:
+            parsed = self._codec.open(frame)
+        except DecodeError as error:
+            logger.warning("what came to the inbox is no message: %s", error)
+            return None
+        if parsed.route is None:
+            return None  # a nudge
+        if parsed.route[1] in _REPLIES:
+            return parsed
+        self._answer(parsed)
+        return None
 
     def _answer(self, parsed: Parsed) -> None:
         """Do what another process asks of this one."""
@@ -274,7 +274,7 @@ class Inbox:
     def fulfil(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
         """Finish a future that is this process's own to finish."""
         if self._take_out(future.number) is not None:
-            self._finish(future, value, error)
+            future.finish(value, error)
             self._nudge()
 
     # ------------------------------------------------------------------ what does not come
@@ -284,10 +284,8 @@ class Inbox:
         called: list[Future[Any]] = []
         for number in numbers:
             future = self._take_out(number)
-            if future is not None:
-                if future.settle(None, error):
-                    called.append(future)
-                self._turns.wake(future)
+            if future is not None and future.settle(None, error):
+                called.append(future)
         if any(future.callbacks for future in called):
             # Not in this thread, which is the directory's: what is called may wait for processes that wait for that.
             threading.Thread(target=call_all, args=(called,), name="ipcbus-deaths", daemon=True).start()
@@ -313,27 +311,20 @@ class Inbox:
             self._table.close(number)
         return future
 
-    def _finish(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
-        if future.settle(value, error):
-            if self._turns.followers:
-                self._turns.wake(future)
-            if future.callbacks:
-                future.call()
-
     def close(self) -> None:
         """Stop receiving; whoever waits for a reply gets ``ChannelClosed``. Called once."""
         self.closed = True
         self._addressees.close()
         self._directory.forget(reply.key(self.address))
         self._channel.destroy()
-        self._finish(self._endless, None, None)
+        self._endless.finish(None, None)
         if self._steward is not None and self._steward is not threading.current_thread():
             self._steward.join(reply.PATIENCE)
         self._exports.clear()
         for number in self._waiting.copy():
             future = self._take_out(number)
             if future is not None:
-                self._finish(future, None, ChannelClosed("the inbox of this process was closed"))
+                future.finish(None, ChannelClosed("the inbox of this process was closed"))
         self._table.free()
 
     def abandon(self) -> None:
@@ -371,7 +362,7 @@ def inbox(end: Endpoint | None = None) -> Inbox:
     Raises:
         Unsupported: strangers can send through the channel.
     """
-    if end is not None and (known := end.inbox) is not None and not known.closed:
+    if end is not None and (known := end.inbox) is not None:
         return known  # type: ignore[no-any-return]  # an endpoint knows nothing of what it keeps here
     if end is not None and not end.codec.trusted:
         raise Unsupported(

@@ -103,13 +103,17 @@ class Route:
             self._view = View(table.detach())
         self._guest = found.guest
 
-    def take(self, number: int, *, by_nobody: bool = False) -> bool:
-        """Say that this process has a request (or gave it away); false if nobody waits for its reply any more."""
-        if self._view is None:
-            return True
-        if self._place.session != self._session:
-            self._meet_again()
-        return self._view.take(number, 0 if by_nobody else self._guest)
+    def take(self, number: int) -> None:
+        """Say that this process has a request."""
+        if self._view is not None:
+            if self._place.session != self._session:
+                self._meet_again()
+            self._view.take(number, self._guest)
+
+    def give_away(self, number: int) -> None:
+        """Say that this process has a request no more, and another one will."""
+        if self._view is not None:
+            self._view.take(number, 0)
 
     def _meet_again(self) -> None:
         """Become a guest of who asks again: the connection by which it would know of this process's death was lost."""
@@ -280,7 +284,7 @@ class ReplyTo:
             raise ValueError("this request was answered; its reply handle is of no use to anybody")
         if isinstance(self._way, Route) and self._number:
             # Who sends it on may end before it arrives, and that is then nobody's death.
-            self._way.take(self._number, by_nobody=True)
+            self._way.give_away(self._number)
         self.given = True
         return ReplyTo, (self._number, self._address)
 

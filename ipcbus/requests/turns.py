@@ -30,15 +30,15 @@ class Turns:
         lead: receives and hands out, until a future is done or a deadline has come.
     """
 
-    __slots__ = ("_lead", "_leader", "followers")
+    __slots__ = ("_followers", "_lead", "_leader")
 
     def __init__(self, lead: Callable[[Future[Any], Deadline], None]) -> None:
         self._lead = lead
         self._leader: dict[None, tuple[int]] = {}
         """Holds the leader's token. Not a lock: an interrupt just behind its acquisition would leave it locked for ever."""
         # No lock guards this: a signal handler may wait here amid any step of what it interrupts, each of which is one in C.
-        self.followers: dict[threading.Lock, None] = {}
-        """What each sleeps on, those of a future being in its ``followers`` as well."""
+        self._followers: dict[_Follower, None] = {}
+        """Those of a future are among its ``sleepers`` as well."""
 
     @property
     def led(self) -> bool:
@@ -67,42 +67,48 @@ class Turns:
                 if leader.get(None) is mine:
                     leader.clear()
             finally:
-                if self.followers and not leader:
+                if self._followers and not leader:
                     self._promote()
 
     def _follow(self, future: Future[Any], deadline: Deadline) -> bool:
         """Sleep until the future is done or this thread is to lead; false when the deadline has come."""
-        woken = threading.Lock()
-        woken.acquire()
+        follower = _Follower()
         try:
-            self.followers[woken] = None
-            future.followers.append(woken)
+            self._followers[follower] = None
+            future.sleepers.append(follower)
             # Who finishes a future, and who stops leading, looks for followers after that; so here it is the other way round.
             if future.is_done or not self._leader:
                 return True
-            left = deadline.remaining()
-            return woken.acquire(timeout=-1 if left is None else left)
+            return follower.wait(deadline.remaining())
         finally:
-            self.followers.pop(woken, None)
+            self._followers.pop(follower, None)
             with contextlib.suppress(ValueError):  # interrupted before it was entered
-                future.followers.remove(woken)
-
-    def wake(self, future: Future[Any]) -> None:
-        """Wake who follows for the sake of a future, which is done."""
-        for woken in future.followers.copy():
-            _release(woken)
+                future.sleepers.remove(follower)
 
     def _promote(self) -> None:
         """Wake one follower, which then leads."""
-        for woken in self.followers.copy():
-            if _release(woken):
+        for follower in self._followers.copy():
+            if follower.set():
                 return
 
 
-def _release(woken: threading.Lock) -> bool:
-    """Wake a follower; false if somebody has, and then it looks by itself whether it is to lead."""
-    try:
-        woken.release()
-    except RuntimeError:
-        return False
-    return True
+class _Follower:
+    """A thread that sleeps until it is woken."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Sleep; false when the time is over, in seconds."""
+        return self._lock.acquire(timeout=-1 if timeout is None else timeout)
+
+    def set(self) -> bool:
+        """Wake it; false if somebody has, and then it looks by itself whether it is to lead."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            return False
+        return True

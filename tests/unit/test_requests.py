@@ -364,8 +364,7 @@ def test_ten_thousand_outstanding_cost_memory_in_proportion_and_no_threads(subje
 
 
 def _begin(channel, n):
-    future, _ = _box(channel).begin(channel._end, n, None, None)
-    return future
+    return _box(channel).enter(channel._end)
 
 
 def test_many_threads_take_turns(questions, subject):
@@ -396,7 +395,6 @@ def test_turns_lose_no_wake_up(subject):
                     return
                 done = inbox.pop()
             done.settle(1, None)
-            turns.wake(done)
 
     turns = Turns(lead)
 
@@ -413,7 +411,7 @@ def test_turns_lose_no_wake_up(subject):
 
     for task in [subject.thread(wait, seed) for seed in range(6)]:
         task.result(3 * PATIENCE)
-    assert not turns.followers
+    assert not turns._followers
     assert not turns.led
 
 
@@ -488,7 +486,7 @@ def test_a_signal_handler_may_ask_amid_a_request(questions, subject, others):
     for task in asking:
         task.result(PATIENCE)
     assert set(answers) == {"handler"}
-    assert not _box(questions)._turns.followers
+    assert not _box(questions)._turns._followers
 
 
 def test_an_interrupt_at_any_instant_leaves_the_inbox_usable(questions, subject):
@@ -575,16 +573,16 @@ def test_what_a_future_calls_may_raise_and_ask_and_wait(questions):
     assert seen[-1] is future
 
 
-def test_what_a_future_calls_may_exit_and_does_not_end_the_thread_that_receives(questions):
+def test_what_a_future_calls_may_exit_and_does_not_end_the_thread_that_receives(questions, askers):
     def leave(_):
         called.set()
         sys.exit(3)
 
     for _ in range(2):
         called = threading.Event()
-        future, frame = _box(questions).begin(questions._end, ("echo", 1), None, None)
+        future, send = askers.prepared(questions, ("echo", 1))
         future.add_done_callback(leave)  # before it is sent: if it were done by now, this thread would exit
-        questions._end.open_sender().send(frame, PATIENCE)
+        send()
         assert called.wait(PATIENCE)
 
 

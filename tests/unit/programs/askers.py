@@ -154,14 +154,23 @@ def ask_and_dawdle(line, questions):
         called.set()
         over.wait(PATIENCE)
 
-    first, frame = inbox.inbox(questions._end).begin(questions._end, ("echo", 0), None, None)
+    first, send = prepared(questions, ("echo", 0))
     first.add_done_callback(dawdle)  # before it is sent: if it were done by now, this thread would dawdle
-    questions._end.open_sender().send(frame, PATIENCE)
+    send()
     assert called.wait(PATIENCE)
     futures = [questions.submit(("echo", 0)) for _ in range(8)]
     lost = futures[-1].exception(PATIENCE)
     over.set()
     line.say((repr(lost), [_outcome(future) for future in futures], questions.request(("echo", 1), PATIENCE)))
+
+
+def prepared(questions, obj):
+    """Return the future of a request that is not sent yet, and what sends it."""
+    end = questions._end
+    box = inbox.inbox(end)
+    future = box.enter(end)
+    frame = end.codec.encode_routed(obj, box.route, future.number)
+    return future, lambda: end.open_sender().send(frame, PATIENCE)
 
 
 def _outcome(future):
