@@ -236,7 +236,7 @@ def _run(known: Callback[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
             raise ChannelClosed("the event loop that this callback runs on is closed") from error
         return
     if on is None:
-        _here.work(_call, function, args, kwargs, answer)
+        _here.worker.submit(_call, function, args, kwargs, answer)
         return
 
     def look(run: Run[None]) -> None:
@@ -333,22 +333,14 @@ class _Here:
         self.lock = threading.RLock()  # a signal handler may make one, or receive what calls one
         self.known: dict[int, Callback[..., Any]] = {}
         self.numbers = itertools.count(1)
-        self._worker: Worker | None = None
-
-    def work(self, *task: Any) -> None:
-        with self.lock:
-            if self._worker is None:
-                self._worker = Worker()
-            worker = self._worker
-        worker.submit(*task)
+        self.worker = Worker()
 
     def close(self) -> None:
         with self.lock:
-            worker, self._worker = self._worker, None
             self.known.clear()
-        if worker is not None:
-            for _, (function, _, _, answer) in worker.close(PATIENCE):
-                _tell(function, answer, None, ChannelClosed("the process that this callback belongs to ends"))
+        worker, self.worker = self.worker, Worker()
+        for _, (function, _, _, answer) in worker.close(PATIENCE):
+            _tell(function, answer, None, ChannelClosed("the process that this callback belongs to ends"))
 
 
 _here = _Here()
