@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.bus.bus import Bus
-from ipcbus.errors import ChannelError, ConfigError, EncodeError, IpcbusError
+from ipcbus.errors import ChannelError, ConfigError, EncodeError, IpcbusError, SerializationError
 from ipcbus.web.failures import FAILURES, pass_on_cancellation
 
 if TYPE_CHECKING:
@@ -113,7 +113,12 @@ class Outside:
         free = asyncio.Semaphore(AT_A_TIME)
         while True:
             await free.acquire()
-            message = await inbox.recv_message()
+            try:
+                message = await inbox.recv_message()
+            except SerializationError as error:  # who asked is told, and nobody else is concerned
+                free.release()
+                logger.warning("%s: a request is dropped: %s", self._name, error)
+                continue
             task = asyncio.create_task(self._answer(handler, message))
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)

@@ -318,6 +318,20 @@ def test_services_ask_each_other(programs: Any) -> None:
         assert close_code(ws) == 1011
 
 
+def test_a_request_that_cannot_be_read_ends_nobody(programs: Any) -> None:
+    config = ServerConfig(
+        services={"shards": ServiceConfig("web_programs:Shards"), "answers": ServiceConfig("web_programs:Answers")},
+        front=FrontConfig(bind="127.0.0.1:0", processes=1),
+        transport="unix:",
+    )
+    with Server(config) as server, connect(f"ws://{server.address}/shards?name=a", proxy=None) as ws:
+        ws.recv(PATIENCE)
+        before = server.pids
+        assert "cannot be rebuilt by the process that received it" in ask(ws, "ask in vain")
+        assert ask(ws, {"ask": 21}) == {"doubled": 42, "pid": before["answers"]}
+        assert server.pids == before
+
+
 def test_a_service_that_cannot_be_asked_is_named_at_once(programs: Any) -> None:
     config = ServerConfig(
         services={"shards": ServiceConfig("web_programs:Shards"), "echo": ServiceConfig("web_programs:Echo")},

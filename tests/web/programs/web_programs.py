@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 import signal
 
-from ipcbus.errors import ConfigError
+from ipcbus.errors import ConfigError, RemoteError
 from ipcbus.web import Service
+
+
+class Unreadable:
+    """Can be sent, and rebuilt by nobody."""
+
+    def __reduce__(self):
+        return int, ("none",)
 
 
 class Echo(Service):
@@ -55,6 +62,11 @@ class Shards(Service):
                 try:
                     await self.request(name, 1)
                 except ConfigError as error:
+                    await conn.send(str(error))
+            case "ask in vain":
+                try:
+                    await self.request("answers", Unreadable())
+                except RemoteError as error:
                     await conn.send(str(error))
             case "counts":
                 await conn.send(sum(counts["opened"] for counts in await self.front_counts()))
