@@ -463,9 +463,10 @@ def test_what_cannot_be_sent_is_counted() -> None:
     with served(obey) as place, ipcbus.open("unix:") as feed, ipcbus.open("unix:") as out:
         with connect(place.url, feed, out, run="thread") as client:
             out.send({"not": "a message"})
+            out.send("half of a pair: \ud83d")
             out.send("a message")
             assert [news(feed).data for _ in range(2)] == ["", "a message"]
-        assert client.stats().unsent == 1
+        assert client.stats() == Counts(connected=1, disconnected=1, received=1, sent=1, unsent=2)
 
 
 def test_a_receiver_that_dies_costs_messages_which_are_counted() -> None:

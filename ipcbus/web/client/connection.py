@@ -102,7 +102,9 @@ class Connection:
         self._over = False  # whether "ended" was said
         self._ws: ClientConnection | None = None
         self._sending: asyncio.Task[bool] | None = None
-        self._in_hand: Any = None  # taken from the outgoing channel, and not begun to send
+        self._in_hand: tuple[bytes | bytearray | memoryview, bool] | None = (
+            None  # taken from the outgoing channel, and not begun to send
+        )
         self._backoff = Backoff(options.first_delay, options.longest_delay)
 
     async def run(self, *, again: bool) -> None:
@@ -318,15 +320,16 @@ class Connection:
                 except ChannelBroken as broken:
                     logger.error("%s: nothing more can be sent: %s", self._url, broken)  # noqa: TRY400  the trace says no more
                     return False
-                if not isinstance(message, (str, bytes, bytearray, memoryview)):
-                    self._unsent(f"only str and bytes can be sent, not {type(message).__qualname__}")
+                try:
+                    self._in_hand = _payload(message)
+                except (TypeError, ValueError) as error:
+                    self._unsent(error)
                     continue
-                self._in_hand = message
             if ws.state is not State.OPEN:
                 return True  # the next connection sends it
-            message, self._in_hand = self._in_hand, None
+            (data, is_text), self._in_hand = self._in_hand, None
             try:
-                await ws.send(message)
+                await ws.send(data, text=is_text)
             except ConnectionClosed as closed:
                 self._unsent(closed)
             except asyncio.CancelledError:
@@ -338,6 +341,19 @@ class Connection:
     def _unsent(self, why: object) -> None:
         self._counts.unsent += 1
         logger.warning("%s: a message is not sent: %s", self._url, why)
+
+
+def _payload(message: Any) -> tuple[bytes | bytearray | memoryview, bool]:
+    """Return the bytes of a message and whether they are text: what is neither would end the connection if it were sent.
+
+    Raises:
+        TypeError, ValueError: it cannot be sent.
+    """
+    if isinstance(message, str):
+        return message.encode(), True
+    if isinstance(message, (bytes, bytearray, memoryview)):
+        return message, False
+    raise TypeError(f"only str and bytes can be sent, not {type(message).__qualname__}")
 
 
 async def _discard(ws: ClientConnection) -> None:
