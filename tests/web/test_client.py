@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -120,6 +121,17 @@ def test_it_connects_again_and_says_so(run: Any) -> None:
         out.send("close 4401")
         end = news(feed)
         assert (end.kind, end.code) == ("ended", 4401)
+
+
+def test_what_is_told_of_a_connection_that_was_cut_needs_nothing_but_ipcbus(run: Any) -> None:
+    with (
+        served(lambda ws: ws.socket.shutdown(socket.SHUT_RDWR)) as place,
+        ipcbus.open("unix:") as feed,
+        connect(place.url, feed, run=run, reconnect=False),
+    ):
+        assert news(feed).kind == "connected"
+        end = news(feed)
+        assert (end.kind, type(end.code), end.code) == ("ended", int, 1006)
 
 
 def test_it_waits_until_it_is_over(run: Any) -> None:

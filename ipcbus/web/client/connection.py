@@ -192,7 +192,8 @@ class Connection:
                 self._sending.cancel()  # in this instant, so that it takes nothing more from the channel
             self._counts.disconnected += 1
             await self._hang_up(ws)
-        return End(ws.close_code or ABNORMAL, ws.close_reason or "", monotonic() - began)
+        code = int(ws.close_code or ABNORMAL)  # the library's own class must not travel: who receives it need not have that
+        return End(code, ws.close_reason or "", monotonic() - began)
 
     async def _hang_up(self, ws: ClientConnection) -> None:
         try:
