@@ -235,7 +235,7 @@ class Hub:
     def _add(self, cid: int, request: dict[str, Any], state: bytes, *, own: bool) -> _Client:
         conn = Connection(self, cid, request)
         client = self._clients[cid] = _Client(conn, own=own)
-        conn.state = State(lambda: self._touch(client), decode_state(state))
+        conn._state = State(lambda: self._touch(client), decode_state(state))  # noqa: SLF001  the hub is the other half of Connection
         return client
 
     def _message(self, client: _Client, kind: str, data: bytes) -> Awaitable[None] | None:
@@ -259,7 +259,7 @@ class Hub:
             self._leave_all(client)
 
     def _closed(self, client: _Client, code: int) -> Awaitable[None] | None:
-        client.conn._left = self._leave_all(client)  # noqa: SLF001  the hub is the other half of Connection
+        client.conn._left = self._leave_all(client)  # noqa: SLF001  as in _add
         self.counts.closed += 1
         return self._service.on_close(client.conn, code)
 

@@ -99,6 +99,7 @@ class Connection:
         "__weakref__",
         "_hub",
         "_left",
+        "_state",
         "headers",
         "id",
         "local",
@@ -107,7 +108,6 @@ class Connection:
         "path",
         "peer",
         "query",
-        "state",
     )
 
     def __init__(self, hub: Hub, cid: int, request: Mapping[str, Any]) -> None:
@@ -124,13 +124,27 @@ class Connection:
         """The client's address, ``host:port``."""
         self.opened_at: float = request["at"]
         """When it connected, in seconds since 1970 (UTC)."""
-        self.state: dict[str, Any] = {}
-        """Yours: what the service is to remember about this client when its process is replaced. Plain data of at most 4 KiB,
-        kept by the front end; a change *inside* a value is not noticed, assign the value anew."""
+        self._state: dict[str, Any] = {}
         self.local: dict[str, Any] = {}
         """Yours as well: any objects, which end with this process."""
         self.open = True
         """False once the client is gone or ``close`` was called."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Yours: what the service is to remember about this client when its process is replaced.
+
+        Plain data of at most 4 KiB, kept by the front end. It may be assigned as a whole; a change *inside* a value is not
+        noticed, assign the value anew.
+        """
+        return self._state
+
+    @state.setter
+    def state(self, values: Mapping[str, Any]) -> None:
+        if values is not self._state:  # as it is after ``conn.state |= ...``
+            values = dict(values)
+            self._state.clear()
+            self._state.update(values)
 
     @property
     def groups(self) -> frozenset[str]:

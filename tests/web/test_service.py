@@ -400,6 +400,21 @@ def test_a_state_notices_every_kind_of_change() -> None:
     assert changes == before
 
 
+async def test_a_state_that_is_assigned_as_a_whole_is_kept() -> None:
+    service = Recorder()
+    async with ServiceTest(service) as test:
+        client = await test.connect()
+        (conn,) = service.connections
+        for change in ({"name": "ada", "age": 36}, {"name": "bob"}):
+            conn.state = change
+            test.hub.flush()
+            assert decode_state(test._states[client.id]) == change
+        conn.state |= {"age": 7}
+        conn.state["more"] = True
+        test.hub.flush()
+        assert decode_state(test._states[client.id]) == {"name": "bob", "age": 7, "more": True} == conn.state
+
+
 async def test_a_state_that_another_thread_has_tried_to_change_is_told_after_the_next_change() -> None:
     service = Recorder()
     async with ServiceTest(service) as test:
