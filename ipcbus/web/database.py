@@ -149,7 +149,7 @@ class Database:
     ) -> R:
         """Call ``function(session, ...)`` in a transaction, in a thread, and return what it returns.
 
-        The event loop goes on meanwhile. If the call is cancelled, the transaction runs to its end nevertheless.
+        The event loop goes on meanwhile. If the call is cancelled, a transaction that has begun runs to its end nevertheless.
 
         Raises:
             Exception: what the function raises, after a rollback; and what ``begin`` raises.
@@ -203,7 +203,21 @@ class Database:
             with self.begin(read_only=read_only) as session:
                 return function(session)
 
-        return await asyncio.get_running_loop().run_in_executor(self._mine().threads(), work)
+        begun = self._mine().threads().submit(work)
+        done = asyncio.wrap_future(begun)
+        try:
+            await asyncio.wait((done,), timeout=self._config.timeout)
+        except asyncio.CancelledError:
+            done.cancel()  # it does not begin then, if it has not
+            raise
+        if begun.cancel():
+            from sqlalchemy.exc import TimeoutError as NoneFree
+
+            raise NoneFree(
+                f"none of this process's {self._connections} connections became free within {self._config.timeout:g} seconds; "
+                "make transactions shorter, or 'connections' in [database] more"
+            )
+        return await done
 
     def _mine(self) -> _Own:
         own = self._own

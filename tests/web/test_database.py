@@ -149,6 +149,30 @@ def test_no_more_threads_than_connections_get_one(url: str, code: Any) -> None:
 # ---------------------------------------------------------------------- asyncio
 
 
+async def test_who_waits_for_a_connection_is_told_when_none_becomes_free(url: str) -> None:
+    database = Database(DatabaseConfig(url=url, connections=1, timeout=0.2))
+    inside, leave = threading.Event(), threading.Event()
+    begun = []
+
+    def stay(_: Any) -> str:
+        inside.set()
+        assert leave.wait(PATIENCE)
+        return "over"
+
+    staying = asyncio.create_task(database.read(stay))
+    assert await asyncio.to_thread(inside.wait, PATIENCE)
+    given_up = asyncio.create_task(database.read(begun.append))
+    await asyncio.sleep(0)  # it waits
+    given_up.cancel()
+    with pytest.raises(exc.TimeoutError, match="none of this process's 1 connections became free"):
+        await database.read(begun.append)
+    leave.set()
+    assert await staying == "over"
+    assert await database.read(lambda _: "free again") == "free again"
+    assert begun == []  # neither of those that were given up
+    database.close()
+
+
 async def test_the_event_loop_goes_on(database: Database, code: Any) -> None:
     begun, go = threading.Event(), threading.Event()
 
