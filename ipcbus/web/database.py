@@ -188,7 +188,7 @@ class Database:
         """Close this process's connections; the next use opens new ones. Wait for transactions that ``run`` has begun."""
         with _lock:
             own, self._own = self._own, None
-        if own is not None and own.pid == os.getpid():
+        if own is not None:
             own.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -227,7 +227,7 @@ class Database:
             own = self._own
             if own is None or own.pid != os.getpid():
                 if own is not None:
-                    _inherited.append(own)  # its connections are the parent's: closing them here would close them there
+                    own.close()
                 own = self._own = _Own(self._config, self._connections)
             return own
 
@@ -250,6 +250,9 @@ class _Own:
 
     def close(self) -> None:
         """Let go of everything."""
+        if self.pid != os.getpid():
+            _inherited.append(self)  # its connections are the parent's: closing them here would close them there
+            return
         if self._threads is not None:
             self._threads.shutdown()
         self.engine.dispose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import multiprocessing
 import os
@@ -228,6 +229,22 @@ def test_a_forked_child_has_connections_of_its_own(database: Database, code: Any
     with database.begin() as session:  # on the connection that the child inherited
         assert code.count(session) == 2
         assert session.execute(text(asked)).scalar_one() == mine
+
+
+def test_closing_in_a_fork_closes_nothing_of_the_parents(database: Database, code: Any) -> None:
+    with database.begin() as session:
+        code.write(session, "parent")
+    del session  # which knows the connections
+    gc.collect()
+    pid = os.fork()
+    if not pid:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        database.close()
+        gc.collect()
+        os._exit(before != len(list(Path("/proc/self/fd").iterdir())))
+    assert os.waitpid(pid, 0)[1] == 0
+    with database.begin() as session:
+        assert code.count(session) == 1
 
 
 def test_a_transaction_does_not_cross_a_fork(database: Database, code: Any) -> None:
