@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.web.failures import FAILURES, pass_on_cancellation
+from ipcbus.web.headers import is_header
 from ipcbus.web.link import Command
 from ipcbus.web.service import Accept, Reject, Request
 from ipcbus.web.state import encode_state
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["authorize"]
 
 logger = logging.getLogger("ipcbus.web")
-
-_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
-_VALUE = re.compile(r"[\t -~\x80-\xff]*")
-"""RFC 9110, section 5: what is neither would end the header, or could not be written at all."""
 
 
 async def authorize(service: Service, cid: int, question: dict[str, Any], failed: Callable[[], None]) -> tuple[Any, ...]:
@@ -47,7 +43,7 @@ async def authorize(service: Service, cid: int, question: dict[str, Any], failed
         if not all(isinstance(text, str) for header in headers.items() for text in header):
             raise TypeError(f"Accept: headers are texts by name, not {headers!r}")
         for name, value in headers.items():
-            if not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
+            if not is_header(name, value):
                 raise ValueError(
                     f"Accept: {name!r} cannot be sent with the value {value!r}; escape it, for example as a URL does"
                 )

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Response
 from websockets.sync.server import Server, ServerConnection, serve
 
 import ipcbus
@@ -214,6 +216,23 @@ def test_a_refusal_for_good_ends_it(run: Any) -> None:
             assert (end.kind, end.code, end.data) == ("ended", 403, "refused with HTTP 403 Forbidden")
             assert client.wait(PATIENCE)
         assert client.stats().refused == 1
+
+
+def test_a_redirect_to_nowhere_is_no_connection(run: Any) -> None:
+    def away(ws: ServerConnection, _: Any) -> Response:
+        answer = ws.respond(302, "there\n")
+        answer.headers["Location"] = "ws://a..b/"
+        return answer
+
+    with (
+        served(obey, process_request=away) as place,
+        ipcbus.open("unix:") as feed,
+        connect(place.url, feed, run=run, reconnect=False) as client,
+    ):
+        end = news(feed)
+        assert (end.kind, end.code) == ("ended", 0)
+        assert "cannot be reached" in end.data
+        assert client.wait(PATIENCE)
 
 
 def test_nobody_there_and_no_second_try(run: Any) -> None:
@@ -515,11 +534,23 @@ def test_a_receiver_that_dies_costs_messages_which_are_counted() -> None:
         ({"buffer": 0}, "buffer must be more than 0"),
         ({"first_delay": 60}, "first_delay must be"),
         ({"url": "wss://h/", "ca_file": "none.pem"}, "ca_file"),
+        ({"url": "ws://a..b/"}, "names no host"),
+        ({"headers": {"Authorization": "Bearer of a file\n"}}, "'Authorization' cannot be sent"),
+        ({"headers": {"X Y": "z"}}, "'X Y' cannot be sent"),
+        ({"subprotocols": ("two words",)}, "invalid subprotocol: two words"),
+        ({"proxy": "ftp://127.0.0.1/"}, "scheme ftp isn't supported"),
+        ({"proxy": "http://127.0.0.1:port/"}, "Port could not be cast"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], why: str) -> None:
     with ipcbus.open("unix:") as feed, pytest.raises(ConfigError, match=why):
         connect(**{"url": "ws://127.0.0.1:1/", "into": feed, **arguments})
+
+
+def test_a_proxy_that_needs_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "python_socks", None)
+    with ipcbus.open("unix:") as feed, pytest.raises(ConfigError, match="needs python-socks"):
+        connect("ws://127.0.0.1:1/", feed, proxy="socks5://127.0.0.1/")
 
 
 def test_channels_that_do_not_fit_are_refused() -> None:

@@ -14,6 +14,7 @@ from ipcbus.web.client.connection import Counts
 from ipcbus.web.client.incoming import Incoming
 from ipcbus.web.client.options import ClientOptions, tls_context
 from ipcbus.web.client.work import Spec, Work, run_connections
+from ipcbus.web.headers import is_header
 from ipcbus.web.loop import loop_factory
 from ipcbus.web.reporter import added
 from ipcbus.web.snapshots import Snapshots
@@ -57,7 +58,7 @@ def connect(
         **options: the fields of :class:`ClientOptions`.
 
     Raises:
-        ConfigError: a URL is wrong, an option is unknown, or channels and URLs do not fit each other.
+        ConfigError: a URL or an option is wrong, or channels and URLs do not fit each other.
         EncodeError: the channel's serializer cannot express an :class:`Incoming` with ``bytes`` in it.
         StartFailed: a process did not start; says what it said.
     """
@@ -235,11 +236,16 @@ def _check(urls: list[str], into: Channel, options: ClientOptions) -> None:
         raise ConfigError("connect: there is no URL to connect to")
     for url in urls:
         try:
-            parse_uri(url)
+            host = parse_uri(url).host
         except InvalidURI as error:
             raise ConfigError(f"connect: {error}; a URL reads ws://host:port/path or wss://host/path") from error
+        try:
+            host.encode("idna")
+        except UnicodeError as error:
+            raise ConfigError(f"connect: {url} names no host that could be looked up: {error}") from error
         if url.startswith("wss:"):
             tls_context(options.ca_file)
+    _check_handshake(options)
     end = into._end  # noqa: SLF001  what a channel does when it is full is not told elsewhere
     if end.options.overflow != "block":
         raise ConfigError(
@@ -247,3 +253,25 @@ def _check(urls: list[str], into: Channel, options: ClientOptions) -> None:
             "make it without, and give overflow= to connect"
         )
     end.codec.encode(Incoming("binary", b""), None)
+
+
+def _check_handshake(options: ClientOptions) -> None:
+    """Raise ``ConfigError`` for what would fail each time anew, and look like a server that is away."""
+    from importlib.util import find_spec
+
+    from websockets.exceptions import InvalidProxy
+    from websockets.headers import validate_subprotocols
+    from websockets.proxy import parse_proxy
+
+    for name, value in options.headers.items():
+        if not is_header(name, value):  # and its value may well be a secret
+            raise ConfigError(
+                f"connect: the header {name!r} cannot be sent; is there a line end in it, as at the end of a file?"
+            )
+    try:
+        validate_subprotocols(options.subprotocols)  # type: ignore[arg-type]  # Subprotocol is a name for str
+        proxy = None if options.proxy is None else parse_proxy(options.proxy)
+    except (InvalidProxy, ValueError) as error:
+        raise ConfigError(f"connect: {error}") from error
+    if proxy is not None and proxy.scheme.startswith("socks") and find_spec("python_socks") is None:
+        raise ConfigError("connect: a SOCKS proxy needs python-socks; run: pip install 'python-socks[asyncio]'")

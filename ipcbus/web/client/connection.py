@@ -169,7 +169,7 @@ class Connection:
             self._counts.refused += 1
             response = refusal.response
             return End(response.status_code, f"refused with HTTP {response.status_code} {response.reason_phrase}", None)
-        except (OSError, EOFError, TimeoutError, WebSocketException) as error:
+        except (OSError, EOFError, TimeoutError, UnicodeError, WebSocketException) as error:  # UnicodeError: of a host's name
             self._counts.refused += 1
             return End(0, f"cannot be reached: {str(error) or type(error).__name__}", None)
         began = monotonic()
