@@ -401,7 +401,7 @@ class Host:
                     front.attached = front.here = True
                     front.wait = self._tick
                     self._told.set()
-        elif op == Event.BYE:
+        elif op == Event.BYE and front.hello:  # else it is the answer to an earlier process, which did not live to take it
             front.parted = True
             if not self._stop.is_set():  # it is the front end that stops
                 self._reset(front, number)

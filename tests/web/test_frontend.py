@@ -401,6 +401,19 @@ async def test_a_replaced_service_hands_over_without_losing_anything() -> None:
                 assert [number for who, number, _ in got if who == name] == list(range(600))
 
 
+async def test_the_answer_to_the_goodbye_of_a_process_that_was_killed_is_not_for_the_next_one() -> None:
+    async with Rig(Echo()) as rig:
+        ws = await rig.connect("/echo")
+        await rig.kill(rig.hosts[0])
+        link = rig.fronts[0].links[0]
+        link.leave()  # it has said goodbye, and does not live to see the answer
+        link.pump.put((Event.BYE,))
+        assert await link.pump.flush(PATIENCE)
+        await rig.start_service(0, Echo())
+        await ws.send("still here")
+        assert await asyncio.wait_for(ws.recv(), PATIENCE) == "still here"
+
+
 async def test_what_a_service_says_last_arrives_though_its_on_stop_fails(caplog: pytest.LogCaptureFixture) -> None:
     class Last(Memory):
         def on_stop(self) -> None:
