@@ -43,6 +43,8 @@ logger = logging.getLogger("ipcbus.web")
 TRY_LATER = 1013
 GRACE = 2.0
 """Seconds that clients, and then the links, get when the process is asked to stop."""
+_MOMENT = 0.1
+"""Seconds within which a signal that goes to the whole group of processes reaches all of them."""
 GONE_WINDOW = 5.0
 """Seconds over which connections are closed whose service does not come back: their clients will not all return at once."""
 
@@ -220,12 +222,14 @@ class FrontEnd:
 
     async def _part(self) -> None:
         """Say goodbye, and take what services have sent before they heard it: a transport may wait for its being read."""
+        now = monotonic()
         for link in self.links:
             if link.up:
                 link.pump.put((Event.BYE,))
+                link.pump.put((Event.PING, now))
         try:
             async with asyncio.timeout(GRACE):
-                while not all(link.parted for link in self.links if link.up):
+                while not all(link.echo >= now for link in self.links if link.up):
                     await self.news.wait()
         except TimeoutError:
             logger.warning("front end %d: not every service has answered the goodbye", self._index)
@@ -456,14 +460,20 @@ class FrontEnd:
                 link.ready(command[2])
                 self._announce()
         elif op == Command.BYE:
-            self._bye(link)
+            self._start(self._bye(link, link.epoch))
+        elif op == Command.PONG:
+            link.echo = command[1]
+            self._announce()
         else:
             self._orders.obey(link, command)
 
-    def _bye(self, link: ServiceLink) -> None:
-        if self.stopping:
-            link.parted = True
-        else:
-            link.leave()
-            link.pump.put((Event.BYE,))
-        self._announce()
+    async def _bye(self, link: ServiceLink, epoch: int) -> None:
+        """Answer a service process that stops. Until then it is told what happens, so nobody waits for that."""
+        try:
+            async with asyncio.timeout(_MOMENT):
+                await self._stop.wait()  # where all of them stop, it waits for the goodbye, behind the last clients
+        except TimeoutError:
+            if link.epoch == epoch:  # else another process is there by now
+                link.leave()
+                link.pump.put((Event.BYE,))
+                self._announce()

@@ -48,7 +48,6 @@ class Orders:
             Command.REJECT: self._reject,
             Command.QUERY: self._query,
             Command.PING: lambda link, command: link.pump.put((Event.PONG, command[1])),
-            Command.PONG: lambda *_: None,  # that it came is all there is to it
         }
 
     def obey(self, link: ServiceLink, command: list[Any]) -> None:

@@ -94,8 +94,8 @@ class ServiceLink:
         """Whether it has been away for longer than its connections are kept."""
         self.leaving = False
         """Whether it has said that it is being replaced, and was not reported to have ended."""
-        self.parted = False
-        """Whether it has answered the BYE of a front end that stops."""
+        self.echo = 0.0
+        """The time in its last PONG."""
         self.refused = False
         """Whether it was told nothing because it wants the path of another service."""
         self.since = self.heard = self.greeted = monotonic()

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 import ipcbus
 from ipcbus.errors import ConfigError, PeerDied
-from ipcbus.web import Connection, Limits, Service, peers
+from ipcbus.web import Connection, Limits, Service, frontend, peers
 from ipcbus.web.gate import HELD_EVENTS
 from ipcbus.web.host import Host
 from ipcbus.web.hub import BACKLOG
@@ -889,3 +889,30 @@ async def test_stopping_tells_clients_and_services() -> None:
         rig.hosts[0].stop()
         await asyncio.wait_for(rig.tasks.pop(rig.hosts[0]), PATIENCE)
         assert rig.front_inboxes[0].stats().depth == 0  # and nothing was sent after that
+
+
+async def test_where_everything_is_told_to_stop_services_hear_of_the_last_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal to the whole group of processes does, which the front end here gets last."""
+    monkeypatch.setattr(frontend, "_MOMENT", PATIENCE)  # the machine may be slow
+    closed = []
+
+    class Farewell(Echo):
+        def on_close(self, conn: Connection, code: int) -> None:
+            closed.append(code)
+
+        def on_stop(self) -> None:
+            closed.append("stop")
+
+    async with Rig(Farewell()) as rig:
+        for _ in range(3):
+            await rig.connect("/echo")
+        (host,), (front,) = rig.hosts, rig.fronts
+        link, bye = front.links[0], front._bye
+        heard = asyncio.Event()
+        monkeypatch.setattr(front, "_bye", lambda *args: heard.set() or bye(*args))
+        host.stop()
+        await asyncio.wait_for(heard.wait(), PATIENCE)
+        front.stop()
+        await asyncio.wait_for(asyncio.gather(rig.tasks[front], rig.tasks[host]), PATIENCE)
+        assert not link.leaving
+    assert closed == [1001, 1001, 1001, "stop"]
