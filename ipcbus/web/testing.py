@@ -67,8 +67,9 @@ class TestClient:
         await self._test.settle()
 
     def receive(self, message: Any) -> None:
-        """Note a message."""
-        self._received.append(message)
+        """Note a message; of one that the service has closed nothing is sent any more."""
+        if self.closed is None:
+            self._received.append(message)
 
 
 class ServiceTest:
@@ -108,7 +109,7 @@ class ServiceTest:
 
         Args:
             query: what would follow ``?`` in the URL.
-            headers: request headers.
+            headers: request headers, in any case. The service sees all of them, whatever a configuration would let through.
             cookies: for ``authorize``.
             protocols: the subprotocols the client offers.
             front: index of the front end that has the client's socket, below 1024.
@@ -121,7 +122,7 @@ class ServiceTest:
         request = {
             "path": self._path,
             "query": query,
-            "headers": dict(headers or {}),
+            "headers": {name.lower(): value for name, value in (headers or {}).items()},
             "peer": f"test:{self._count}",
             "at": float(self._count),
         }

@@ -224,7 +224,7 @@ async def test_a_connection_that_is_gone_takes_orders_quietly() -> None:
 
     service = Late()
     async with ServiceTest(service) as test:
-        client = await test.connect(query="a=1&b=&a=2", headers={"user-agent": "me"})
+        client = await test.connect(query="a=1&b=&a=2", headers={"User-Agent": "me"})
         assert service.conn.query == {"a": "2", "b": ""}
         assert service.conn.headers == {"user-agent": "me"}
         await client.close()
@@ -308,6 +308,23 @@ class Guarded(Service):
     async def on_message(self, conn: Connection, message: Any) -> None:
         conn.state["last"] = message
         await conn.send(conn.state)
+
+
+async def test_a_client_that_was_closed_gets_nothing_more() -> None:
+    class Farewell(Service):
+        def on_open(self, conn: Connection) -> None:
+            conn.join("all")
+
+        def on_message(self, conn: Connection, message: Any) -> None:
+            self.publish("all", "before")
+            conn.close(4000, "bye")
+            self.publish("all", "after")
+
+    async with ServiceTest(Farewell()) as test:
+        client, other = await test.connect(), await test.connect()
+        await client.send("go")
+        assert (client.take(), client.closed) == (["before"], (4000, "bye"))
+        assert other.take() == ["before", "after"]
 
 
 async def test_authorize_gives_the_state_or_refuses(caplog: pytest.LogCaptureFixture) -> None:
