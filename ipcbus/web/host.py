@@ -7,6 +7,7 @@ import inspect
 import itertools
 import logging
 import os
+import re
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -477,12 +478,17 @@ class Host:
 
 _OF_THE_LINK = frozenset({Event.HELLO, Event.SNAP, Event.BYE, Event.RESULT, Event.PING, Event.PONG})
 
+_PATH = re.compile(r"""/[!"$->@-~]*""")
+
 
 def _check(service: Service, name: str) -> None:
     path: Any = service.path
     limits: Any = service.limits
-    if not isinstance(path, str) or not path.startswith("/") or "?" in path:
-        raise ConfigError(f"{name}: path = {path!r} is no path; it starts with '/' and has no '?'")
+    if not isinstance(path, str) or not _PATH.fullmatch(path):
+        raise ConfigError(
+            f"{name}: path = {path!r} is no path as clients send it; it starts with '/', has no '?' or '#', and what is not "
+            "ASCII is written as in a URL: '/caf%C3%A9'"
+        )
     if not isinstance(limits, Limits):
         raise ConfigError(f"{name}: limits = {limits!r} are no ipcbus.web.Limits; write limits = Limits(rate=5)")
     try:

@@ -219,7 +219,7 @@ class Service:
     """
 
     path: ClassVar[str] = "/ws"
-    """Where clients connect."""
+    """Where clients connect, as in a URL: ASCII, without ``?`` and ``#``."""
     codec: ClassVar[str] = "json"
     """What messages are: ``"json"``, ``"text"``, ``"bytes"``, ``"msgpack"``, ``"protobuf"`` or ``"raw"``. What a client sends
     and the codec cannot read closes its connection with 1007, or 1003 if it came in the wrong kind of frame. The reason of the

@@ -826,6 +826,8 @@ async def test_late_commands_hit_nobody(rooms: Rig) -> None:
     [
         ({"path": None}, "service0: path = None is no path"),
         ({"path": "echo"}, "service0: path = 'echo' is no path"),
+        ({"path": "/café"}, "service0: path = '/café' is no path"),
+        ({"path": "/two words"}, "service0: path = '/two words' is no path"),
         ({"limits": {"rate": 5}}, "service0: limits = {'rate': 5} are no ipcbus.web.Limits"),
         ({"limits": Limits(rate=-5)}, "service0: limits: rate must be at least 0, not -5"),
     ],
