@@ -129,8 +129,9 @@ class Server:
         Raises:
             StartFailed: a process could not be replaced, and the old one goes on; or it does not run.
         """
+        running = self._running()
         with ThreadPoolExecutor(len(self._services)) as pool:
-            list(pool.map(self._running().replace, self._services))
+            list(pool.map(running.replace, self._services))
 
     def stop(self) -> None:
         """Close connections with 1001, let services finish, end every process. Idempotent."""

@@ -453,6 +453,11 @@ def test_links_that_could_not_carry_everything_are_refused(option: str) -> None:
         Server(chat_config(f"unix:?{option}", bind="127.0.0.1:0")).start()
 
 
+def test_a_server_that_was_not_started_cannot_be_reloaded() -> None:
+    with pytest.raises(ConfigError, match="not started"):
+        Server(chat_config("unix:")).reload()
+
+
 def test_a_transport_between_threads_is_refused() -> None:
     with pytest.raises(ConfigError, match="between threads only"):
         Server(chat_config("inproc:", bind="127.0.0.1:0")).start()
