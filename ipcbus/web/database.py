@@ -69,7 +69,8 @@ class DatabaseConfig:
         url = _parse(self.url)
         if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
             return self
-        found = url.set(database=os.fspath(Path(folder).resolve() / url.database))
+        uri = "file:" if url.database.startswith("file:") else ""
+        found = url.set(database=uri + os.fspath(Path(folder).resolve() / url.database.removeprefix(uri)))
         return replace(self, url=found.render_as_string(hide_password=False))
 
 
@@ -102,7 +103,8 @@ class Database:
         self._own: _Own | None = None
         _hook()
         url = _url(config.url)
-        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        in_memory = not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+        if url.get_backend_name() == "sqlite" and in_memory:
             raise ConfigError("database: each process would have a SQLite database in memory for itself; name a file")
 
     @classmethod

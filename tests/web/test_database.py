@@ -328,6 +328,8 @@ def test_the_ceiling_is_divided_and_none_is_left_over(processes: int, more: int)
         (lambda: DatabaseConfig(timeout=0), "timeout must be more than 0"),
         (lambda: Database(DatabaseConfig(url="sqlite://")), "in memory"),
         (lambda: Database(DatabaseConfig(url="sqlite:///:memory:")), "in memory"),
+        (lambda: Database(DatabaseConfig(url="sqlite:///file::memory:?cache=shared&uri=true")), "in memory"),
+        (lambda: Database(DatabaseConfig(url="sqlite:///file:name?mode=memory&uri=true")), "in memory"),
         (lambda: Database(DatabaseConfig(url="no url")), "cannot be read"),
         (lambda: Database(DatabaseConfig(url="$IPCBUS_NO_SUCH_VARIABLE")), "is not set"),
         (lambda: Database(DatabaseConfig(url="nosuch://host/name")).engine, "no SQLAlchemy dialect is called 'nosuch'"),
@@ -344,6 +346,10 @@ def test_a_relative_file_is_beside_the_configuration(tmp_path: Path, monkeypatch
     assert DatabaseConfig(url="sqlite:////srv/x.db").beside(tmp_path).url == "sqlite:////srv/x.db"
     assert DatabaseConfig(url="postgresql://u:p@h/d").beside(tmp_path).url == "postgresql://u:p@h/d"
     assert DatabaseConfig(url="$URL").beside(tmp_path).url == "$URL"
+    uri = Database(DatabaseConfig(url="sqlite:///file:x.db?mode=rwc&uri=true").beside(tmp_path))
+    with uri.begin():
+        assert (tmp_path / "x.db").exists()
+    uri.close()
     monkeypatch.setenv("IPCBUS_TEST_URL", "postgresql+psycopg://me:secret@host/name")
     shown = repr(Database(DatabaseConfig(url="$IPCBUS_TEST_URL")))
     assert "host/name" in shown
