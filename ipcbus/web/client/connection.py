@@ -48,8 +48,9 @@ class Counts:
     """Of these, messages that were dropped: by the overflow policy, because the channel could not take them, or because it had
     no room when the client was closed."""
     sent: int = 0
+    """Messages handed to the network. Whether they arrived only the server knows."""
     unsent: int = 0
-    """Messages taken from the outgoing channel that could not be sent, or were on their way when a connection ended."""
+    """Messages taken from the outgoing channel that could not be sent, or waited for the network when a connection ended."""
 
 
 @dataclass(frozen=True, slots=True)
