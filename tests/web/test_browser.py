@@ -263,6 +263,29 @@ def test_a_lost_connection_loses_nothing_and_repeats_nothing(visit: Callable[...
     sync_api.expect(uma.get_by_role("alert")).to_be_hidden()
 
 
+def test_a_connection_that_only_looks_open_is_made_anew(visit: Callable[..., Any], server: Server) -> None:
+    xia, yan = visit("Xia", "lift"), visit("Yan", "lift")
+    sync_api.expect(people(xia)).to_have_count(2)
+    fronts = [pid for name, pid in server.pids.items() if name.startswith("front-")]
+    try:
+        for pid in fronts:
+            os.kill(pid, signal.SIGSTOP)  # as if the network were gone: nothing comes, not even an end
+        xia.evaluate("window.before = ws")
+        say(xia, "anybody?")
+        xia.evaluate("asked -= PATIENCE")  # it is long ago
+        sync_api.expect(xia.get_by_role("alert")).to_have_text("Connection lost. Reconnecting…")
+    finally:
+        for pid in fronts:
+            os.kill(pid, signal.SIGCONT)
+    xia.wait_for_function("() => isOpen() && ws !== window.before")
+    for page in (xia, yan):
+        sync_api.expect(messages(page)).to_have_text(["anybody?"])
+        sync_api.expect(page.locator(".pending")).to_have_count(0)
+    # A page that comes back into sight asks at once whether there is still somebody.
+    yan.evaluate("document.onvisibilitychange()")
+    yan.wait_for_function("() => !asked")
+
+
 def test_the_ticker_runs_beside_the_chat(visit: Callable[..., Any]) -> None:
     vic, wes = visit("Vic", "market"), visit("Wes", "market")
     vic.get_by_role("button", name="Prices", exact=True).click()
