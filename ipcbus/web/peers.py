@@ -35,7 +35,7 @@ class Peer:
         closing: whether nothing is sent to it any more.
         congested: whether much waits for it.
         latest: by key, the frames that are sent once it has caught up.
-        pausing: while it is not read because its service takes no more, what waits for that.
+        pausing: while it is not read, because its service takes no more or it sends too fast, what waits for that.
         write: its transport's, at hand for the loop that fans out.
         protocol: its protocol's state, at hand for the same.
     """

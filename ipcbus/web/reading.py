@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from ipcbus.web.limits import Bucket
@@ -75,4 +76,16 @@ async def read(
         if config.rate_patience and moment - since > config.rate_patience:
             counts.reasons["rate"] += 1
             close(TOO_MANY, "too many messages")
-        await pause(wait)
+        await _rest(peer, wait)
+
+
+async def _rest(peer: Peer, seconds: float) -> None:
+    """Wait, but not for who is closed or has gone: its service is to hear of that, and not when it could have said more."""
+    if peer.closing:
+        return
+    peer.pausing = asyncio.create_task(pause(seconds))
+    try:
+        await asyncio.wait((peer.pausing, peer.ws.connection_lost_waiter), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        peer.pausing.cancel()
+        peer.pausing = None

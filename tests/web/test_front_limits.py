@@ -426,6 +426,28 @@ async def test_a_fast_sender_is_read_more_slowly_and_then_closed() -> None:
         await fine(rig)
 
 
+@pytest.mark.parametrize(("ends", "code"), [("service", 4000), ("client", 1000), ("server", 1001)])
+async def test_the_end_of_who_has_sent_too_fast_is_told_at_once(ends: str, code: int) -> None:
+    class Strict(Echo):
+        limits = Limits(rate=0.01, burst=1)
+
+    strict = Strict()
+    async with Rig(strict) as rig:
+        ws = await rig.connect("/echo")
+        for number in range(3):  # the last of them may wait for 200 seconds to be read
+            await ws.send(str(number))
+        await eventually(lambda: rig.fronts[0].counts.delayed)
+        if ends == "service":
+            (conn,) = strict.connections
+            conn.close(code)
+        elif ends == "client":
+            await ws.close()
+        else:
+            rig.fronts[0].stop()
+        assert await until_closed(ws) == code
+        assert await strict.next_close() == code
+
+
 async def test_who_keeps_to_the_rate_while_it_is_not_read_has_not_sent_too_fast() -> None:
     async with Rig(
         Echo(),
