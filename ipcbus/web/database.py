@@ -98,11 +98,12 @@ class Database:
     """
 
     def __init__(self, config: DatabaseConfig, connections: int | None = None) -> None:
-        self._config = config
+        url = _url(config.url)
+        # Read now: the environment of the processes that it is passed to may be that of a fork server which began long ago.
+        self._config = replace(config, url=url.render_as_string(hide_password=False))
         self._connections = config.connections if connections is None else connections
         self._own: _Own | None = None
         _hook()
-        url = _url(config.url)
         in_memory = not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
         if url.get_backend_name() == "sqlite" and in_memory:
             raise ConfigError("database: each process would have a SQLite database in memory for itself; name a file")
@@ -197,7 +198,7 @@ class Database:
         return Database, (self._config, self._connections)
 
     def __repr__(self) -> str:
-        url = _url(self._config.url).render_as_string(hide_password=True)
+        url = _parse(self._config.url).render_as_string(hide_password=True)
         return f"<ipcbus.web.Database {url}, at most {self._connections} connections>"
 
     async def _in_thread(self, function: Callable[[Session], R], *, read_only: bool) -> R:
@@ -309,7 +310,7 @@ def _url(text: str) -> URL:
 
 
 def _engine(config: DatabaseConfig, connections: int) -> Engine:
-    url = _url(config.url)
+    url = _parse(config.url)
     from sqlalchemy import create_engine, event
     from sqlalchemy.exc import NoSuchModuleError
     from sqlalchemy.pool import QueuePool

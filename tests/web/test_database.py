@@ -356,6 +356,17 @@ def test_a_relative_file_is_beside_the_configuration(tmp_path: Path, monkeypatch
     assert "secret" not in shown
 
 
+def test_a_variable_is_read_where_the_database_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not where it arrives: what a fork server makes has the environment that this began with."""
+    monkeypatch.setenv("IPCBUS_TEST_URL", f"sqlite:///{tmp_path}/one.db")
+    sent = pickle.dumps(Database(DatabaseConfig(url="$IPCBUS_TEST_URL")))
+    monkeypatch.setenv("IPCBUS_TEST_URL", f"sqlite:///{tmp_path}/another.db")
+    arrived = pickle.loads(sent)
+    with arrived.begin():
+        assert [file.name for file in tmp_path.glob("*.db")] == ["one.db"]
+    arrived.close()
+
+
 def test_a_closed_one_opens_again(database: Database, code: Any) -> None:
     before = database.engine
     database.close()
