@@ -18,6 +18,7 @@ from ipcbus.channel import rebuild
 from ipcbus.directory import client
 from ipcbus.errors import ChannelClosed, IpcbusError, PeerDied
 from ipcbus.plumbing.fds import unpacking
+from ipcbus.plumbing.locks import is_mine
 from ipcbus.transport import LINGER, RecvLink, SendLink
 
 if TYPE_CHECKING:
@@ -144,7 +145,9 @@ class _Copies:
     def __init__(self, meter: Meter, slot: _Slot) -> None:
         self._meter = meter
         self._slot = slot
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._late: list[Frame] = []
+        """What a signal handler sent while it interrupted this: it is copied behind what it came amid."""
         self._links: dict[bytes, tuple[int, Endpoint, SendLink]] = {}
         self._unreached: list[int] = []
         """The numbers of those that could not be reached when they were asked for last."""
@@ -158,22 +161,28 @@ class _Copies:
         Returns:
             What the page says for as long as this need not be called; -1 if it must be for the next message, too.
         """
+        if is_mine(self._lock):
+            self._late.append([bytes(part) for part in frame])  # its sender may change what is in there
+            return -1
         with self._lock:
-            self._refresh()
-            for number in self._unreached:
-                self._miss(number)
-            for key, (number, _, link) in list(self._links.items()):
-                try:
-                    link.send(frame, 0)
-                except ChannelClosed:
-                    del self._links[key]  # it has ended; the home will say so, too
-                except IpcbusError as error:
-                    # Whatever else it is may be over with the next message, a lack of descriptors for one.
-                    if isinstance(error, PeerDied) and error.pid is not None:
-                        del self._links[key]
-                    else:
-                        self._miss(number)
-            return -1 if self._links or self._ask_at < inf else self._generation
+            while True:
+                self._refresh()
+                for number in self._unreached:
+                    self._miss(number)
+                for key, (number, _, link) in list(self._links.items()):
+                    try:
+                        link.send(frame, 0)
+                    except IpcbusError as error:
+                        self._refused(key, number, error)
+                if not self._late:
+                    return -1 if self._links or self._ask_at < inf else self._generation
+                frame = self._late.pop(0)
+
+    def _refused(self, key: bytes, number: int, error: IpcbusError) -> None:
+        if isinstance(error, ChannelClosed) or (isinstance(error, PeerDied) and error.pid is not None):
+            self._links.pop(key, None)  # it has ended; the home will say so, too
+        else:
+            self._miss(number)  # it may be over with the next message, a lack of descriptors for one
 
     def end(self) -> None:
         """Tell every tap that the channel was shut down."""

@@ -281,6 +281,35 @@ def test_a_copy_that_could_not_be_sent_is_missed_and_the_next_one_is_not(bus, mo
         assert tap.missed == 1
 
 
+def test_a_signal_handler_sends_while_copies_are_made(bus, monkeypatch):
+    """It used to wait for ever for what it interrupts."""
+    orders = bus.channel("orders")
+    said = bytearray(b"handler")
+    pending = [signal.SIGUSR1]
+    refresh = meter._Copies._refresh
+
+    def interrupted(copies):
+        if pending:
+            signal.raise_signal(pending.pop())
+        refresh(copies)
+
+    def handle(*_):
+        orders.send(said)
+        said[:] = b"changed"
+
+    monkeypatch.setattr(meter._Copies, "_refresh", interrupted)
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with bus.tap("orders") as tap:
+            orders.send("first")
+            orders.send("last")
+            assert [tap.recv_message(timeout=PATIENCE).body for _ in range(3)] == ["first", b"handler", "last"]
+            assert tap.missed == 0
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [orders.recv(timeout=PATIENCE) for _ in range(3)] == ["first", b"handler", "last"]
+
+
 def test_what_did_not_fit_into_the_channel_has_no_copy():
     with ipcbus.Bus({"channels": {"orders": {"url": "pipe:", "capacity": 1, "overflow": "drop_new"}}}) as bus:
         orders = bus.channel("orders")
