@@ -108,13 +108,17 @@ class Keeper:
     # ------------------------------------------------------------------ what other threads call
 
     def start(self, context: BaseContext) -> threading.Thread:
-        """Start the thread."""
+        """Start the thread; raises ``StartFailed`` if there can be none."""
         self.idle.clear()
         self._bell = Wakeup()
         # It lives as long as the children: the kernel ties them to the thread that started them. Daemonic, because the
         # interpreter joins other threads before it comes to the finalizer that stops this one.
         thread = threading.Thread(target=self._run, args=(context,), name="ipcbus-supervisor", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self.idle.set()
+            raise StartFailed(f"the supervisor has no thread to work in: {error}; see 'ulimit -u'") from error
         return thread
 
     def ask(self, wish: Wish) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Literal
 
-from ipcbus.errors import GaveUp, StartFailed
+from ipcbus.errors import GaveUp, StartFailed, Unsupported
+from ipcbus.plumbing.deaf import deaf_threads
 from ipcbus.supervisor.forkserver import prepare
 from ipcbus.supervisor.keeper import Keeper
 from ipcbus.supervisor.program import Occurrence, Program
@@ -34,7 +36,8 @@ class Supervisor:
         ready_timeout: seconds a process has for becoming ready.
         stop_timeout: seconds a group has for stopping; after that it is killed.
         at_end: called once everything has stopped, in whichever way, by a thread of the supervisor's.
-        on_event: called with everything that happens, by that thread: it must return at once. Others receive from ``events``.
+        on_event: called with everything that happens, by that thread: it must return at once, and of what is below it may
+            call what begins something and does not wait. Others receive from ``events``.
 
     Attributes:
         events: what happens, as a stream to receive from.
@@ -70,6 +73,7 @@ class Supervisor:
         )
         self.events = self._keeper.events
         self._told = False
+        self._pid = 0  # whose its thread is
         self._thread: threading.Thread | None = None
         self._finalizer: Any = None
 
@@ -84,6 +88,7 @@ class Supervisor:
             StartFailed: a process ended or was not ready in time; says which and what it said. When everything was to
                 be started, nothing is left running; a single program leaves the others as they are.
             ValueError: a program of that name runs.
+            Unsupported: one more was to be started by the supervisor's own thread, or in a forked child of its process.
         """
         if program is not None:
             self._wish(Wish("start", program.name, program))
@@ -94,9 +99,11 @@ class Supervisor:
 
         context = multiprocessing.get_context(self._start_method)
         prepare(context.get_start_method())
+        self._pid = os.getpid()
         self._finalizer = Finalize(None, self.stop, exitpriority=20)  # before channels are closed at exit, see endpoint.py
-        self._thread = self._keeper.start(context)
         try:
+            with deaf_threads():  # an interruption would leave it running, known to nobody
+                self._thread = self._keeper.start(context)
             self._keeper.started.wait()
         except BaseException:
             self.stop()
@@ -117,7 +124,9 @@ class Supervisor:
 
         Raises:
             GaveUp: processes died too often, so everything was stopped; says which, how, and what it said.
+            Unsupported: by the supervisor's own thread, or in a forked child of its process.
         """
+        self._check_waits()
         if not self._keeper.idle.wait(timeout):
             return False
         if (failure := self._keeper.failure) is not None:
@@ -137,6 +146,7 @@ class Supervisor:
 
         Raises:
             LookupError: there never was a program of that name.
+            Unsupported: one program was to be stopped by the supervisor's own thread, or in a forked child of its process.
         """
         if name is not None:
             self._check_known(name)
@@ -155,6 +165,7 @@ class Supervisor:
         Raises:
             LookupError: there never was a program of that name.
             StartFailed: it does not run, or everything was stopped before it was ready.
+            Unsupported: as for ``wait``.
         """
         self._check_known(name)
         self._wish(Wish("restart", name))
@@ -171,6 +182,7 @@ class Supervisor:
         Raises:
             LookupError: there never was a program of that name.
             StartFailed: the next process ended or did not get that far in time, and the one that runs goes on; or none runs.
+            Unsupported: as for ``wait``.
         """
         self._check_known(name)
         self._wish(Wish("replace", name))
@@ -212,11 +224,22 @@ class Supervisor:
         if name not in self._keeper.known:
             raise LookupError(f"no program is called {name!r}; known are: {', '.join(sorted(self._keeper.known)) or 'none'}")
 
+    def _check_waits(self) -> None:
+        """Make sure that the caller can wait for the supervisor's thread; raises ``Unsupported``."""
+        if self._thread is threading.current_thread():
+            raise Unsupported(
+                "on_event and at_end are called by the supervisor's own thread, which cannot wait for itself: have "
+                "request_restart, request_replace or request_stop begin what is wanted, or another thread wait for it"
+            )
+        if self._thread is not None and self._pid != os.getpid():
+            raise Unsupported(f"this supervisor is that of process {self._pid}, which has forked this one: use it there")
+
     def _wish(self, wish: Wish) -> None:
         """Have the thread grant a wish, and wait until it did; raises why not."""
         name = wish.name
         if self._thread is None:
             raise StartFailed(f"{name}: start the supervisor first, with start() or a with statement", name)
+        self._check_waits()
         if self._keeper.ask(wish):
             wish.done.wait()  # the thread keeps to ready_timeout and stop_timeout, and grants or refuses all before it ends
             if wish.error is not None:

@@ -18,6 +18,7 @@ import pytest
 import ipcbus
 from ipcbus import GaveUp, Occurrence, Program, StartFailed, Supervisor
 from ipcbus.plumbing.fds import close_all
+from ipcbus.supervisor.keeper import Keeper
 from ipcbus.supervisor.life import Life
 from ipcbus.testing import leaks
 
@@ -444,6 +445,79 @@ def test_one_more_is_stopped_before_it_is_ready(programs: Any) -> None:
         supervisor.stop("a")
         thread.join(PATIENCE)
         assert str(caught[0]) == "a was stopped before it was ready"
+
+
+def test_its_own_thread_cannot_wait_for_itself(programs: Any) -> None:
+    """It used to do so for ever, and with it whoever waited for the start."""
+    caught: list[Exception] = []
+
+    def told(occurrence: Occurrence) -> None:
+        if occurrence.what == "ready" and not caught:
+            for call in (supervisor.restart, supervisor.replace, supervisor.stop):
+                with pytest.raises(
+                    ipcbus.Unsupported, match=r"thread, which cannot wait for itself: have request_restart"
+                ) as info:
+                    call("a")
+                caught.append(info.value)
+            with pytest.raises(ipcbus.Unsupported):
+                supervisor.wait()
+            supervisor.request_restart("a")
+
+    supervisor = Supervisor([Program("a", programs.stay)], start_method="fork", on_event=told)
+    with supervisor:
+        until(supervisor, "a", "stopped")
+        until(supervisor, "a", "ready")
+        assert len(caught) == 3
+
+
+def test_a_forked_child_cannot_wait_for_its_parents(programs: Any, channel: ipcbus.Channel) -> None:
+    def tell(supervisor: Supervisor) -> None:
+        for call in (lambda: supervisor.restart("a"), supervisor.wait):
+            with pytest.raises(ipcbus.Unsupported) as info:
+                call()
+            channel.send(str(info.value))
+        supervisor.stop()
+
+    with Supervisor([Program("a", programs.stay)], start_method="fork") as supervisor:
+        process = multiprocessing.get_context("fork").Process(target=tell, args=(supervisor,))
+        process.start()
+        try:
+            for _ in range(2):
+                said = channel.recv(PATIENCE)
+                assert said == f"this supervisor is that of process {os.getpid()}, which has forked this one: use it there"
+            process.join(PATIENCE)
+        finally:
+            process.kill()
+            process.join()
+        assert happened(supervisor, "stopped") == []
+
+
+def test_an_interruption_while_it_starts_leaves_nothing_running(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Keeper.start
+
+    def interrupted(keeper: Keeper, context: Any) -> threading.Thread:
+        thread = start(keeper, context)
+        signal.raise_signal(signal.SIGINT)
+        return thread
+
+    monkeypatch.setattr(Keeper, "start", interrupted)
+    supervisor = Supervisor([Program("a", programs.stay)], start_method="fork")
+    with pytest.raises(KeyboardInterrupt):
+        supervisor.start()
+    assert supervisor.wait(0)
+    assert supervisor.pids == {}
+
+
+def test_without_a_thread_there_is_none(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    supervisor = Supervisor([Program("a", programs.stay)], start_method="fork")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(StartFailed, match=r"no thread to work in: can't start new thread; see 'ulimit -u'"):
+            supervisor.start()
+    assert supervisor.wait(0)
 
 
 def test_threads_start_and_stop_while_processes_die(programs: Any) -> None:
