@@ -381,7 +381,7 @@ def _close(fds: list[int]) -> None:
 
 _routes: weakref.WeakValueDictionary[tuple[str, str], Route] = weakref.WeakValueDictionary()
 _parting: set[threading.Thread] = set()
-_lock = threading.Lock()
+_lock = threading.RLock()  # which a signal handler that publishes may have
 _hooked = False
 
 
@@ -402,7 +402,7 @@ def partings() -> list[threading.Thread]:
 
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603  the parent's lock may be held by a thread that the child does not have
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _parting.clear()
     for route in list(_routes.values()):
         route.after_fork()

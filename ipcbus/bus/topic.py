@@ -149,7 +149,7 @@ class Subscription:
         self._address = address
         self._name = name
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # which a signal handler that closes this may have
         self._dropped = 0
         self._channel = channel.receiver
         end = channel._end  # noqa: SLF001  of this package
@@ -207,9 +207,12 @@ class Subscription:
         with self._lock:
             if not self._closed and self._pid == os.getpid():
                 try:
-                    self._dropped += os.eventfd_read(self._drops.fileno())
-                except BlockingIOError:
-                    pass  # none since the last time
+                    lost = os.eventfd_read(self._drops.fileno())
+                except OSError as error:
+                    if not isinstance(error, BlockingIOError) and not self._closed:
+                        raise
+                    lost = 0  # none since the last time, or since a signal handler has closed this just now
+                self._dropped += lost
             return self._dropped
 
     def fileno(self) -> int:

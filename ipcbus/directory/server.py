@@ -20,6 +20,7 @@ from ipcbus.directory.wire import UNASKED, Cut, Datagram, Operation, Status
 from ipcbus.errors import ChannelBroken, IpcbusError
 from ipcbus.plumbing import rundir
 from ipcbus.plumbing.deaf import be_deaf
+from ipcbus.plumbing.locks import is_mine
 from ipcbus.plumbing.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -242,7 +243,8 @@ class Directory:
             if not self._closing:
                 self._closing = True
                 self._bell.set()  # not later: the thread may see the first line and free the bell
-        if threading.current_thread() is not self._thread:
+        # A signal handler may have interrupted what the thread still has to wait for.
+        if threading.current_thread() is not self._thread and not is_mine(self._lock):
             self._thread.join()
 
     def abandon(self) -> None:

@@ -35,7 +35,7 @@ class Events:
         self._capacity = capacity
         self._dropped = 0
         self._ended = self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # which a signal handler that closes this may have
         self._bell: Wakeup | None = None  # made for who waits; set while a receiver would not have to
         self._waiters: set[Watcher] = set()
 
@@ -75,11 +75,12 @@ class Events:
         """Return a descriptor that polls readable when ``recv(timeout=0)`` should be tried; ``ChannelClosed`` after close."""
         with self._lock:
             self._check()
-            if self._bell is None:
-                self._bell = Wakeup()
+            bell = self._bell
+            if bell is None:
+                bell = self._bell = Wakeup()
                 if self._waiting or self._ended:
-                    self._bell.set()
-            return self._bell.fileno()
+                    bell.set()
+            return bell.fileno()
 
     @property
     def dropped(self) -> int:
@@ -91,9 +92,9 @@ class Events:
         with self._lock:
             self._closed = True
             self._waiting.clear()
-            if self._bell is not None:
-                self._bell.close()
-                self._bell = None
+            self._bell = (
+                None  # which frees itself with its last user: a call that this one interrupts, if it is a signal handler's
+            )
         for waiter in tuple(self._waiters):
             waiter.closed()
 

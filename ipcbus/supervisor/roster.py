@@ -27,7 +27,7 @@ class Roster:
     def __init__(self) -> None:
         self.running: dict[str, Child] = {}
         self.heirs: dict[str, Child] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # which a signal handler that tells something may have
 
     @property
     def everybody(self) -> list[Child]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import select
+import signal
 import threading
 import time
 from pathlib import Path
@@ -50,6 +51,35 @@ def until(condition):
     while not condition():
         assert time.monotonic() < deadline, "it never came to pass"
         time.sleep(0.001)
+
+
+class Amid:
+    """Takes the place of a lock, and has a signal handler run when it was taken for the first time.
+
+    Args:
+        owner: whose lock it is.
+        name: the attribute that has it.
+        handler: called with nothing.
+    """
+
+    def __init__(self, owner, name, handler):
+        self._owner, self._name, self._handler = owner, name, handler
+        self._lock = getattr(owner, name)
+
+    def __enter__(self):
+        self._lock.acquire()
+        setattr(self._owner, self._name, self._lock)
+        before = signal.signal(signal.SIGUSR1, lambda *_: self._handler())
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except BaseException:
+            self._lock.release()
+            raise
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    def __exit__(self, *_):
+        self._lock.release()
 
 
 def in_thread(call, *args):

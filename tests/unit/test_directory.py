@@ -18,7 +18,7 @@ from ipcbus.directory.wire import Datagram, Operation, Status
 from ipcbus.errors import ChannelBroken, ConfigError
 from ipcbus.plumbing import rundir
 
-from .rig import until
+from .rig import Amid, until
 
 PATIENCE = 10
 SOON = 1.0
@@ -448,6 +448,14 @@ class TestTheEnd:
         monkeypatch.undo()
         assert len(said) == 2
         assert client.get(address, b"k").content == b"words"
+
+    @pytest.mark.timeout(20)
+    def test_a_signal_handler_closes_it_amid_a_call(self, directory, monkeypatch):
+        monkeypatch.setattr(directory, "_lock", Amid(directory, "_lock", directory.close))
+        with pytest.raises(ChannelBroken, match="is closed"):
+            directory.put(b"k", b"words")
+        directory.close()
+        assert not directory._thread.is_alive()
 
     def test_a_mistake_of_its_own_ends_it_for_all_at_once(self, directory, address, monkeypatch):
         """Guests find nobody, instead of waiting for an answer."""

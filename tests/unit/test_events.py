@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import ipcbus
 from ipcbus import Occurrence
 from ipcbus.errors import ChannelClosed, ChannelEmpty, EndOfChannel
 from ipcbus.supervisor import Events
+
+from .rig import Amid
 
 PATIENCE = 20.0
 
@@ -23,6 +26,19 @@ def events() -> Iterator[Events]:
     events = Events(3)
     yield events
     events.close()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("call", [Events.recv, Events.fileno, Events.ready])
+def test_a_signal_handler_closes_them_amid_a_call(
+    events: Events, call: Callable[[Events], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events.add(occurrence(1))
+    monkeypatch.setattr(events, "_lock", Amid(events, "_lock", events.close))
+    with contextlib.suppress(ChannelClosed):
+        call(events)
+    with pytest.raises(ChannelClosed):
+        events.recv()
 
 
 def test_they_come_in_order_and_end(events: Events) -> None:

@@ -22,6 +22,8 @@ from ipcbus.supervisor.keeper import Keeper
 from ipcbus.supervisor.life import Life
 from ipcbus.testing import leaks
 
+from .rig import Amid
+
 # Python 3.12 and later warn of forking with threads, and a supervisor is one.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -753,6 +755,17 @@ def test_a_process_is_told_things_by_one_with_many_descriptors(
             assert channel.recv(PATIENCE)[2] == b"hello"
     finally:
         close_all(held)
+
+
+@pytest.mark.timeout(20)
+def test_a_signal_handler_tells_something_amid_a_tell(
+    programs: Any, channel: ipcbus.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Supervisor([Program("talker", programs.converse, (channel.sender,))], start_method="fork") as supervisor:
+        roster = supervisor._keeper.roster
+        monkeypatch.setattr(roster, "_lock", Amid(roster, "_lock", lambda: supervisor.tell("talker", b"handler")))
+        assert supervisor.tell("talker", b"other")
+        assert [channel.recv(PATIENCE)[2] for _ in range(2)] == [b"handler", b"other"]
 
 
 def test_a_storm_of_requests_to_restart_is_one_or_two_restarts(programs: Any, channel: ipcbus.Channel) -> None:

@@ -19,7 +19,7 @@ from ipcbus.directory import place
 from ipcbus.plumbing.fds import close_all
 from ipcbus.testing.subject import raises
 
-from .rig import until
+from .rig import Amid, until
 
 PATIENCE = 10
 
@@ -54,6 +54,25 @@ def test_encodes_once(bus):
         bus.topic("a").publish(value)
         assert value.times == 1
         assert [sub.recv(timeout=PATIENCE) for sub in subs] == [0] * 50
+
+
+@pytest.mark.timeout(20)
+def test_a_signal_handler_unsubscribes_amid_a_look_at_what_was_dropped(bus, monkeypatch):
+    sub = bus.topic("a").subscribe(capacity=1)
+    for number in range(3):
+        bus.topic("a").publish(number)
+    monkeypatch.setattr(sub, "_lock", Amid(sub, "_lock", sub.close))
+    assert sub.dropped == 2
+    with pytest.raises(ipcbus.ChannelClosed):
+        sub.recv()
+
+
+@pytest.mark.timeout(20)
+def test_a_signal_handler_publishes_amid_a_first_publish(bus, monkeypatch):
+    with bus.topic(">").subscribe() as sub:
+        monkeypatch.setattr(route, "_lock", Amid(route, "_lock", lambda: bus.topic("a").publish("handler")))
+        bus.topic("a").publish("first")
+        assert [sub.recv(timeout=PATIENCE) for _ in range(2)] == ["handler", "first"]
 
 
 def test_more_subscribers_than_one_answer_has_room_for(bus):
