@@ -5,7 +5,8 @@ A signal often goes to a whole group of processes: SIGINT from Ctrl-C, SIGHUP at
 it imports what is preloaded), and the kernel kills with it, without a word, whatever it has made: processes that were about
 to stop in order.
 
-A fork server that is begun here is kept from all three, and what it makes hears them as ever.
+A fork server that is begun here is kept from all three, and so is one that a supervisor starts, once it has imported what is
+preloaded. What it makes hears them as ever.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def begin(preload: Iterable[str]) -> None:
-    """Start the fork server of this program, unless it runs, and keep it from SIGINT, SIGTERM and SIGHUP.
+    """Start the fork server of this program, unless it runs, and keep it from SIGINT, SIGTERM and SIGHUP at once.
 
     Args:
         preload: the modules that it imports.
@@ -47,7 +48,12 @@ def prepare(start_method: str) -> None:
     """
     try:
         if start_method == "forkserver":
-            _start({signal.SIGHUP})
+            # Besides what the program wants to have preloaded, which multiprocessing tells nobody.
+            wanted = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]  # noqa: SLF001  as above
+            if _SHELTERED not in wanted:
+                multiprocessing.set_forkserver_preload([_SHELTERED, *wanted])
+            # Without signals blocked from here: where the server cannot import that, what it makes would stay deaf to them.
+            _start(())
         elif start_method == "spawn":
             resource_tracker.ensure_running()
     except OSError:

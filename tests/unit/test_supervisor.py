@@ -674,6 +674,7 @@ def test_processes_do_not_outlive_their_fork_server(script: Script) -> None:
 FORKSERVER = """
 import multiprocessing, os, signal, sys, time
 from pathlib import Path
+from ipcbus import Program, Supervisor
 from ipcbus.supervisor.forkserver import begin
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
@@ -684,6 +685,7 @@ def deaf(pid="self"):
     return [number.name for number in SIGNALS if mask & 1 << number - 1]
 
 def pause(told):
+    assert "wave" in sys.modules  # was preloaded
     before = deaf()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     pid = os.fork()
@@ -695,7 +697,11 @@ def pause(told):
     signal.pause()
 
 if __name__ == "__main__":
-    begin(["ipcbus"])
+    if sys.argv[1] == "begin":
+        begin(["wave"])
+    else:
+        multiprocessing.set_forkserver_preload(["wave"])
+        Supervisor([Program("a", signal.pause, handshake=False)], start_method="forkserver").start()
     server = multiprocessing.forkserver._forkserver._forkserver_pid
     for number in SIGNALS:
         os.kill(server, number)
@@ -710,9 +716,11 @@ if __name__ == "__main__":
 """
 
 
-def test_a_fork_server_is_kept_from_signals_to_the_group_and_what_it_makes_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["begin", "a supervisor"])
+def test_a_fork_server_is_kept_from_signals_to_the_group_and_what_it_makes_is_not(way: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(FORKSERVER)
-    said = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    command = [sys.executable, "program.py", way]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     assert said.stdout.splitlines() == ["[] ['SIGTERM']", "-15 ['SIGINT', 'SIGTERM', 'SIGHUP']"]
 
 
