@@ -68,14 +68,15 @@ class Bus:
         from ipcbus.bus.home import Home
 
         home = Home(config, address)
-        self._enter(home, home.address)
+        self._enter(home, home.address, attached=True)
 
     @classmethod
     def connect(cls, address: str | None = None) -> Self:
         """Return the bus whose home is another process (or this one).
 
         Args:
-            address: its directory; None is what ``IPCBUS_ADDRESS`` says, which a home sets for the processes it starts.
+            address: its directory; None is the bus that this process has come to last and not left, else what
+                ``IPCBUS_ADDRESS`` says, which a home sets for the processes it starts.
 
         Raises:
             ConfigError: there is no address.
@@ -91,16 +92,19 @@ class Bus:
                 "set after multiprocessing's fork server has started does not reach the fork server's children"
             )
         found = str(Path(said).absolute())
-        if not client.keeps(found):
+        elsewhere = not client.keeps(found)
+        if elsewhere:
             client.place(found).greet()
             client.attach(found)
         bus = cls.__new__(cls)
-        bus._enter(None, found)  # noqa: SLF001  its own class
+        bus._enter(None, found, attached=elsewhere)  # noqa: SLF001  its own class
         return bus
 
-    def _enter(self, home: Home | None, address: str) -> None:
+    def _enter(self, home: Home | None, address: str, *, attached: bool) -> None:
         self._home = home
         self._address = address
+        self._attached = attached
+        """Whether to have come to the bus is to be undone."""
         self._closed = False
         self._topics: dict[str, Topic] = {}
         """Kept, because ends to all its subscribers are closed with the last object for a topic."""
@@ -196,12 +200,18 @@ class Bus:
     def close(self) -> None:
         """Leave the bus; in its home, close it for all: nobody can open a channel by name any more. Idempotent.
 
+        A bus that this process has left as often as it came to it is no more what ``connect()`` means without an address.
         Channels that other processes have open go on. The home closes its ends of those that were opened by name.
         """
         self._closed = True
         self._topics.clear()
+        attached, self._attached = self._attached, False
         if self._home is not None and self._home.here:
             self._home.close()
+        elif attached:
+            from ipcbus.directory import client
+
+            client.detach(self._address)
 
     def __enter__(self) -> Self:
         return self

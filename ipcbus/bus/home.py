@@ -137,8 +137,7 @@ class Home:
             self._closed = True
         _homes.discard(self)
         client.unkeep(self.directory)
-        if client.attached() == self.address:
-            client.attach(None)
+        client.detach(self.address)
         self._restore_variable()
         self.directory.close()
         self._topics.close()

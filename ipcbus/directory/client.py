@@ -23,6 +23,7 @@ __all__ = [
     "attached",
     "call",
     "current",
+    "detach",
     "drop",
     "get",
     "keep",
@@ -61,7 +62,8 @@ class _Here:
         self.kept: dict[str, Directory] = {}
         """Directories that this process keeps, by address."""
         self.own: Directory | None = None
-        self.attached: str | None = None
+        self.attached: dict[str, int] = {}
+        """The addresses of the buses that this process is on, the last one last, and how often it has come to each."""
 
 
 _here = _Here()
@@ -81,10 +83,21 @@ def unkeep(directory: Directory) -> None:
         _here.kept.pop(str(directory.home), None)
 
 
-def attach(address: str | None) -> None:
-    """Say where what this process shares is left from now on; None is with itself."""
+def attach(address: str) -> None:
+    """Say where what this process shares is left from now on, until ``detach`` was called as often."""
     _hook()
-    _here.attached = address
+    with _here.lock:
+        _here.attached[address] = _here.attached.pop(address, 0) + 1
+
+
+def detach(address: str) -> None:
+    """Say that a bus was left; what this process shares is left where it was before, at last with itself."""
+    with _here.lock:
+        times = _here.attached.get(address, 0)
+        if times > 1:
+            _here.attached[address] = times - 1
+        else:
+            _here.attached.pop(address, None)
 
 
 def keeps(address: str) -> bool:
@@ -94,7 +107,9 @@ def keeps(address: str) -> bool:
 
 def attached() -> str | None:
     """Return where the home of this process's bus is, None without a bus."""
-    return _here.attached or os.environ.get(ADDRESS) or None
+    with _here.lock:
+        last = next(reversed(_here.attached), None)
+    return last or os.environ.get(ADDRESS) or None
 
 
 def where() -> str:

@@ -218,6 +218,28 @@ class TestAddresses:
             other.close()
             assert again.channel("x") == bus.channel("x")
 
+    def test_what_was_left_is_not_meant_any_more(self, subject, address, monkeypatch):
+        monkeypatch.setattr(client._here, "attached", {})
+        monkeypatch.delenv(client.ADDRESS, raising=False)
+        homes = Guest(subject), Guest(subject)
+        first, second = (home("home", None, address + end) for home, end in zip(homes, "12", strict=True))
+        with ipcbus.Bus.connect(first) as bus:
+            again = pickle.loads(pickle.dumps(bus))
+            with ipcbus.Bus.connect(second):
+                assert ipcbus.Bus.connect().address == second
+            assert client.attached() == second  # there is an object for it that was not closed
+            client.detach(second)
+            assert ipcbus.Bus.connect().address == first
+            client.detach(first)
+        bus.close()  # again
+        with ipcbus.Bus.connect() as third:
+            assert third.address == first
+        again.close()
+        with pytest.raises(ipcbus.ConfigError, match="no bus is known here"):
+            ipcbus.Bus.connect()
+        for home in homes:
+            home("end")
+
     def test_none(self, monkeypatch):
         monkeypatch.delenv(client.ADDRESS, raising=False)
         with pytest.raises(ipcbus.ConfigError, match=r"IPCBUS_ADDRESS.*fork server"):
@@ -444,7 +466,7 @@ class TestTheHomeDies:
         assert set(place.glob("ipcbus-*")) - before, "the channel should have outlived its maker"
         got.close()
         if close:
-            home.child.say(("end",))
+            home("end")
             home.child.result()
         else:
             home.child.kill()

@@ -34,7 +34,7 @@ def place(monkeypatch, tmp_path):
         monkeypatch.setenv(name, str(place))
     for name in ("IPCBUS_ADDRESS", "IPCBUS_CONFIG"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(client._here, "attached", None)  # as by a test before this one, which connected to a bus
+    monkeypatch.setattr(client._here, "attached", {})  # as by a test before this one, which connected to a bus
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     monkeypatch.chdir(tmp_path)
     yield place
