@@ -94,7 +94,7 @@ def configured_transport() -> str | None:
 
 def who_configures() -> str:
     """Return the name of the variable or of the file by which ``auto:`` is configured, where it is."""
-    return TRANSPORT_VARIABLE if os.environ.get(TRANSPORT_VARIABLE) else os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE)
+    return TRANSPORT_VARIABLE if os.environ.get(TRANSPORT_VARIABLE) else os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE
 
 
 def configured() -> Config | None:
@@ -105,9 +105,11 @@ def configured() -> Config | None:
     """
     named = os.environ.get(CONFIG_VARIABLE)
     path = Path(named or DEFAULT_FILE)
-    if named is None:
-        if not os.path.lexists(path):
-            return None
-        if not os.path.isfile(path):  # noqa: PTH113  that of a Path raises where this is a link to what may not be looked at
-            raise ConfigError(f"{path}: is no file that can be read; remove it, or have {CONFIG_VARIABLE} name another")
+    there = os.path.lexists(path)
+    if not there and not named:
+        return None
+    # A FIFO might never be written to, nor be there for the next channel, which looks again.
+    if there and not os.path.isfile(path) and named != os.devnull:  # noqa: PTH113  that of a Path raises where this is a link to what may not be looked at
+        advice = f"have {CONFIG_VARIABLE} name one" if named else f"remove it, or have {CONFIG_VARIABLE} name another"
+        raise ConfigError(f"{path}: is no file that can be read; {advice}")
     return load_file(Config, path)

@@ -99,6 +99,20 @@ class TestAuto:
         with pytest.raises(ipcbus.ConfigError, match=r"^ipcbus.toml: is no file that can be read; .* IPCBUS_CONFIG"):
             configured_transport()
 
+    @pytest.mark.timeout(20)
+    def test_what_is_named_and_no_file_is_told_and_not_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "fifo"))
+        with pytest.raises(ipcbus.ConfigError, match="/fifo: is no file that can be read; have IPCBUS_CONFIG name one"):
+            configured_transport()
+
+    @pytest.mark.parametrize("nothing", ["", os.devnull])
+    def test_nothing_may_be_named(self, nothing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(CONFIG_VARIABLE, nothing)
+        assert configured_transport() is None
+
     def test_what_is_wrong_with_it_is_said_with_where_it_stands(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "ipcbus.toml").write_text('transport = "ppie:"', encoding="utf-8")
         with pytest.raises(ipcbus.UnknownTransport, match=r"^auto: is 'ppie:', says ipcbus.toml: no transport 'ppie'"):
