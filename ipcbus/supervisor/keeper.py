@@ -41,6 +41,10 @@ _AGAIN = 0.1
 """Seconds after which a process that ended before it was ready is started again; twice as many each further time in a row."""
 _DOUBLED = 30
 """How often that is counted: by then it is years."""
+_LEAST = 0.01
+"""Seconds below which a pause is none: hardly a process starts and fails sooner."""
+_LONGEST = 5.0
+"""Seconds of the longest pause where so many deaths are mended that it is never given up."""
 _MOMENT = 0.1
 """Seconds that a signal handler may take until it has asked for a stop."""
 _MEMORY = 1000
@@ -327,8 +331,9 @@ class Keeper:
         if child.ready:
             return 0.0
         self._failed[child.name] = times = min(self._failed[child.name] + 1, _DOUBLED)
-        # At most half of the period goes by in pauses, so that it is still given up.
-        return min(_AGAIN * 2.0 ** (times - 1), self._period / (2 * self._intensity))
+        # At most half of the period goes by in pauses, so that it is still given up, if so many deaths can come in it at all.
+        longest = self._period / (2 * self._intensity)
+        return min(_AGAIN * 2.0 ** (times - 1), longest if longest >= _LEAST else _LONGEST)
 
     def _start_again(self, name: str) -> None:
         _, child = self._later.pop(name)

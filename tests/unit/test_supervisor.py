@@ -218,6 +218,19 @@ def test_what_cannot_start_is_started_again_after_a_pause_that_grows(
     ]
 
 
+def test_however_many_deaths_are_mended_the_pause_grows(
+    programs: Any, channel: ipcbus.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Processes were started as fast as the machine can, for ever."""
+    program = Program("weak", programs.weak, (channel.receiver,))
+    with Supervisor([program], start_method="fork", intensity=10**9) as supervisor:
+        channel.send("go")
+        while happened(supervisor, "started").count("weak") < 4:
+            supervisor.events.recv(PATIENCE)
+    pauses = [message.split(" again")[1].split(";")[0] for message in caplog.messages if "is started again" in message]
+    assert pauses[:3] == ["", " in 0.1 seconds", " in 0.2 seconds"]
+
+
 @pytest.mark.parametrize("wanted", ["restart", "replace", "stop", "start"])
 def test_nobody_has_to_wait_for_the_end_of_a_pause(
     programs: Any, channel: ipcbus.Channel, monkeypatch: pytest.MonkeyPatch, wanted: str
