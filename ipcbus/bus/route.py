@@ -106,7 +106,14 @@ class _Target:
         # Closing may wait for what the transport has accepted, and no publisher waits for a subscriber.
         thread = threading.Thread(target=_part, args=(self.end,), name="ipcbus-topic-parting", daemon=True)
         _parting.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # Its end closes itself with its last user, and the home removes what else there is of it.
+            _parting.discard(thread)
+            logger.warning(
+                "no thread for letting go of the subscriber in process %d: %s; see 'ulimit -u'", self.pid, str(error)
+            )
 
 
 class Route:

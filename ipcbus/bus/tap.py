@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import warnings
@@ -112,8 +111,11 @@ class Tap:
         if self._board is not None:
             self._board.untap(self._key)
         else:
-            with contextlib.suppress(IpcbusError):  # with the home gone, senders see the end of the channel itself
+            try:
                 client.call(self._address, "untap", self._key)
+            except IpcbusError:
+                # The home has ended, and senders see the end of the channel itself; or a signal handler interrupts a question.
+                aside.leave_finally(self._address, "untap", self._key)
         self._channel.close()
 
     def _count(self) -> int:

@@ -164,6 +164,7 @@ class Subscription:
                 content = pickle.dumps((end.state(), self._drops))
             topics_home.enter(address, end.key, name, content, fds)
         except BaseException:
+            topics_home.withdraw(address, end.key)
             self._drops.close()
             raise
         self._closed = False
@@ -238,7 +239,8 @@ class Subscription:
         try:
             told = topics_home.leave(self._address, self._channel._end.key)  # noqa: SLF001  of this package
         except ChannelBroken:
-            pass  # the home has ended, and with it the list to be taken off
+            # The home has ended, and with it the list to be taken off; or this is a signal handler that interrupts a question.
+            topics_home.withdraw(self._address, self._channel._end.key)  # noqa: SLF001  of this package
         finally:
             self._discard(told=told)
             self._channel.destroy()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ipcbus.bus import pattern as patterns
 from ipcbus.bus.bulletin import Bulletin
 from ipcbus.bus.deaths import Deaths
-from ipcbus.directory import client
+from ipcbus.directory import aside, client
 from ipcbus.directory.shelf import copies
 from ipcbus.directory.wire import MAX_FDS
 from ipcbus.errors import ChannelBroken, ConfigError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ipcbus.directory.client import Found
     from ipcbus.directory.server import Directory, Guest
 
-__all__ = ["KEY", "Answer", "Newcomer", "TopicsHome", "ask", "enter", "leave", "settings"]
+__all__ = ["KEY", "Answer", "Newcomer", "TopicsHome", "ask", "enter", "leave", "settings", "withdraw"]
 
 KEY = 16
 """Bytes of a subscription's key, which is the id of its channel."""
@@ -248,6 +248,8 @@ class TopicsHome:
 
     def _subscribe(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
         key, wanted = content[:KEY], content[KEY:].decode()
+        if _hung_up(guest):
+            raise ChannelBroken("who wants to subscribe has given up waiting")
         left = self._directory.look(key)
         self._directory.forget(key)
         if left is None:
@@ -330,3 +332,11 @@ def leave(address: str, key: bytes) -> bool:
     if (here := _kept.get(address)) is not None:
         return here.leave(key)
     return bool(client.call(address, "unsubscribe", key).content)
+
+
+def withdraw(address: str, key: bytes) -> None:
+    """End a subscription that may or may not have been entered at an address. Waits for nothing, and never fails."""
+    if (here := _kept.get(address)) is not None:
+        here.leave(key)
+    else:
+        aside.leave_finally(address, "unsubscribe", key)

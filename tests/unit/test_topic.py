@@ -176,6 +176,84 @@ def test_never_closed(bus, child):
     until(lambda: topic.subscribers() == 0)
 
 
+AMID_A_QUESTION = """
+import signal
+from ipcbus.directory import wire
+
+sub, tap, receive = obj.topic("a").subscribe(), obj.tap("x"), wire.receive
+
+def close(*_):
+    sub.close()
+    tap.close()
+
+def interrupted(sock, flags=0):
+    wire.receive = receive
+    signal.raise_signal(signal.SIGUSR1)
+    return receive(sock, flags)
+
+before = signal.signal(signal.SIGUSR1, close)
+wire.receive = interrupted
+try:
+    result = len(obj.channels())
+finally:
+    signal.signal(signal.SIGUSR1, before)
+"""
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_home_hears_of_an_end_by_a_signal_handler_amid_a_question_to_it(bus, child):
+    assert child.run(AMID_A_QUESTION, bus) == 1
+    until(lambda: not bus._home._topics._subscriptions)
+    until(lambda: bus.channels()[0].taps == ())
+
+
+INTERRUPTED = """
+from ipcbus.directory import wire
+
+receive, result = wire.receive, 0
+
+def interrupted(sock, flags=0):
+    global left
+    answer, left = receive(sock, flags), left - 1
+    if left < 0:
+        raise KeyboardInterrupt
+    return answer
+
+wire.receive = interrupted
+try:
+    for answers in range(3):
+        left = answers
+        try:
+            obj.topic("a").subscribe()
+        except KeyboardInterrupt:
+            result += 1
+finally:
+    wire.receive = receive
+"""
+
+
+def test_an_interrupted_subscribe_leaves_no_subscription(bus, child):
+    """Not either where the home has entered it before."""
+    assert child.run(INTERRUPTED, bus) == 3
+    until(lambda: not bus._home._topics._subscriptions)
+    assert bus.topic("a").subscribers() == 0
+
+
+def test_without_a_thread_for_letting_go_of_one_the_others_get_the_message(bus, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    with bus.topic("a").subscribe() as gone, bus.topic("a").subscribe() as sub:
+        bus.topic("a").publish(1)
+        gone._channel.destroy()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            bus.topic("a").publish(2)
+        assert sub.recv_many(3, timeout=PATIENCE) == [1, 2]
+        assert bus.topic("a").subscribers() == 1
+        assert route.partings() == []
+
+
 def test_what_travels(bus):
     topic = pickle.loads(pickle.dumps(bus.topic("a")))
     assert topic == bus.topic("a")
