@@ -144,7 +144,7 @@ class Codec:
         self._sender_id = int.from_bytes(os.urandom(8), "little")
         self._counter = itertools.count(1)
         self._seen: dict[int, tuple[int, int]] = {}
-        self._seen_lock = threading.Lock()
+        self._seen_lock = threading.RLock()  # which a signal handler that receives may have
 
     @property
     def accepted_head(self) -> bytes:
@@ -372,7 +372,8 @@ class Codec:
         # Threads that share a sending end overtake each other between counting and sending, so what is a little late is
         # no replay: a window of the latest counters is kept as bits, as in RFC 4303, section 3.4.3.
         with self._seen_lock:
-            highest, bits = self._seen.get(sender, (0, 0))
+            # No call from here on: a signal handler that receives comes before or after this.
+            highest, bits = self._seen[sender] if sender in self._seen else (0, 0)  # noqa: SIM401  as said above
             if counter > highest:
                 ahead = counter - highest
                 self._seen[sender] = counter, (bits << ahead | 1) & _WINDOW_BITS if ahead < _WINDOW else 1

@@ -50,7 +50,7 @@ class Registry(Generic[T]):
         self._validate = validate
         self._things: dict[str, T] = {}
         self._found: dict[str, list[EntryPoint]] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # which a signal handler that opens a channel may have
 
     def get(self, name: str) -> T:
         """Return the thing of this name.

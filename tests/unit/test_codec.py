@@ -18,6 +18,8 @@ from ipcbus import frame as wire
 from ipcbus.codec import Codec
 from ipcbus.serializers.base import Serializer
 
+from .rig import Amid
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -335,6 +337,20 @@ class TestKeys:
             with pytest.raises(ipcbus.DecodeError, match="replay"):
                 receiver.decode(frame)
         assert receiver.decode(sender.encode(3)) == 3
+
+    @pytest.mark.timeout(20)
+    def test_a_signal_handler_receives_amid_a_look_for_replays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sender, receiver = self.pair()
+        frames = [sender.encode(n) for n in range(2)]
+        got: list[int] = []
+        monkeypatch.setattr(
+            receiver, "_seen_lock", Amid(receiver, "_seen_lock", lambda: got.append(receiver.decode(frames[1])))
+        )
+        got.append(receiver.decode(frames[0]))
+        assert got == [1, 0]
+        for frame in frames:
+            with pytest.raises(ipcbus.DecodeError, match="replay"):
+                receiver.decode(frame)
 
     def test_threads_of_a_sender_overtake_each_other(self) -> None:
         sender, receiver = self.pair()

@@ -15,6 +15,8 @@ from ipcbus.errors import ConfigError, SerializerUnavailable, UnknownSerializer
 from ipcbus.registry import Registry
 from ipcbus.serializers.base import Serializer, serializers
 
+from .rig import Amid
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -56,6 +58,14 @@ def ask(folder: Path, name: str) -> str:
     )
     command = [sys.executable, "-c", code, str(folder), name]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
+
+@pytest.mark.timeout(20)
+def test_a_signal_handler_registers_amid_a_registration(monkeypatch: pytest.MonkeyPatch) -> None:
+    things: Registry[int] = Registry("ipcbus.none", "thing", UnknownSerializer, SerializerUnavailable, lambda *_: None)
+    monkeypatch.setattr(things, "_lock", Amid(things, "_lock", lambda: things.register("other", 2)))
+    things.register("one", 1)
+    assert (things.get("one"), things.get("other")) == (1, 2)
 
 
 class TestOutside:
