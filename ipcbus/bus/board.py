@@ -178,8 +178,11 @@ class _Note:
     def reap(self) -> None:
         """Empty the slots of processes that have ended. Not at the end of their connections: they may connect anew."""
         for number, (pid, started) in list(self.slots.items()):
-            if start_time(pid) == started:
-                continue
+            try:
+                if start_time(pid) == started:
+                    continue
+            except OSError:
+                continue  # there is no descriptor to look with, and its figures count where they are
             if self.words[page.slot(number) + page.RECEIVES] and self.waiting() != 0:
                 self.lossy = True
             page.fold(self.words, number)

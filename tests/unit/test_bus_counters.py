@@ -193,6 +193,15 @@ def test_a_process_that_had_no_descriptors_when_it_began_is_counted_once_it_has(
         assert facts(bus).sent == 1
 
 
+def test_a_home_without_descriptors_says_what_was_counted(bus, child, no_descriptors):
+    orders = bus.channel("orders")
+    orders.send(0)
+    child.run("with obj.channel('orders') as orders: orders.send(1)", bus)
+    assert facts(bus).sent == 2
+    with no_descriptors():
+        assert facts(bus).sent == 2
+
+
 def test_a_page_cannot_be_made_shorter():
     descriptor, words = page.create()
     with pytest.raises(PermissionError):
