@@ -20,13 +20,14 @@ FULL = "process {} has no descriptors left; raise its limit, see 'ulimit -n'"
 
 
 def refusal(token: int, error: IpcbusError) -> Datagram:
-    """Return the answer that brings an error."""
+    """Return the answer that brings an error, and beside it the words for who cannot rebuild it."""
+    words = f"{type(error).__name__}: {error}"
     try:
         content = pickle.dumps(error)
     except Exception:  # whatever its attributes are: the words are what matters
         logger.exception("an error cannot travel")
-        content = pickle.dumps(ChannelBroken(f"{type(error).__name__}: {error}"))
-    return Datagram(Status.REFUSED, token, content=content)
+        content = b""
+    return Datagram(Status.REFUSED, token, content=pickle.dumps((words, content)))
 
 
 def hang_up(sock: socket.socket, why: str) -> None:

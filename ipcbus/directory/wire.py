@@ -66,7 +66,7 @@ class Status(enum.IntEnum):
     UNKNOWN = 1
     """Nothing is under this key."""
     REFUSED = 2
-    """The content is a pickled error."""
+    """The content is a pickled pair: the words of an error, and that itself, pickled."""
 
 
 @dataclass(slots=True)

@@ -5,8 +5,10 @@ import logging
 import os
 import resource
 import socket
+import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -233,6 +235,25 @@ class TestCalls:
         with pytest.raises(ChannelBroken, match="ConfigError: the words"):
             client.call(address, "refuse")
         assert "cannot travel" in caplog.text
+
+    def test_an_error_of_a_plugin_that_is_not_here_leaves_its_words(self, directory, address, monkeypatch):
+        module = types.ModuleType("only_there")
+        module.Odd = type("Odd", (ChannelBroken,), {"__module__": "only_there"})
+        monkeypatch.setitem(sys.modules, "only_there", module)
+
+        def refuse(guest, content):
+            raise module.Odd("the words")
+
+        def receive(sock, flags=0, receive=wire.receive):
+            answer = receive(sock, flags)
+            if threading.current_thread() is threading.main_thread():
+                sys.modules.pop("only_there")
+            return answer
+
+        directory.handle("refuse", refuse)
+        monkeypatch.setattr(wire, "receive", receive)
+        with pytest.raises(ChannelBroken, match=r"^Odd: the words$"):
+            client.call(address, "refuse")
 
     def test_nobody_knows_the_name(self, address):
         with pytest.raises(ChannelBroken, match="answers no 'nothing'"):
