@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import select
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ipcbus.directory.server import Directory, Guest
 
 __all__ = ["KEY", "Answer", "Newcomer", "TopicsHome", "ask", "enter", "leave", "settings", "withdraw"]
+
+logger = logging.getLogger("ipcbus.topic")
 
 KEY = 16
 """Bytes of a subscription's key, which is the id of its channel."""
@@ -240,11 +243,14 @@ class TopicsHome:
                 self._changed()
         for one in left:
             fds, one.fds = one.fds, []
-            with unpacking(fds):
-                (handle, *_), drops = pickle.loads(one.content)
-            drops.close()
-            handle.release()
-            handle.destroy()
+            try:
+                with unpacking(fds):
+                    (handle, *_), drops = pickle.loads(one.content)
+                drops.close()
+                handle.release()
+                handle.destroy()
+            except Exception:  # of a transport that is not installed here, say; the others of that process go, too
+                logger.exception("what a subscriber of %s left cannot be removed", one.pattern)
 
     def _subscribe(self, guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
         key, wanted = content[:KEY], content[KEY:].decode()

@@ -1,6 +1,7 @@
 """Topics: what is not the same on every transport, and what no transport can see."""
 
 import asyncio
+import multiprocessing
 import os
 import pickle
 import signal
@@ -252,6 +253,20 @@ def test_without_a_thread_for_letting_go_of_one_the_others_get_the_message(bus, 
         assert sub.recv_many(3, timeout=PATIENCE) == [1, 2]
         assert bus.topic("a").subscribers() == 1
         assert route.partings() == []
+
+
+def test_what_a_dead_subscriber_left_and_nobody_understands_does_not_keep_the_rest(bus, caplog):
+    """Such as a channel of a transport that the home does not have."""
+    process = multiprocessing.get_context("spawn").Process(target=signal.pause)
+    process.start()
+    try:
+        for key in (b"k" * 16, b"l" * 16):
+            bus._home._topics.enter(key, "a", b"no pickle", [os.dup(0)], process.pid)
+    finally:
+        process.kill()
+        process.join()
+    until(lambda: caplog.text.count("what a subscriber of a left cannot be removed") == 2)
+    assert bus._home._topics._subscriptions == {}
 
 
 def test_what_travels(bus):
