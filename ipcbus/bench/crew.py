@@ -138,7 +138,8 @@ def _receiving(ends: Ends, case: Case) -> Callable[[], Callable[[int], Any]]:
         def check(got: Any) -> None:
             nonlocal checked
             checked = True
-            if not same(got, expected):
+            # A function that makes something else each time leaves nothing to compare with.
+            if not same(got, expected) and same(case.message.make(), expected):
                 raise _Failed(f"something else arrived than was sent: {got!r:.80}")
 
         def work(count: int) -> tuple[int, float, float]:

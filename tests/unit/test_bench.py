@@ -16,7 +16,7 @@ from ipcbus.bench.channels import ChannelCarrier, able_serializers, installed
 from ipcbus.bench.figures import Result, quantile, ratio
 from ipcbus.bench.foreign import PEERS, bare_of
 from ipcbus.bench.machine import describe, sentence
-from ipcbus.bench.messages import KINDS, Message, count_bytes, same, say_bytes, takes_size
+from ipcbus.bench.messages import KINDS, Message, Reading, count_bytes, same, say_bytes, takes_size
 from ipcbus.bench.pace import Pace
 from ipcbus.bench.plan import Wish, estimate, make_plan, turns
 from ipcbus.bench.plot import check_plot, draw
@@ -61,6 +61,29 @@ class TestMessages:
 
         assert same(Plain(), Plain())
         assert not same(object(), Plain())
+        assert same({"job": [Plain()]}, {"job": [Plain()]})
+        assert not same({"job": [object()]}, {"job": [Plain()]})
+
+    def test_what_cannot_be_compared_as_a_whole_is_compared_by_its_parts(self):
+        import numpy as np
+
+        def anew(last=2.0, value=float("nan")):
+            return {"samples": np.array([1.0, float("nan"), last]), "reading": Reading(1, "a", value, ["b"]), "pair": (1, [2])}
+
+        assert same(anew(), anew(value=-float("nan")))
+        assert not same(anew(last=3.0), anew())
+        assert not same({**anew(), "pair": [1, [2]]}, anew())
+        assert not same({**anew(), "more": 1}, anew())
+        assert not same([np.zeros(2)], [np.zeros((2, 1))])
+        assert not same([np.zeros(2)], [np.zeros(2, dtype=np.float32)])
+
+    def test_what_holds_itself_is_judged_by_its_type(self):
+        loop: list[object] = [1]
+        loop.append(loop)
+        other: list[object] = [1]
+        other.append(other)
+        assert same(other, loop)
+        assert not same(1, loop)
 
     @pytest.mark.parametrize(
         ("text", "size"), [("64", 64), ("1KiB", 1024), ("1 kib", 1024), ("64K", 65536), ("1.5MiB", 3 << 19), ("2GB", 2 << 30)]

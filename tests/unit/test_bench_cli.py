@@ -29,10 +29,12 @@ TIMEOUT = 50
 def here(monkeypatch, tmp_path):
     """A directory with a module of the user's."""
     (tmp_path / "shopping.py").write_text(
-        "import threading\n"
+        "import threading, uuid\nimport numpy\n"
         "def order(): return {'id': 7, 'lines': [['apple', 3], ['pear', 2]]}\n"
         "def sized(size): return {'text': 'x' * size}\n"
         "def locked(): return {'lock': threading.Lock()}\n"
+        "def samples(): return {'samples': numpy.arange(8.0), 'missing': float('nan')}\n"
+        "def drawn(): return {'id': uuid.uuid4()}\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "shopping", raising=False)
@@ -119,6 +121,13 @@ def test_crowds(bench):
 def test_a_message_of_the_users(bench):
     done = bench(*QUICK[:4], *QUICK[-2:], "--object", "shopping:order", "--transport", "unix:", "--no-peers")
     assert re.match(r"one-way: shopping:order, \d+ B\n", done.stdout)
+
+
+@pytest.mark.parametrize("target", ["samples", "drawn"])
+def test_a_message_with_arrays_in_it_and_one_that_is_another_each_time(bench, target):
+    done = bench(*QUICK[:4], "--object", f"shopping:{target}", "--scenario", "one-way", "--transport", "pipe:", "--no-peers")
+    assert "failed" not in done.stdout + done.stderr
+    assert re.search(r"pipe: +[\d,]+ ", done.stdout)
 
 
 def test_every_serializer_that_can(bench):
