@@ -215,7 +215,9 @@ def _lead(writer: Connection, request: dict[str, Any], place: Path, verdict: Tex
 
     os.setpgid(0, 0)
     verdict.close()  # the end of the arena is seen by the end of this
-    tempfile.tempdir = os.environ["TMPDIR"] = str(place)  # what is left there when this is killed, the arena removes
+    # What is left there when this is killed, the arena removes.
+    tempfile.tempdir = os.environ["TMPDIR"] = str(place)
+    os.environ.pop("XDG_RUNTIME_DIR", None)  # or private directories would be made in that
     signal.alarm(int(request["limit"] + _SLACK))  # if the arena itself is killed
     writer.send(measure(Case.of(request["case"]), request["seconds"], place).facts())
     writer.close()

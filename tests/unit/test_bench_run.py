@@ -166,6 +166,14 @@ def test_an_arena_that_is_killed_at_work_leaves_nothing(programs):
     assert all(map(gone, members("session", arena._process.pid)))
 
 
+def test_what_is_killed_leaves_no_directory(programs, monkeypatch):
+    place = tempfile.mkdtemp(prefix="a-")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", place)
+    with Arena() as arena:
+        assert arena.run(Case("one-way", "zmq:", Message("hanging:waits", None)), SHORT, limit=1).stuck
+    Path(place).rmdir()  # which fails if anything is in there
+
+
 def test_an_arena_leaves_no_file(monkeypatch):
     place = tempfile.mkdtemp(prefix="a-")  # short, for the path of a socket has 107 bytes
     monkeypatch.setattr(tempfile, "tempdir", place)
