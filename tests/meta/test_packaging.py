@@ -40,8 +40,10 @@ def test_distributions_of_their_own_say_what_the_core_says(pyproject, root):
     said = pyproject["project"]
     for path in (root / "transports").glob("*/pyproject.toml"):
         own = tomllib.loads(path.read_text())["project"]
-        for key in ("version", "requires-python", "license", "authors"):
+        for key in ("version", "requires-python", "license", "license-files", "authors"):
             assert own[key] == said[key], f"{path}: {key}"
+        for name in own["license-files"]:
+            assert (path.parent / name).read_text() == (root / name).read_text()
         offered = own["entry-points"]["ipcbus.transports"]
         assert offered.items() <= said["entry-points"]["ipcbus.transports"].items()
         for scheme in offered:
