@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.supervisor.line import has_room
@@ -96,6 +97,7 @@ def main(tether: Tether, line: Connection[Any, Any], program: Program, incarnati
     """Be the process: run the program's function, and say what went wrong."""
     tether.fasten()  # a forked process gets it without unpickling it
     _forget_signals()
+    _show(program.name)
     life = Life(program.name, incarnation, line, program.heartbeat, replaces=replaces)
     try:
         if program.handshake:
@@ -111,6 +113,14 @@ def main(tether: Tether, line: Connection[Any, Any], program: Program, incarnati
     except Exception as error:
         _say(line, "".join(traceback.format_exception_only(error)).strip().encode())
         raise
+
+
+def _show(name: str) -> None:
+    """Have ``ps`` and ``top`` show the name, as far as the kernel has room for it: 15 bytes."""
+    try:
+        Path("/proc/self/comm").write_text(name, encoding="utf-8")
+    except OSError:
+        pass  # /proc may be read-only, and nothing here depends on it
 
 
 def _say(line: Connection[Any, Any], text: bytes) -> None:

@@ -352,6 +352,14 @@ def test_a_plain_function_is_ready_once_it_runs(programs: Any, channel: ipcbus.C
 
 
 @each_method
+def test_a_process_is_shown_by_the_name_of_its_program(programs: Any, method: Any) -> None:
+    several = [Program("kitchen", programs.stay), Program("a-rather-long-name", programs.stay)]
+    with Supervisor(several, start_method=method) as supervisor:
+        shown = {name: Path(f"/proc/{pid}/comm").read_text().strip() for name, pid in supervisor.pids.items()}
+    assert shown == {"kitchen": "kitchen", "a-rather-long-name": "a-rather-long-n"}
+
+
+@each_method
 @pytest.mark.parametrize(
     ("target", "restart", "happenings"),
     [
