@@ -127,7 +127,10 @@ def fields(cls: type) -> str:
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         default = "(required)" if required else "none" if field.default is dataclasses.MISSING else literal(field.default)
-        rows.append([f"`{field.name}`", spell(field.type), default, said.get(field.name, "")])
+        meaning = said.get(field.name, "")
+        # Messages a second are no seconds.
+        kind = "seconds" if field.type == "float" and meaning.startswith("Seconds") else spell(field.type)
+        rows.append([f"`{field.name}`", kind, default, meaning])
     return table(["key", "value", "default", "meaning"], rows)
 
 
@@ -136,7 +139,7 @@ def spell(annotation: object) -> str:
     text = str(annotation).removesuffix(" | None")
     if text.startswith("Literal["):
         return " or ".join(f"`{choice}`" for choice in ast.literal_eval(text.removeprefix("Literal")))
-    words = {"str": "text", "int": "number", "float": "seconds", "bool": "`true` or `false`", "tuple[str, ...]": "texts"}
+    words = {"str": "text", "int": "number", "float": "number", "bool": "`true` or `false`", "tuple[str, ...]": "texts"}
     return words.get(text, "table")
 
 

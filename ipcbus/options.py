@@ -156,5 +156,6 @@ def _scalar(value: Any, hint: Any, where: str) -> Any:
             return _BOOLEANS[text]
         if hint is int and (match := _SIZE.fullmatch(text)):
             return int(match["number"]) * _UNITS[(match["unit"] or "")[:1]]
-    names = {bool: "true or false", int: "a whole number", float: "a number of seconds", str: "a text"}
+    fraction = "a number" if where.endswith("_rate") else "a number of seconds"  # all other floats are times
+    names = {bool: "true or false", int: "a whole number", float: fraction, str: "a text"}
     raise ConfigError(f"{where} must be {names.get(hint, getattr(hint, '__name__', hint))}, not {value!r}")
