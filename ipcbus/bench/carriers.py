@@ -22,7 +22,7 @@ _MOST_BYTES = 128 << 20
 """Bytes that may wait; large messages lower the capacity, or memory would be what is measured."""
 _ROOM_FOR_HEAD = 1 << 20
 END = b""
-"""What is sent behind the last message where several receive, once for each of them."""
+"""What most carriers send behind the last message where several receive, once for each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,11 @@ class Carrier(ABC):
     @abstractmethod
     def connect(self, room: Room) -> Ends:
         """Make what the processes share; called in the process that starts them."""
+
+    def end(self, message: Any) -> Any:
+        """Return what tells receivers that compete for such messages that there are no more."""
+        del message
+        return END
 
     def talk(self, room: Room) -> Talk:
         """Make what a round trip needs: one of it there, one back, unless the carrier has its own way."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.bench.carriers import Carrier, Ends, Room, Talk
+from ipcbus.bench.carriers import END, Carrier, Ends, Room, Talk
 from ipcbus.bench.case import Absent
 from ipcbus.bench.messages import Message, same
 from ipcbus.codec import Codec
 from ipcbus.doctor.trial import open_here
 from ipcbus.errors import (
+    EncodeError,
     InsecureConfiguration,
     IpcbusError,
     SerializationError,
@@ -83,13 +84,24 @@ class ChannelCarrier(Carrier):
     def _cannot_carry(self, kind: str) -> str | None:
         """Say why the serializer of this channel does not bring such a message back; a small one is enough to know."""
         try:
-            plan = resolve(self.url, serializer=self.serializer)
-            codec = Codec(plan.settings.serializer, None, private=plan.private, max_message=plan.max_message)
-            if not returns(codec, Message(kind, 64).make()):
+            if not returns(self._codec(), Message(kind, 64).make()):
                 return "what arrives is not equal to what was sent"
         except (SerializationError, InsecureConfiguration, SerializerUnavailable) as error:
             return str(error)
         return None
+
+    def _codec(self) -> Codec:
+        given = parse_url(self.url).options
+        plan = resolve(self.url) if "serializer" in given else resolve(self.url, serializer=self.serializer)
+        return Codec(plan.settings.serializer, None, private=plan.private, max_message=plan.max_message)
+
+    def end(self, message: Any) -> Any:
+        """Return no bytes, or an empty message of this type where the serializer does not take bytes."""
+        try:
+            self._codec().encode(END)
+        except EncodeError:
+            return type(message)()
+        return END
 
     def connect(self, room: Room) -> Ends:
         """Open a channel."""

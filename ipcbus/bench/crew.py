@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.bench.carriers import END, Carrier, Ends, Talk, room_for
+from ipcbus.bench.carriers import Carrier, Ends, Talk, room_for
 from ipcbus.bench.case import Case, Outcome, Sample
 from ipcbus.bench.channels import ChannelCarrier
 from ipcbus.bench.figures import quantile
@@ -67,10 +67,17 @@ def measure(case: Case, seconds: float, place: Path) -> Outcome:
             elif case.trips:
                 _start_talk(leader, carrier.talk(room), case)
             else:
-                _start_stream(leader, carrier.connect(room), case)
+                _start_stream(leader, carrier.connect(room), case, _end(carrier, obj) if case.receivers > 1 else None)
             return Outcome(leader.lead(case, size))
     except Exception as error:  # noqa: BLE001  peers raise what they like, and whatever it is is the outcome
         return Outcome(problem=_brief(error))
+
+
+def _end(carrier: Carrier, obj: Any) -> Any:
+    end = carrier.end(obj)
+    if type(obj) is type(end) and obj == end:
+        raise _Failed(f"the message must not be empty: receivers that compete take {end!r} for the end")
+    return end
 
 
 class _Failed(Exception):
@@ -113,7 +120,7 @@ def _work(conn: Connection, prepare: Callable[[], Callable[[int], Any]], senior:
         os._exit(1)  # a carrier that failed may wait for ever for what it has not delivered
 
 
-def _sending(ends: Ends, case: Case) -> Callable[[], Callable[[int], Any]]:
+def _sending(ends: Ends, case: Case, end: Any) -> Callable[[], Callable[[int], Any]]:
     markers = case.receivers if case.receivers > 1 else 0
 
     def prepare() -> Callable[[int], Any]:
@@ -123,17 +130,17 @@ def _sending(ends: Ends, case: Case) -> Callable[[], Callable[[int], Any]]:
             for _ in range(count):
                 send(obj)
             for _ in range(markers):
-                send(END)
+                send(end)
 
         return work
 
     return prepare
 
 
-def _receiving(ends: Ends, case: Case) -> Callable[[], Callable[[int], Any]]:
+def _receiving(ends: Ends, case: Case, end: Any) -> Callable[[], Callable[[int], Any]]:
     def prepare() -> Callable[[int], Any]:
         expected, recv, senders = case.message.make(), ends.receiver(), case.senders
-        checked = False
+        checked, last_one = False, type(end)
 
         def check(got: Any) -> None:
             nonlocal checked
@@ -157,7 +164,7 @@ def _receiving(ends: Ends, case: Case) -> Callable[[], Callable[[int], Any]]:
             received, started, got = 0, 0.0, None
             while True:
                 last, got = got, recv()
-                if type(got) is bytes and not got:
+                if type(got) is last_one and got == end:
                     break
                 received += 1
                 if received == 1:
@@ -201,9 +208,9 @@ def _asking(talk: Talk, case: Case) -> Callable[[], Callable[[int], Any]]:
 # ---------------------------------------------------------------------- the process that leads
 
 
-def _start_stream(leader: _Leader, ends: Ends, case: Case) -> None:
-    leader.start([("receiver", _receiving(ends, case))] * case.receivers)
-    leader.start([("sender", _sending(ends, case))] * case.senders)
+def _start_stream(leader: _Leader, ends: Ends, case: Case, end: Any) -> None:
+    leader.start([("receiver", _receiving(ends, case, end))] * case.receivers)
+    leader.start([("sender", _sending(ends, case, end))] * case.senders)
 
 
 def _start_talk(leader: _Leader, talk: Talk, case: Case) -> None:

@@ -54,7 +54,10 @@ def bench(
     ] = None,
     serializer: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="May be repeated; all: each that brings the object back. Default: auto."),
+        typer.Option(
+            metavar="NAME",
+            help="If the URL names none; may be repeated; all: each that brings the object back. Default: auto.",
+        ),
     ] = None,
     senders: Annotated[int, typer.Option(help="Of a fan-in.", min=1, max=64)] = 8,
     receivers: Annotated[int, typer.Option(help="Of a fan-out.", min=2, max=64)] = 4,
@@ -167,10 +170,13 @@ def _carriers(
     from ipcbus.bench.case import Absent
     from ipcbus.bench.channels import ChannelCarrier, installed
     from ipcbus.bench.foreign import PEERS
+    from ipcbus.options import parse_url
 
     found, absent = installed() if urls is None else ([url if ":" in url else f"{url}:" for url in urls], [])
     carriers: list[tuple[Carrier, str]] = [
-        (ChannelCarrier(url, name), name) for url in dict.fromkeys(found) for name in serializers
+        (ChannelCarrier(url, name), name)
+        for url in dict.fromkeys(found)
+        for name in (["auto"] if "serializer" in parse_url(url).options else serializers)
     ]
     for peer in PEERS.values() if peers else ():
         if (missing := peer.missing()) is not None:

@@ -140,6 +140,16 @@ def test_every_serializer_that_can(bench):
     assert all(row["problem"] is None for row in found.values())
 
 
+def test_a_serializer_in_the_url_is_the_one_that_is_measured(bench):
+    done = bench(*QUICK, "--object", "dict", "--no-peers", "--transport", "pipe:?serializer=json", "--serializer", "pickle")
+    assert re.search(r"pipe:\?serializer=json +[\d,]+ ", done.stdout)
+    assert tomllib.loads(done.stdout.splitlines()[-1].strip()) == {"transport": "pipe:?serializer=json"}
+
+
+def test_a_serializer_in_the_url_that_cannot_is_told_before_anything_is_measured(fails):
+    assert "json cannot encode bytes" in fails(*QUICK, "--transport", "pipe:?serializer=json")
+
+
 def test_a_file_that_cannot_be_written_loses_no_table(bench):
     done = bench(*QUICK, "--transport", "unix:", "--no-peers", "--json", "/dev/full", code=2)
     assert "ipcbus: --json /dev/full: cannot be written: No space left on device" in done.stderr

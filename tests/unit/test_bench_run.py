@@ -72,6 +72,18 @@ def test_every_carrier_in_every_scenario(arena, case):
         assert sample.slow >= sample.seconds
 
 
+@pytest.mark.parametrize(("kind", "serializer"), [("dict", "json"), ("protobuf", "protobuf"), ("dict", "msgpack")])
+def test_receivers_that_compete_are_told_the_end_by_every_serializer(arena, kind, serializer):
+    case = Case("fan-out", "unix:", Message(kind, 64), serializer, receivers=3)
+    assert arena.run(case, SHORT, limit=20).problem is None
+
+
+def test_an_empty_message_cannot_be_told_from_the_end(programs):
+    with Arena() as arena:
+        outcome = arena.run(Case("fan-out", "unix:", Message("hanging:empty", None), receivers=2), SHORT, limit=5)
+    assert outcome.problem == "the message must not be empty: receivers that compete take b'' for the end"
+
+
 def test_a_measurement_takes_about_as_long_as_it_should(arena):
     began = time.monotonic()
     outcome = arena.run(Case("one-way", "pipe:", BYTES), 0.2)

@@ -22,6 +22,10 @@ class Waits:
         return forever, ()
 
 
+def empty():
+    return b""
+
+
 def waits():
     return Waits()
 
