@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+from collections import Counter
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -81,14 +82,20 @@ def draw(results: Sequence[Result], path: Path, machine: dict[str, str]) -> None
         (_lines if sized else _bars)(axes, shown, styles)
         axes.set_title(scenario, fontsize=11)
     _legend(figure, styles)
-    kinds = ", ".join(dict.fromkeys(result.case.message.kind for result in measured))
-    title = f"ipcbus bench: {kinds}"
+    title = f"ipcbus bench: {_say_messages(measured)}"
     figure.suptitle(title, fontsize=12, x=0.01, ha="left", fontweight="bold")
     figure.supxlabel(sentence(machine), fontsize=7, color="#666666")
     try:
         _save(figure, path, title)
     except OSError as error:
         raise ConfigError(f"--plot {path}: cannot be written: {error.strerror}") from error
+
+
+def _say_messages(measured: Sequence[Result]) -> str:
+    """Return what was sent: each kind, and its size where that is on no axis."""
+    messages = dict.fromkeys(result.case.message for result in measured)
+    sizes = Counter(message.kind for message in messages)
+    return "; ".join(dict.fromkeys(each.kind if sizes[each.kind] > 1 else each.label for each in messages))
 
 
 def _styles(measured: Sequence[Result]) -> dict[str, dict[str, Any]]:
@@ -143,10 +150,12 @@ def _bars(axes: Any, shown: Sequence[Result], styles: dict[str, dict[str, Any]])
     ordered = sorted(shown, key=lambda result: result.seconds, reverse=True)
     names = [result.case.name for result in ordered]
     values = [_value(result, result.seconds) for result in ordered]
-    spread = [(max(s.seconds for s in r.samples) - min(s.seconds for s in r.samples)) / 2 / r.seconds for r in ordered]
-    errors = [value * part for value, part in zip(values, spread, strict=True)]
-    axes.barh(names, values, xerr=errors, color=[styles[name]["color"] for name in names], ecolor="#444444", height=0.7)
+    rounds = [[_value(result, sample.seconds) for sample in result.samples] for result in ordered]
+    below = [value - min(found) for value, found in zip(values, rounds, strict=True)]
+    above = [max(found) - value for value, found in zip(values, rounds, strict=True)]
+    axes.barh(names, values, xerr=[below, above], color=[styles[name]["color"] for name in names], ecolor="#444444", height=0.7)
     axes.set_xlabel(_name_axis(shown[0]), fontsize=9)
+    axes.locator_params(axis="x", nbins=5)  # millions are wide
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", color="#e3e3e3", linewidth=0.7)

@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 import ipcbus
+from ipcbus.bench import plot
 from ipcbus.bench.advice import advise
 from ipcbus.bench.carriers import CAPACITY, room_for
 from ipcbus.bench.case import SCENARIOS, Absent, Case, Outcome, Sample
@@ -439,6 +440,22 @@ class TestPlot:
         for word in ("pipe:", "unix:", QUEUE, "one-way", "round-trip"):
             assert texts.count(word) == 1, word
         assert "64 B" in texts
+
+    def test_the_title_has_the_size_that_is_on_no_axis(self, tmp_path, monkeypatch):
+        import matplotlib as mpl
+
+        monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
+        path = tmp_path / "out.svg"
+        draw([result("pipe:", 1e-6), result("unix:", 2e-6)], path, describe())
+        assert "ipcbus bench: bytes, 64 B" in path.read_text()
+
+    def test_a_bar_has_a_line_from_its_slowest_round_to_its_fastest(self):
+        from matplotlib.figure import Figure
+
+        axes, shown = Figure().subplots(), [result("pipe:", 1e-6, 2e-6, 9e-6)]
+        plot._bars(axes, shown, plot._styles(shown))
+        (segment,) = axes.collections[0].get_segments()
+        assert [x for x, _ in segment] == pytest.approx([1 / 9e-6, 1 / 1e-6])
 
     def test_html_is_one_page_that_needs_nothing_else(self, tmp_path):
         path = tmp_path / "out.html"
