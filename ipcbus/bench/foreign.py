@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.bench.carriers import Carrier, Ends, Room
-from ipcbus.bench.peers import Copy, ManagerQueue, Peer, Pipe, Proxy, Queue, SimpleQueue
+from ipcbus.bench.peers import Copy, ManagerQueue, Peer, Pipe, PipeBytes, Proxy, Queue, SimpleQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -220,8 +220,8 @@ def _unpickling(recv: Callable[[], bytes], room: Room) -> Callable[[], Any]:
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
-        Queue(), SimpleQueue(), Pipe(), ZmqBytes(), ZmqObjects(), FasterFifo(), FasterFifoMany(), Nng(), Iceoryx(), Copy(),
-        ManagerQueue(), Proxy(),
+        Queue(), SimpleQueue(), Pipe(), PipeBytes(), ZmqBytes(), ZmqObjects(), FasterFifo(), FasterFifoMany(), Nng(), Iceoryx(),
+        Copy(), ManagerQueue(), Proxy(),
     )
 }  # fmt: skip
 """All of them, by name."""

@@ -14,7 +14,7 @@ from ipcbus.bench.messages import Message
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Copy", "ManagerQueue", "Peer", "Pipe", "Proxy", "Queue", "SimpleQueue"]
+__all__ = ["Copy", "ManagerQueue", "Peer", "Pipe", "PipeBytes", "Proxy", "Queue", "SimpleQueue"]
 
 _FORK = multiprocessing.get_context("fork")
 _ONE_WAY = frozenset({"one-way", "round-trip", "fan-in", "fan-out", "arrays"})
@@ -85,6 +85,20 @@ class Pipe(Peer):
         del room
         reading, writing = _FORK.Pipe(duplex=False)
         return Ends(lambda: writing.send, lambda: reading.recv)
+
+
+class PipeBytes(Peer):
+    """``multiprocessing.Pipe`` with ``send_bytes`` and ``recv_bytes``, which pickle nothing."""
+
+    name = "Pipe send_bytes"
+    many_senders = False
+    bytes_only = True
+
+    def connect(self, room: Room) -> Ends:
+        """Make a pipe for one direction."""
+        del room
+        reading, writing = _FORK.Pipe(duplex=False)
+        return Ends(lambda: writing.send_bytes, lambda: reading.recv_bytes)
 
 
 class ManagerQueue(Peer):

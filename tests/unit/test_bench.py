@@ -250,6 +250,11 @@ class TestCarriers:
         assert bare_of(ChannelCarrier("queue:")) == bare_of(ChannelCarrier("unix:")) == QUEUE
         assert bare_of(ChannelCarrier("zmq:")) in PEERS
 
+    @pytest.mark.parametrize("name", ["Pipe send_bytes", "pyzmq send"])
+    def test_bytes_go_without_pickle_through_those_that_can(self, name):
+        assert PEERS[name].refuses("one-way", BYTES, 1, 1) is None
+        assert PEERS[name].refuses("one-way", Message("dict", 64), 1, 1) == "is for bytes alone"
+
     def test_serializers_that_bring_the_object_back(self):
         assert "json" not in able_serializers(b"bytes")
         assert {"json", "msgpack", "pickle"} <= set(able_serializers({"a": [1, 2.5, None]}))
