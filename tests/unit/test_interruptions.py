@@ -53,6 +53,11 @@ def test_a_receive_that_waits(url):
     run("wait", url, 10)
 
 
+@pytest.mark.parametrize(("way", "size"), [("one", 100), ("one", 10_000), ("many", 100)])
+def test_what_a_signal_handler_has_half_written_is_not_mixed_with_the_send_that_it_interrupts(way, size):
+    run(f"half_{way}", "pipe:?pipe_bytes=64KiB", size)
+
+
 # ---------------------------------------------------------------------- a signal handler that receives
 
 

@@ -18,7 +18,7 @@ import ipcbus
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, DecodeError, EndOfChannel, PeerDied
 from ipcbus.plumbing.fds import close_all
 from ipcbus.plumbing.watch import Watch
-from ipcbus_pipe import Pipe, PipeOptions, _sender, _stream
+from ipcbus_pipe import Pipe, PipeOptions, _lane, _sender, _stream
 
 from .rig import Ends, descriptors, drain, readable
 
@@ -35,7 +35,7 @@ def make():
 @pytest.fixture
 def another_process(monkeypatch):
     """Let the senders opened from now on be those of another process."""
-    return lambda: monkeypatch.setattr(_sender, "_identity", (os.getpid(), os.urandom(8)))
+    return lambda: monkeypatch.setattr(_lane, "_identity", (os.getpid(), os.urandom(8)))
 
 
 @pytest.fixture

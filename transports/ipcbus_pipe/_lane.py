@@ -21,13 +21,26 @@ if TYPE_CHECKING:
     from ipcbus.transport import Buffer, Frame
     from ipcbus_pipe._door import Lane
 
-__all__ = ["Begun", "ReceiverLane", "SenderLane"]
+__all__ = ["Begun", "ReceiverLane", "SenderLane", "ordinals", "process_name"]
 
 _read, _write, _repay = os.read, os.writev, os.eventfd_write
 _IOV_MAX = 1024
 _BLOCK = 64 * 1024
 """Bytes asked for by one read: many small messages per system call. Python allocates as many for each, and from 128 KiB on the
 C library would map and unmap them every time, which costs twenty times the read."""
+
+
+_identity = (0, b"")
+ordinals = count()
+"""Numbers the lanes that this process opens."""
+
+
+def process_name() -> bytes:
+    """Return eight bytes that name this process as a sender, whichever end of a channel it opens, and how often."""
+    global _identity  # noqa: PLW0603  a forked child is another process
+    if _identity[0] != os.getpid():
+        _identity = (os.getpid(), os.urandom(8))
+    return _identity[1]
 
 
 class Begun:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import threading
-from itertools import count
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull, PeerDied
@@ -20,7 +19,7 @@ from ipcbus.plumbing.watch import Watch
 from ipcbus.transport import SendLink
 from ipcbus_pipe import _stream
 from ipcbus_pipe._door import Lane, Large
-from ipcbus_pipe._lane import Begun, SenderLane
+from ipcbus_pipe._lane import Begun, SenderLane, ordinals, process_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,17 +34,6 @@ _starts, _ATOMIC, _write = _stream.Starts(), _stream.ATOMIC, os.write
 
 _NEVER = select.EPOLLERR  # reported whether asked for or not: a mask that wants nothing else
 _NOTHING, _UNKNOWN = -1, -2
-
-_identity = (0, b"")
-_ordinals = count()
-
-
-def _process_name() -> bytes:
-    """Return eight bytes that name this process as a sender, whichever end of a channel it opens, and how often."""
-    global _identity  # noqa: PLW0603  a forked child is another process
-    if _identity[0] != os.getpid():
-        _identity = (os.getpid(), os.urandom(8))
-    return _identity[1]
 
 
 class PipeSender(SendLink):
@@ -82,16 +70,17 @@ class PipeSender(SendLink):
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
                 self._acquire(timeout)
-            pipe = self._pipe
+            body = frame[0] if len(frame) == 1 else b"".join(frame) if _buffers.size(frame) <= _ATOMIC else None
+            data = None if body is None or len(body) > _ATOMIC else _starts[len(body)] + body
             if self._flags[0] or self._closed:
                 raise self._why_closed()
-            if pipe is None or pipe.sent >= pipe.limit or pipe.begun:
+            # From these looks to the write nothing is called, so that no signal handler can begin something in between.
+            pipe = self._pipe
+            while pipe is None or pipe.sent >= pipe.limit or pipe.begun:
                 pipe = self._make_room(timeout)
-            body = frame[0] if len(frame) == 1 else b"".join(frame) if _buffers.size(frame) <= _ATOMIC else None
-            if body is None or len(body) > _ATOMIC:
-                self._send_larger(pipe, frame, _buffers.size(frame), timeout)
+            if data is None:
+                pipe = self._send_larger(pipe, frame, _buffers.size(frame), timeout)
             else:
-                data = _starts[len(body)] + body
                 try:
                     _write(pipe.fd, data)
                 except OSError as error:
@@ -120,10 +109,13 @@ class PipeSender(SendLink):
             try:
                 if not lock.acquire(False):  # noqa: FBT003  as above
                     return False
-                pipe, size = self._pipe, len(obj)
-                if flags[0] or self._closed or pipe is None or pipe.sent >= pipe.limit or pipe.begun or size > most:
+                size = len(obj)
+                if size > most:
                     return False
-                _write(pipe.fd, starts[size] + obj)
+                data, pipe = starts[size] + obj, self._pipe
+                if flags[0] or self._closed or pipe is None or pipe.sent >= pipe.limit or pipe.begun:
+                    return False
+                _write(pipe.fd, data)
                 pipe.sent += 1
                 return not flags[0]  # send says what that means
             except (OSError, ValueError):
@@ -150,17 +142,20 @@ class PipeSender(SendLink):
             if not self._lock.acquire(False) or self._closed or self._flags[0]:  # noqa: FBT003  as above
                 return 0
             pipe = self._pipe  # now that no other thread can let go of it
-            if pipe is None or pipe.begun:
+            if pipe is None:
                 return 0
             records = records[: pipe.limit - pipe.sent]
+            count, data = len(records), b"".join(records)
+            if pipe.begun or pipe.sent + count > pipe.limit:  # as in send
+                return 0
             try:
-                os.write(pipe.fd, b"".join(records))
+                _write(pipe.fd, data)
             except OSError:
                 return 0
-            pipe.sent += len(records)
+            pipe.sent += count
             if self._flags[0]:
                 raise self._why_closed()
-            return len(records)
+            return count
         except ValueError as error:
             if self._closed:
                 raise self._why_closed() from error
@@ -182,12 +177,15 @@ class PipeSender(SendLink):
             except OSError as again:
                 error = again
 
-    def _send_larger(self, pipe: SenderLane, frame: Frame, size: int, timeout: float | None) -> None:
+    def _send_larger(self, pipe: SenderLane, frame: Frame, size: int, timeout: float | None) -> SenderLane:
+        """Send what one write does not hand over whole; return the lane, which is another one where a handler made it."""
         if size > pipe.large:
             self._send_large(pipe, frame, size, Deadline(timeout))
-            return
+            return pipe
         deadline: Deadline | None = None
         begun = Begun(_stream.streamed(frame, size), size + 2 * _stream.HEAD)
+        while pipe.sent >= pipe.limit or pipe.begun:  # as in send
+            pipe = self._make_room(timeout)
         try:
             pipe.begun = begun
             while not begun.go_on(pipe.fd):
@@ -207,6 +205,7 @@ class PipeSender(SendLink):
             raise
         if pipe.begun is begun:
             pipe.begun = None
+        return pipe
 
     def _send_large(self, pipe: SenderLane, frame: Frame, size: int, deadline: Deadline) -> None:
         """Pass a memory file: written once here, mapped there."""
@@ -277,7 +276,7 @@ class PipeSender(SendLink):
             pipe = SenderLane(self._spec.capacity, self._pipe_bytes, self._handle.large)
         except OSError as error:
             raise refused("no pipe to send through", error, "nothing was sent") from error
-        note = Lane(pipe.name, _process_name(), next(_ordinals), (pipe.reading.fileno(), pipe.credit_fd))
+        note = Lane(pipe.name, process_name(), next(ordinals), (pipe.reading.fileno(), pipe.credit_fd))
         try:
             self._leave(note, deadline)
             with forks.opening:  # from here on the receiver's copy, or the door's, is the only one: its death shows as EPIPE

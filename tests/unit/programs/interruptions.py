@@ -66,8 +66,27 @@ class Instants:
             if behind is not None and is_instant(frame.f_code, behind, frame.f_lasti):
                 self.left -= 1
                 if self.left == 0:
-                    raise Interruption
+                    self.strike()
         return self.step
+
+    def strike(self):
+        raise Interruption
+
+
+class Handler(Instants):
+    """Has a function called at the n-th instant, as a signal handler that does not raise."""
+
+    def __init__(self, number, function):
+        super().__init__(number)
+        self.function = function
+
+    def strike(self):
+        tracing = sys.gettrace()
+        sys.settrace(None)
+        try:
+            self.function()
+        finally:
+            sys.settrace(tracing)
 
 
 @functools.cache
@@ -99,8 +118,8 @@ def every_instant(attempt, step=1):
         number += step
 
 
-def open_channel(url):
-    return ipcbus.open(url, capacity=2, serializer="json" if url.startswith("zmq+tcp") else "auto")
+def open_channel(url, capacity=2):
+    return ipcbus.open(url, capacity=capacity, serializer="json" if url.startswith("zmq+tcp") else "auto")
 
 
 def send(channel, value):
@@ -207,9 +226,49 @@ def later(url, way, size):
         every_instant(attempt)
 
 
+def half_written(url, way, size):
+    """What a signal handler has begun to write, and the pipe did not take, is ended before the interrupted send writes."""
+    with open_channel(url, capacity=64) as channel:
+        message = pattern(size, 1)
+
+        def send_amid(got, sent):
+            send_what_fits(channel, [pattern(20_000, 3)], sent)
+            for _ in range(8):  # from here on there is room in the pipe
+                try:
+                    got.append(channel.recv(timeout=0))
+                except ChannelEmpty:
+                    break
+
+        def attempt(instants):
+            got, sent, mine = [], [], []
+            send_what_fits(channel, [pattern(3_900, 2)] * 14, sent)
+            handler = Handler(instants.left, lambda: send_amid(got, sent))
+            if way == "many":
+                handler.call(lambda: mine.extend([message] * channel.send_many([message] * 3, timeout=0)))
+            else:
+                handler.call(send_what_fits, channel, [message], mine)
+            while len(got) < len(sent) + len(mine):
+                got.append(channel.recv(timeout=PATIENCE))
+            assert sorted(got) == sorted(sent + mine), "messages arrived torn"
+            return handler.left <= 0
+
+        every_instant(attempt)
+
+
+def send_what_fits(channel, messages, sent):
+    for message in messages:
+        try:
+            channel.send(message, timeout=0)
+        except ChannelFull:
+            return
+        sent.append(message)
+
+
 if __name__ == "__main__":
     scenario, url, *size = sys.argv[1:]
-    if size:
+    if scenario.startswith("half_"):
+        half_written(url, scenario.removeprefix("half_"), int(*size))
+    elif size:
         later(url, scenario, int(*size))
     else:
         {"first_receive": first_receive, "first_send": first_send, "first_look": first_look}[scenario](url)
