@@ -13,7 +13,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelFull
+from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelError, ChannelFull
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import packing
@@ -190,7 +190,12 @@ class Endpoint:
                 self.dropped += 1
                 if overflow == "drop_new":
                     return False
-                if not link.discard_oldest():
+                try:
+                    discarded = link.discard_oldest()
+                except ChannelError:
+                    self.dropped -= 1  # nothing was taken out
+                    raise
+                if not discarded:
                     self.dropped -= 1  # a receiver was faster, so there is room now
                     if deadline is None:
                         deadline = Deadline(_HELD_UP if timeout is None else timeout)

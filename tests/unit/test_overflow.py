@@ -37,3 +37,23 @@ def test_it_gives_up(timeout, least, most):
         assert least <= time.monotonic() - started < most
         assert held_up.tried > 1
         assert channel.stats().dropped == 0
+
+
+def test_what_could_not_be_taken_out_is_not_counted_as_dropped(monkeypatch):
+    with ipcbus.open("queue:", capacity=1, overflow="drop_old") as channel:
+        channel.send("kept")
+        ipcbus.wait([channel], 10)
+        gate = type(channel._end.open_sender()._gate)
+        check = gate.check
+
+        def strike(self):
+            """Send as a signal handler does that strikes amid the send that has found the channel full."""
+            monkeypatch.setattr(gate, "check", check)
+            with pytest.raises(ChannelFull, match="interrupts"):
+                channel.send("refused")
+            check(self)
+
+        monkeypatch.setattr(gate, "check", strike)
+        channel.send("newest")
+        assert channel.recv(10) == "newest"
+        assert (channel.stats().sent, channel.stats().dropped) == (2, 1)
