@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import pickle
 import random
 import signal
@@ -18,6 +19,7 @@ import ipcbus
 import ipcbus.serializers
 from ipcbus.errors import ChannelClosed, ChannelFull, EndOfChannel, IpcbusError
 from ipcbus.serializers.base import Serializer
+from ipcbus.testing import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -287,6 +289,14 @@ def recv_inherited(line: Line) -> str:
     """Try to receive through a channel that was merely inherited, and report."""
     (channel,) = inherited
     return outcome(lambda: channel.recv(timeout=0))
+
+
+def close_inherited(line: Line, opened: frozenset[str]) -> list[str]:
+    """Close a channel that was merely inherited, and return which of the parent's descriptors for it are still here."""
+    (channel,) = inherited
+    channel.close()
+    gc.collect()
+    return sorted(opened & leaks.snapshot().fds)
 
 
 def send_and_close(line: Line, channel: ipcbus.Channel, values: list[Any]) -> str:

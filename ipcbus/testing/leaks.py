@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Snapshot", "compare", "snapshot", "warm_up"]
+__all__ = ["Snapshot", "compare", "held", "own", "snapshot", "warm_up"]
 
 _OURS = ("ipcbus-", "psm_")
 """How names in /dev/shm begin that ipcbus, or Python's own shared memory, could have made."""
 _STEP = 0.02
 """Seconds between two looks while what is on its way out goes."""
+
+
+_places: list[Path] = []
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Snapshot:
     children: Mapping[int, str]
     """Child processes, grandchildren included: pid to command, which changes while a process starts."""
     names: frozenset[str]
-    """Files in /dev/shm and in ipcbus's runtime directories."""
+    """Files in /dev/shm and in ipcbus's runtime directories, and all in directories that are ``own``."""
 
 
 def warm_up(*modules: str) -> None:
@@ -47,6 +50,17 @@ def warm_up(*modules: str) -> None:
     resource_tracker.ensure_running()
     preload_forkserver(*modules)
     forkserver.ensure_running()
+
+
+def own(place: Path) -> None:
+    """Have every name in a directory count, because nobody but this process makes any there."""
+    _places.append(place)
+
+
+def held() -> frozenset[str]:
+    """Return the files that this process has open or mapped, wherever they are and whatever they are called."""
+    mapped = {line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    return frozenset(name for name in mapped | {fd.partition(" -> ")[2] for fd in _fds()} if name.startswith("/"))
 
 
 def snapshot() -> Snapshot:
@@ -134,7 +148,7 @@ def _names() -> frozenset[str]:
     places = [Path("/dev/shm")]  # noqa: S108  shared memory has its names there
     for root in {tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()}:
         places += Path(root).glob("ipcbus-*")
-    found = set()
+    found = {str(path) for place in _places for path in place.rglob("*")}
     mapped = Path("/proc/self/maps").read_text()
     for place in places:
         if place.is_dir() and place.name.startswith("ipcbus-"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipcbus
 from ipcbus.errors import EncodeError
-from ipcbus.testing import broken
+from ipcbus.testing import broken, rude
 from ipcbus.testing.subject import Subject
 from ipcbus.transport import ChannelSpec, Handle, NoOptions, RecvLink, SendLink, Transport
 
@@ -176,5 +176,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mutant-counts", "says that it sent more of a list than it did", "many_of_all_kinds", sender=broken.CountsTooMany),
     Mutant("mutant-bytes", "loses bytes for which there is no room", "many_of_all_kinds", sender=broken.LosesBytes),
     Mutant("mutant-behead", "takes other messages for bytes", "every_value_travels", receiver=broken.Beheads),
+    Mutant("mutant-tired", "gives up a receive without a timeout", "endless_timeout", receiver=rude.TiredReceiving),
+    Mutant("mutant-tired-send", "gives up a send without a timeout", "endless_timeout", sender=rude.TiredSending),
+    Mutant("mutant-negative", "waits for ever where the deadline has passed", "recv_deadline", receiver=rude.NegativeIsNever),
+    Mutant("mutant-struck", "takes a signal for its deadline", "signal_meanwhile", receiver=rude.StruckDown),
+    Mutant("mutant-uncounted", "says at the sending end that nothing waits", "capacity", sender=rude.Uncounted),
+    Mutant("mutant-locks", "receives nothing while another thread waits", "waits_alone", receiver=rude.LocksReceiving),
+    Mutant("mutant-locks-send", "sends nothing while another thread waits", "waits_alone", sender=rude.LocksSending),
+    Mutant("mutant-naps", "looks again and again for a message", "recv_deadline", receiver=rude.NapsReceiving),
+    Mutant("mutant-naps-send", "looks again and again for room", "send_deadline", sender=rude.NapsSending),
+    Mutant("mutant-ticks", "has a thread that looks again and again", "wait_quiet", receiver=rude.Ticks),
+    Mutant("mutant-hoards", "keeps every message received", "memory", receiver=rude.Hoards),
+    Mutant("mutant-selects", "knows 1024 descriptors only", "many_descriptors", receiver=rude.Selects),
+    Mutant("mutant-resets", "changes what a signal does", "leaves_no_trace", sender=rude.Resets),
+    Mutant("mutant-inherits", "gives descriptors to programs that are started", "leaves_no_trace", sender=rude.Inheritable),
+    Mutant("mutant-forgotten", "leaves a file behind that it held", "leaves_no_trace", sender=rude.Forgotten),
+    Mutant("mutant-dropped", "leaves a file behind under a name of its own", "close_frees", sender=rude.Dropped),
+    Mutant("mutant-keeps", "does nothing about what a forked child inherits", "fork_frees", sender=rude.KeepsForEver),
+    Mutant("mutant-ends", "ends the channel when one sending end is closed", "close_one_role", sender=rude.EndsAll),
 )
 """Every mutant, the one that is none first."""

@@ -9,7 +9,10 @@ import tempfile
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ipcbus.testing import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +76,7 @@ def _run(line: Any, check: Check, make_subject: Callable[[], Subject], place: st
     os.setsid()  # whatever the check leaves running can be found and ended
     os.environ.update(TMPDIR=place, XDG_RUNTIME_DIR=place)
     tempfile.tempdir = None  # looked up anew
+    leaks.own(Path(place))
     report = ""
     try:
         with make_subject() as subject:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ipcbus.testing.contract import bus, life, limits, messages, processes, requests, topics, waiting
+from ipcbus.testing.contract import bus, life, limits, manners, messages, processes, requests, topics, waiting
 from ipcbus.testing.contract.registry import CHECKS, Check
 from ipcbus.testing.subject import Subject
 
@@ -30,6 +30,7 @@ __all__ = [
     "checks_for",
     "life",
     "limits",
+    "manners",
     "messages",
     "methods_for",
     "processes",

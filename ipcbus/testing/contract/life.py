@@ -188,6 +188,7 @@ def check_close_one_role(subject: Subject) -> None:
     channel.sender.close()
     raises(ChannelClosed, channel.send, "late", timeout=0)
     assert channel.recv(timeout=PATIENCE) == "kept", "closing the sending end took a message away"
+    raises(ChannelEmpty, channel.recv, timeout=0)  # and no end: who else sends goes on
 
 
 @check(13)

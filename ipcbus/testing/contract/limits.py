@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import resource
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,9 +15,13 @@ from ipcbus.testing.contract.registry import check
 from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises, wait_until_blocked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import ipcbus
+
+
+_LONG = 1.05
+"""Seconds after which something that waits without a timeout is taken to do so for ever."""
 
 
 @check(9, 19)
@@ -26,6 +32,8 @@ def check_capacity(subject: Subject) -> None:
         for n in range(capacity):
             channel.send(n, timeout=PATIENCE)
         raises(ChannelFull, channel.send, "over", timeout=0)
+        depth = channel.stats().depth  # as the sending end alone can tell
+        assert depth in (None, capacity), f"{capacity} messages were sent, stats() of the sender says {depth}"
         raises(ChannelFull, channel.send, "over", timeout=0.05, least=0.05, most=0.05 + LATE)
         for n in range(2 * capacity):
             assert channel.recv(timeout=PATIENCE) == n, f"message {n} did not arrive in its turn"
@@ -89,15 +97,21 @@ def check_recv_deadline(subject: Subject) -> None:
     """An empty channel raises ChannelEmpty at the deadline: not before, not much later, and at once for 0."""
     channel = subject.open()
     for timeout in (0, 0.02, 0.2, 0):
-        raises(ChannelEmpty, channel.recv, timeout=timeout, least=timeout, most=timeout + LATE)
+        with _asleep():
+            raises(ChannelEmpty, channel.recv, timeout=timeout, least=timeout, most=timeout + LATE)
     _never_blocks(lambda: raises(ChannelEmpty, channel.recv, timeout=0))
+    raises(ChannelEmpty, subject.thread(channel.recv, timeout=-1).result, LATE)  # as a deadline that has passed gives it
     channel.send(1, timeout=PATIENCE)
     assert channel.recv(timeout=PATIENCE) == 1, "the channel is not usable after timeouts"
 
 
 @check(10)
 def check_endless_timeout(subject: Subject) -> None:
-    """A timeout that is longer than a system can wait is without limit, and no error."""
+    """A call without a timeout waits for ever; one that is longer than a system can wait is the same, and no error."""
+    idle, full = subject.open(capacity=1), subject.open(capacity=1)
+    full.send(1, timeout=PATIENCE)
+    patient = [subject.thread(idle.recv), subject.thread(full.send, 2)]
+    until = time.monotonic() + _LONG
     for timeout in (3e6, 1e12, math.inf):
         channel = subject.open(capacity=1)
         receiving = subject.thread(channel.recv, timeout=timeout)
@@ -111,6 +125,13 @@ def check_endless_timeout(subject: Subject) -> None:
         sending.result()
         assert channel.recv(timeout=timeout) == 3, f"what waited for room with timeout={timeout} did not arrive"
         channel.close()
+    time.sleep(max(0.0, until - time.monotonic()))
+    for task in patient:
+        assert task.running, f"a call without a timeout gave up: {children.outcome(task.result)}"
+    idle.send(1, timeout=PATIENCE)
+    assert patient[0].result() == 1, "what came for a receive without a timeout did not arrive"
+    assert [full.recv(timeout=PATIENCE) for _ in range(2)] == [1, 2], "what waited for room without a timeout did not arrive"
+    patient[1].result()
 
 
 @check(10)
@@ -122,8 +143,10 @@ def check_send_deadline(subject: Subject) -> None:
     for size in (10, 3 << 20):
         message = pattern(size, 1)
         for timeout in (0, 0.02, 0.2):
-            raises(ChannelFull, channel.send, message, timeout=timeout, least=timeout, most=timeout + LATE)
+            with _asleep():
+                raises(ChannelFull, channel.send, message, timeout=timeout, least=timeout, most=timeout + LATE)
     _never_blocks(lambda: raises(ChannelFull, channel.send, "over", timeout=0))
+    raises(ChannelFull, subject.thread(channel.send, "over", timeout=-1).result, LATE)  # as above
     assert [channel.recv(timeout=PATIENCE) for _ in range(2)] == [0, 1], "what had been accepted did not arrive"
     raises(ChannelEmpty, channel.recv, timeout=0)
 
@@ -327,6 +350,16 @@ def check_many_up_to_a_culprit(subject: Subject) -> None:
     channel.send("next", timeout=PATIENCE)
     got = [channel.recv(timeout=PATIENCE) for _ in range(3)]
     assert got == [b"before", 1, "next"], f"arrived as {got}"
+
+
+@contextlib.contextmanager
+def _asleep() -> Iterator[None]:
+    """See to it that what waits in here for at most 0.2 s sleeps until it is woken, and does not look again and again."""
+    before, cpu = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw, time.thread_time()
+    yield
+    wakes, cpu = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before, time.thread_time() - cpu
+    assert wakes < 20, f"a call that waited for nothing went to sleep {wakes} times: it polls"
+    assert cpu < 0.1, f"a call that waited for nothing used {cpu:.2f} s of processor time: it polls"
 
 
 def _never_blocks(call: Callable[[], object]) -> None:
