@@ -103,9 +103,8 @@ class Connection:
         self._over = False  # whether "ended" was said
         self._ws: ClientConnection | None = None
         self._sending: asyncio.Task[bool] | None = None
-        self._in_hand: tuple[bytes | bytearray | memoryview, bool] | None = (
-            None  # taken from the outgoing channel, and not begun to send
-        )
+        self._in_hand: tuple[bytes | bytearray | memoryview, bool] | None = None
+        """What was taken from the outgoing channel and is not begun to send, and whether it is text."""
         self._backoff = Backoff(options.first_delay, options.longest_delay)
 
     async def run(self, *, again: bool) -> None:
