@@ -110,7 +110,8 @@ class Chat(Service):
             if is_news:
                 await self.publish(room, {"op": "joined", "room": room, "name": name}, exclude=conn)
         await conn.send({"op": "users", "room": room, "users": self.users(room)})
-        found = await self.database.read(history.page, room, after if isinstance(after, int) else None)
+        known = isinstance(after, int) and 0 <= after < 1 << 63  # no other number can a database compare
+        found = await self.database.read(history.page, room, after if known else None)
         await conn.send({"op": "history", "room": room, "messages": found.entries, "whole": found.whole})
 
     async def say(self, conn: Connection, room: str, text: str, key: str | None) -> None:

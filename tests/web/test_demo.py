@@ -199,6 +199,9 @@ async def test_who_comes_back_gets_what_came_after(test: ServiceTest) -> None:
     assert page["whole"] is False
     assert len(page["messages"]) == history.CAUGHT_UP
     assert {entry["text"] for entry in page["messages"]} == {"more"}  # the oldest are those left out
+    for nonsense in (1 << 64, -(1 << 64), "1"):
+        await ada.send({"op": "join", "room": "tea", "after": nonsense})
+        assert len(texts(ada)) == history.SHOWN
 
 
 async def test_what_is_said_again_by_the_same_key_is_taken_once(test: ServiceTest) -> None:
