@@ -134,6 +134,26 @@ def test_what_is_told_of_a_connection_that_was_cut_needs_nothing_but_ipcbus(run:
         assert news(feed).kind == "connected"
         end = news(feed)
         assert (end.kind, type(end.code), end.code) == ("ended", int, 1006)
+        assert end.data == "no close frame received or sent"
+
+
+def test_why_a_server_is_given_up_that_answers_no_ping_is_said() -> None:
+    over = threading.Event()
+
+    def hear_nothing(ws: ServerConnection) -> None:
+        ws.protocol.receive_data = lambda data: None  # type: ignore[method-assign]  # what comes is read, and pings are not answered
+        over.wait(PATIENCE)
+
+    with (
+        served(hear_nothing) as place,
+        ipcbus.open("unix:") as feed,
+        connect(place.url, feed, run="thread", reconnect=False, ping_interval=0.05, ping_timeout=0.05, close_timeout=0.1),
+    ):
+        assert news(feed).kind == "connected"
+        end = news(feed)
+        over.set()
+        assert (end.kind, end.code) == ("ended", 1006)
+        assert "keepalive ping timeout" in end.data
 
 
 def test_it_waits_until_it_is_over(run: Any) -> None:

@@ -172,7 +172,7 @@ class Connection:
         except (OSError, EOFError, TimeoutError, UnicodeError, WebSocketException) as error:  # UnicodeError: of a host's name
             self._counts.refused += 1
             return End(0, f"cannot be reached: {str(error) or type(error).__name__}", None)
-        began = monotonic()
+        began, why = monotonic(), ""
         self._counts.connected += 1
         try:
             await self._put("connected", "")
@@ -183,8 +183,8 @@ class Connection:
                 await self._put("text" if isinstance(message, str) else "binary", message)
                 if not self._counts.received % TURN:
                     await asyncio.sleep(0)  # neither of the two above yields while thousands came in one piece
-        except ConnectionClosed:
-            pass  # however it ended, the code says it
+        except ConnectionClosed as closed:
+            why = str(closed)
         finally:
             self._ws = None
             self._online.clear()
@@ -193,7 +193,7 @@ class Connection:
             self._counts.disconnected += 1
             await self._hang_up(ws)
         code = int(ws.close_code or ABNORMAL)  # the library's own class must not travel: who receives it need not have that
-        return End(code, ws.close_reason or "", monotonic() - began)
+        return End(code, ws.close_reason or why, monotonic() - began)
 
     async def _hang_up(self, ws: ClientConnection) -> None:
         try:
