@@ -478,17 +478,12 @@ class Host:
 
 _OF_THE_LINK = frozenset({Event.HELLO, Event.SNAP, Event.BYE, Event.RESULT, Event.PING, Event.PONG})
 
-_PATH = re.compile(r"""/[!"$->@-~]*""")
-
 
 def _check(service: Service, name: str) -> None:
     path: Any = service.path
     limits: Any = service.limits
-    if not isinstance(path, str) or not _PATH.fullmatch(path):
-        raise ConfigError(
-            f"{name}: path = {path!r} is no path as clients send it; it starts with '/', has no '?' or '#', and what is not "
-            "ASCII is written as in a URL: '/caf%C3%A9'"
-        )
+    if not isinstance(path, str) or not re.fullmatch(r"""/[!"$->@-~]*""", path):
+        raise ConfigError(f"{name}: path = {path!r} is no path; it starts with '/' and has no '?' or '#', and 'é' reads %C3%A9")
     if not isinstance(limits, Limits):
         raise ConfigError(f"{name}: limits = {limits!r} are no ipcbus.web.Limits; write limits = Limits(rate=5)")
     try:
