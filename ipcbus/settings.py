@@ -69,6 +69,8 @@ def check(settings: ChannelOptions, transport: type[Transport], where: str) -> N
         raise ConfigError(f"{where}: capacity must be {least}, not {settings.capacity}")
     if settings.max_message is not None and settings.max_message < 64:
         raise ConfigError(f"{where}: max_message must be at least 64 bytes, not {settings.max_message}")
+    if settings.accept == ():
+        raise ConfigError(f"{where}: accept names no serializer, so nothing could be received; name one, or leave it out")
     if settings.receivers == "many" and not transport.capabilities.many_receivers:
         raise Unsupported(f"{where!r} has one receiver; receivers='many' needs another transport, such as unix:")
     if settings.overflow == "drop_old" and not transport.capabilities.drops_old:

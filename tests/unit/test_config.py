@@ -74,6 +74,12 @@ def test_opening_a_channel_takes_nothing_out_of_it() -> None:
         assert channel.recv(0) == 1
 
 
+@pytest.mark.parametrize(("url", "options"), [("pipe:?accept=", {}), ("pipe:", {"accept": ()}), ("inproc:", {"accept": []})])
+def test_a_channel_that_accepts_nothing_is_a_mistake(url: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ipcbus.ConfigError, match="accept names no serializer, so nothing could be received; name one, or"):
+        ipcbus.open(url, **options)
+
+
 class TestAuto:
     def test_nothing_is_configured(self) -> None:
         assert configured_transport() is None
