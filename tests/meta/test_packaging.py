@@ -18,6 +18,10 @@ def test_top_level(tracked, root):
     assert {path.relative_to(root).parts[0] for path in tracked} == TOP
 
 
+def test_the_sdist_has_all_that_its_tests_look_at(pyproject):
+    assert not TOP & set(pyproject["tool"]["hatch"]["build"]["targets"]["sdist"]["exclude"])
+
+
 def test_one_version(pyproject, root):
     newest = re.search(r"^## \[(?P<version>\d+\.\d+\.\d+)\]", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest
