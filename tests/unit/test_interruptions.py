@@ -58,6 +58,12 @@ def test_what_a_signal_handler_has_half_written_is_not_mixed_with_the_send_that_
     run(f"half_{way}", "pipe:?pipe_bytes=64KiB", size)
 
 
+@pytest.mark.parametrize("size", [10, 3_000, 300_000])
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_signal_handler_that_sends_takes_room_of_its_own(before, size):
+    run(f"amid_{before}", "unix:", size)
+
+
 # ---------------------------------------------------------------------- a signal handler that receives
 
 

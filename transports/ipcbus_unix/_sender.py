@@ -83,9 +83,11 @@ class UnixSender(SendLink):
             tag = self._tag + STEP
             if tag > self._limit:
                 deadline = Deadline(timeout)
-                self._make_room(deadline)
-                timeout = deadline.remaining()
-            # Counted before it is sent: an interruption in between leaves a number unused, and none used twice.
+                while (tag := self._tag + STEP) > self._limit:  # looked at last: a signal handler may have sent
+                    self._make_room(deadline)
+                    timeout = deadline.remaining()
+            # Counted before it is sent, and nothing is called since the look: an interruption leaves a number unused, and none
+            # is used twice.
             self._tag = tag
             body = frame[0] if len(frame) == 1 else b"".join(frame) if size(frame) <= self._inline else None
             if body is None or len(body) > self._inline:
@@ -115,15 +117,16 @@ class UnixSender(SendLink):
             try:
                 if not lock.acquire(False):  # noqa: FBT003  as above
                     return False
+                if len(obj) > most:
+                    return False
                 tag = self._tag + STEP
-                if tag > self._limit or len(obj) > most:
+                if tag > self._limit:
                     return False
                 self._tag = tag
                 try:
                     put(tag.to_bytes(HEAD, _ORDER) + head + obj, _FLAGS)
                 except OSError:
-                    if self._tag == tag:  # else a signal handler has sent, and the number is left unused
-                        self._tag = tag - STEP
+                    self._take_back(tag)
                     return False  # send says what that means
                 return True
             finally:
@@ -150,7 +153,7 @@ class UnixSender(SendLink):
                 raise self._refused(error)
             self._send_large(tag, frame, len(data) - HEAD, deadline.remaining())
         except (ChannelFull, ChannelBroken, ChannelClosed):
-            self._tag = tag - STEP
+            self._take_back(tag)
             raise
 
     def _send_large(self, tag: int, frame: Frame, size: int, timeout: float | None) -> None:
@@ -170,10 +173,10 @@ class UnixSender(SendLink):
             self._pass(tag, MARK.pack(tag | LARGE, size), held, deadline)
             flags[LARGE_WAITS] = 1  # again: a receiver may have found nothing while this waited
         except (ChannelFull, ChannelBroken, ChannelClosed):
-            self._tag = tag - STEP
+            self._take_back(tag)
             raise
         except OSError as error:
-            self._tag = tag - STEP
+            self._take_back(tag)
             raise self._refused(error) from error
         finally:
             close_all(held)
@@ -187,6 +190,11 @@ class UnixSender(SendLink):
                 self._wait_for_bytes(tag, deadline)
             else:
                 return
+
+    def _take_back(self, tag: int) -> None:
+        """Use a number for the next message; where a signal handler has sent meanwhile it is left unused."""
+        if self._tag == tag:
+            self._tag = tag - STEP
 
     def _refused(self, error: OSError) -> ChannelBroken | ChannelClosed:
         """Say what an error of the socket means."""

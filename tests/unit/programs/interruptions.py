@@ -255,6 +255,29 @@ def half_written(url, way, size):
         every_instant(attempt)
 
 
+def amid(url, way, size):
+    """A signal handler that sends amid a send takes room of its own: no more is accepted than the channel has room for."""
+    capacity = 4
+    with open_channel(url, capacity) as channel:
+        message = pattern(size, 1)
+        send_what_fits(channel, [message], [])
+        channel.recv(timeout=PATIENCE)
+
+        def attempt(instants):
+            got, sent = [], []
+            for _ in range(int(way)):
+                send_what_fits(channel, [pattern(10, 2)], sent)
+            handler = Handler(instants.left, lambda: send_what_fits(channel, [pattern(10, 3)] * 2, sent))
+            handler.call(send_what_fits, channel, [message], sent)
+            send_what_fits(channel, [pattern(10, 4)] * capacity, sent)
+            assert len(sent) == capacity, f"{len(sent)} messages were accepted"
+            got = [channel.recv(timeout=PATIENCE) for _ in sent]
+            assert sorted(got) == sorted(sent), "messages arrived torn"
+            return handler.left <= 0
+
+        every_instant(attempt)
+
+
 def send_what_fits(channel, messages, sent):
     for message in messages:
         try:
@@ -266,7 +289,9 @@ def send_what_fits(channel, messages, sent):
 
 if __name__ == "__main__":
     scenario, url, *size = sys.argv[1:]
-    if scenario.startswith("half_"):
+    if scenario.startswith("amid_"):
+        amid(url, scenario.removeprefix("amid_"), int(*size))
+    elif scenario.startswith("half_"):
         half_written(url, scenario.removeprefix("half_"), int(*size))
     elif size:
         later(url, scenario, int(*size))
