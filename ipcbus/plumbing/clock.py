@@ -15,12 +15,20 @@ class Deadline:
 
     Args:
         timeout: seconds from now; None is never, and so is what is too long to be waited for.
+
+    Raises:
+        ValueError: it is not a number (NaN).
     """
 
     __slots__ = ("_at",)
 
     def __init__(self, timeout: float | None) -> None:
-        self._at = None if timeout is None or timeout > EVER else monotonic() + timeout
+        if timeout is None or timeout > EVER:
+            self._at: float | None = None
+        elif timeout <= EVER:
+            self._at = monotonic() + timeout
+        else:  # every comparison is false, and so would be that of the clock with the moment: whoever waits would spin
+            raise ValueError(f"a timeout is a number of seconds, not {timeout}")
 
     def remaining(self) -> float | None:
         """Return the seconds left, never negative; None is without limit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import pickle
 import queue
 import re
@@ -14,6 +15,7 @@ import pytest
 import ipcbus
 from ipcbus import errors
 from ipcbus.explain import Culprit
+from ipcbus.testing.subject import Task
 
 ALL = [getattr(errors, name) for name in errors.__all__]
 
@@ -112,3 +114,12 @@ def test_wait_for_one_channel_that_is_not_in_a_list_takes_nothing_from_it() -> N
         with pytest.raises(TypeError, match=r"write wait\(\[...\]\)"):
             ipcbus.wait(channel, timeout=0)
         assert channel.recv(timeout=0) == 1
+
+
+@pytest.mark.parametrize("url", ["inproc:", "pipe:", "queue:", "unix:", "zmq:"])
+def test_a_timeout_that_is_no_number_is_refused_by_who_would_wait(url: str) -> None:
+    with ipcbus.open(url, capacity=1) as channel:
+        channel.send(1)
+        sending = Task(channel.send, (2,), {"timeout": math.nan})
+        with pytest.raises(ValueError, match="a timeout is a number of seconds, not nan"):
+            sending.result(5)
