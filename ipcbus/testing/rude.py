@@ -106,7 +106,7 @@ class LocksSending(Sender):
 
 
 class NapsReceiving(Receiver):
-    """Looks every few milliseconds."""
+    """Looks twice a millisecond."""
 
     def recv(self, timeout: float | None) -> Frame:
         until = math.inf if timeout is None else time.monotonic() + timeout
@@ -116,11 +116,11 @@ class NapsReceiving(Receiver):
             except ChannelEmpty:
                 if time.monotonic() >= until:
                     raise
-            time.sleep(0.002)
+            time.sleep(0.0005)
 
 
 class NapsSending(Sender):
-    """Looks every few milliseconds."""
+    """Looks twice a millisecond."""
 
     def send(self, frame: Frame, timeout: float | None) -> None:
         until = math.inf if timeout is None else time.monotonic() + timeout
@@ -130,11 +130,11 @@ class NapsSending(Sender):
             except ChannelFull:
                 if time.monotonic() >= until:
                     raise
-            time.sleep(0.002)
+            time.sleep(0.0005)
 
 
 class Ticks(Receiver):
-    """Has a thread that looks every few milliseconds."""
+    """Has a thread that looks twice a millisecond."""
 
     def __init__(self, link: Any) -> None:
         super().__init__(link)
@@ -143,7 +143,7 @@ class Ticks(Receiver):
 
     def _tick(self) -> None:
         while not self._over:
-            time.sleep(0.002)
+            time.sleep(0.0005)
 
     def close(self) -> None:
         self._over = True

@@ -134,7 +134,7 @@ def check_wait_quiet(subject: Subject) -> None:
     took, cpu, wakes = time.monotonic() - started, time.process_time() - cpu, _wakes() - wakes
     assert took >= 0.19, f"a wait of 0.2 s was over after {took:.3f} s"
     assert cpu < 0.05, f"during a wait of 0.2 s the process used {cpu:.2f} s of processor time: it, or a thread, polls"
-    assert wakes < 50, f"during a wait of 0.2 s the process's threads went to sleep {wakes} times: one of them polls"
+    assert wakes < 20, f"during a wait of 0.2 s the process's threads went to sleep {wakes} times: one of them polls"
 
 
 def _wakes() -> int:
