@@ -149,7 +149,7 @@ class Pump:
             lost += self._batcher.discard()
             self.lost += lost
             if lost:
-                logger.warning("%s is gone, %d events for it are dropped: %s", self._name, lost, error)
+                logger.warning("%d events for %s are dropped: %s", lost, self._name, error)
 
     def _settle(self) -> None:
         waiting = len(self._batcher)
