@@ -466,7 +466,7 @@ class TestTheHomeDies:
         assert set(place.glob("ipcbus-*")) - before, "the channel should have outlived its maker"
         got.close()
         if close:
-            home("end")
+            home.child.say(("end",))
             home.child.result()
         else:
             home.child.kill()
