@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipcbus import frame as wire
 from ipcbus.errors import (
+    ChannelBroken,
     ConfigError,
     ContentRefused,
     DecodeError,
@@ -350,12 +351,16 @@ class Codec:
 
     def _find(self, number: int, content_type: str) -> Serializer | None:
         # Those in use come first, so that an ordinary message does not make every installed serializer load.
-        claims = []
+        claims: list[str] = []
+        lack: ChannelBroken | None = None
         for name in dict.fromkeys((*self._made, *serializers)):
             try:
                 kind = serializers.get(name)
             except (SerializerUnavailable, ConfigError):
                 continue  # what cannot be loaded cannot decode; asked for by name, it says why
+            except ChannelBroken as error:
+                lack = error
+                continue
             if kind.id == number if number else kind.content_type == content_type:
                 if number < _FOREIGN or name in self._made:
                     return self._make(name)
@@ -366,6 +371,8 @@ class Codec:
                 "give one of them another id; the message was dropped",
                 f"serializer id {number}",
             )
+        if lack is not None and not claims:
+            raise DecodeError(f"what decodes this message cannot be loaded now: {lack}; the message was dropped") from lack
         return self._make(claims[0]) if claims else None
 
     def _refuse_replay(self, sender: int, counter: int) -> None:

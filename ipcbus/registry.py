@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from ipcbus.errors import ConfigError, IpcbusError
 from ipcbus.options import nearest
+from ipcbus.plumbing.fds import exhausted, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +61,7 @@ class Registry(Generic[T]):
             UnknownTransport: (or UnknownSerializer) nobody provides it; the message says what is close.
             TransportUnavailable: (or SerializerUnavailable) it needs something that is not installed.
             ConfigError: the plugin is not what it claims to be, or two distributions claim the name.
+            ChannelBroken: the system refused what it takes to look, or to load it: a descriptor, say.
         """
         thing = self._things.get(name)
         return self._load(name) if thing is None else thing
@@ -104,6 +107,8 @@ class Registry(Generic[T]):
         except ImportError as error:
             raise self._unavailable(f"{self._noun} {name!r} cannot be used: {error}{self._hint(name, entry)}") from error
         except Exception as error:
+            if isinstance(error, OSError) and exhausted(error):
+                raise refused(f"{self._noun} {name!r} cannot be loaded", error) from error
             # An import runs the plugin's own code, which may raise anything.
             raise ConfigError(
                 f"{self._noun} {name!r}: its entry point {entry.value!r} cannot be loaded: {type(error).__name__}: {error}"
@@ -115,10 +120,16 @@ class Registry(Generic[T]):
 
     def _entry_points(self) -> dict[str, list[EntryPoint]]:
         if self._found is None:
-            from importlib.metadata import entry_points
+            try:
+                from importlib.metadata import entry_points
 
+                # To that, a folder for which there is no descriptor is an empty one, and remains so.
+                os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+                entries = entry_points(group=self._group)
+            except OSError as error:
+                raise refused("what is installed cannot be looked through", error) from error
             found: dict[str, list[EntryPoint]] = {}
-            for entry in entry_points(group=self._group):
+            for entry in entries:
                 others = found.setdefault(entry.name, [])
                 # One distribution can be seen twice, through two entries of the path: the same value is the same thing.
                 if all(other.value != entry.value for other in others):

@@ -14,10 +14,15 @@ from ipcbus.errors import ChannelBroken
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["REMEDY", "OwnedFd", "TravellingFd", "close_all", "keep", "packing", "refused", "unpacking"]
+__all__ = ["REMEDY", "OwnedFd", "TravellingFd", "close_all", "exhausted", "keep", "packing", "refused", "unpacking"]
 
 REMEDY = "close some descriptors or raise 'ulimit -n'"
 """What to do where a process, or the system, has no descriptors left."""
+
+
+def exhausted(error: OSError) -> bool:
+    """Tell whether what is lacking is a descriptor."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def refused(what: str, error: OSError, then: str = "") -> ChannelBroken:
@@ -29,7 +34,7 @@ def refused(what: str, error: OSError, then: str = "") -> ChannelBroken:
         then: what became of the call; nothing where that is clear.
     """
     said = "; ".join(filter(None, (f"{what}: {error.strerror or error}", then)))
-    return ChannelBroken(f"{said}; {REMEDY}, and try again" if error.errno in (errno.EMFILE, errno.ENFILE) else said)
+    return ChannelBroken(f"{said}; {REMEDY}, and try again" if exhausted(error) else said)
 
 
 def keep(owner: object, name: str, opener: Callable[..., int], *arguments: object) -> None:

@@ -109,6 +109,22 @@ class TestOutside:
         assert answer.startswith("ConfigError serializer 'upper'")
         assert why in answer
 
+    def test_without_descriptors_it_says_what_lacks(self, tmp_path: Path) -> None:
+        lacking = "import errno, os\nraise OSError(errno.EMFILE, os.strerror(errno.EMFILE))"
+        distribute(tmp_path, "outside", "upper = lacking:Upper", modules={"lacking": lacking})
+        why = "serializer 'upper' cannot be loaded: Too many open files; close some descriptors"
+        assert ask(tmp_path, "upper").startswith(f"ChannelBroken {why}")
+        code = (
+            "import sys; sys.path.append(sys.argv[1])\n"
+            "import ipcbus\n"
+            "from ipcbus.codec import Codec\n"
+            "codec = Codec('raw', None, private=True, max_message=99)\n"
+            "try: codec.decode([bytes((0xb5, 1, 0, 40)) + b'x'])\n"
+            "except ipcbus.DecodeError as error: print(error)"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        assert why in subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
     def test_two_distributions_with_one_name(self, tmp_path: Path) -> None:
         distribute(tmp_path, "outside", "upper = outside:Upper", modules={"outside": MODULE})
         distribute(tmp_path, "rival", "upper = rival:Upper", modules={"rival": MODULE})
@@ -164,6 +180,25 @@ class TestOurs:
         assert [kind.id for kind in kinds] == [1, 2, 3, 4, 5, 0]
         assert len({kind.content_type for kind in kinds}) == len(kinds)
         assert {kind.name for kind in kinds if not kind.safe} == {"pickle", "cloudpickle"}
+
+    @pytest.mark.parametrize("first", ["importlib.metadata", "ipcbus"])
+    def test_what_is_installed_is_found_once_there_are_descriptors(self, first: str) -> None:
+        code = (
+            f"import {first}, ipcbus, os, resource\n"
+            "held = []\n"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))\n"
+            "try:\n"
+            "    while True: held.append(os.dup(0))\n"
+            "except OSError: pass\n"
+            "try: ipcbus.open('inproc:')\n"
+            "except ipcbus.ChannelBroken as error: print(error)\n"
+            "for fd in held: os.close(fd)\n"
+            "print(ipcbus.open('inproc:').url)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+        said, url = done.stdout.splitlines()
+        assert said.startswith("what is installed cannot be looked through: Too many open files; close some descriptors")
+        assert url == "inproc:"
 
     def test_importing_scans_nothing(self) -> None:
         code = "import sys, ipcbus; print('importlib.metadata' in sys.modules)"
