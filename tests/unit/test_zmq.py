@@ -1,6 +1,8 @@
 """What is special to zmq: its directory, its addresses, strangers, parked messages, and what an interruption leaves."""
 
+import errno
 import fcntl
+import gc
 import os
 import select
 import signal
@@ -28,10 +30,12 @@ from ipcbus.errors import (
     InsecureConfiguration,
     PeerDied,
 )
+from ipcbus.plumbing import rundir
 from ipcbus.plumbing.ports import free_port
 from ipcbus.transport import NoOptions
 from ipcbus_zmq import Zmq, ZmqTcp
 from ipcbus_zmq import _parking as parking
+from ipcbus_zmq import _place as places
 from ipcbus_zmq._protocol import MARK, Kind, encode
 
 from .rig import Ends, spec, until
@@ -311,6 +315,23 @@ except ChannelBroken as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.stdout, done.returncode) == ("refused\n", 0), done.stderr
+
+
+def test_an_end_that_could_not_be_opened_closes_no_descriptor_twice(monkeypatch):
+    def refuse(_place):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    directory = places.make_private()
+    try:
+        monkeypatch.setattr(places.PrivatePlace, "_open_state", refuse)
+        with pytest.raises(ChannelBroken, match="ulimit -n") as caught:
+            places.PrivatePlace(directory)
+        other = os.open(os.devnull, os.O_RDONLY)  # has the number of what was closed
+        del caught
+        gc.collect()
+        os.close(other)
+    finally:
+        rundir.remove(directory)
 
 
 @pytest.mark.parametrize(("policy", "threads"), [("SCHED_OTHER", "[0, 3]"), ("SCHED_IDLE", "[5]")])

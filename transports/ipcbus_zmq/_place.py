@@ -13,6 +13,7 @@ import zmq
 from ipcbus.errors import ChannelBroken, ChannelBusy, InsecureConfiguration
 from ipcbus.plumbing import rundir
 from ipcbus.plumbing.claim import Claim, holder
+from ipcbus.plumbing.fds import refused
 from ipcbus_zmq import _parking as parking
 from ipcbus_zmq._post import close_inherited
 
@@ -149,8 +150,8 @@ class PrivatePlace:
             finally:
                 os.close(fd)
         except OSError as error:
-            os.close(self._hold)
-            raise ChannelBroken(f"{directory / _STATE} cannot be used: {error.strerror}") from error
+            self._free()
+            raise refused(f"{directory / _STATE} cannot be used", error) from error
         self.shut: Shut = self._memory
 
     def listen(self) -> int:
@@ -242,7 +243,7 @@ class PrivatePlace:
     def _unusable(self, error: OSError) -> Exception:
         if isinstance(error, ChannelBroken):
             return error
-        return ChannelBroken(f"{self._directory} cannot be used: {error.strerror}")
+        return refused(f"{self._directory} cannot be used", error)
 
     def _open_state(self) -> int:
         return os.open(self._directory / _STATE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
