@@ -377,6 +377,7 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         TransportUnavailable: what the transport needs is not installed; carries the pip command.
         Unsupported: the transport cannot do what an option asks.
         InsecureConfiguration: strangers could use it to run code here.
+        ChannelBroken: the system refused what it takes, a descriptor, say.
     """
     plan = resolve(url, **options)
     spec = ChannelSpec(
@@ -387,7 +388,8 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         max_message=plan.max_message,
         drops_old=plan.settings.overflow == "drop_old",
     )
-    # Made before the channel, so that a wrong serializer or an insecure wish leaves nothing behind.
+    # Before the channel, so that a wrong serializer, an insecure wish or the want of a descriptor leaves nothing behind.
+    endpoint.hook()
     codec = make_codec(plan.settings, private=plan.private, max_message=plan.max_message, where=str(plan.url))
     codec.answer_by(_reply_class)
     handle = plan.transport.create(spec, build(plan.transport.options, plan.own, str(plan.url)))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ipcbus.settings import ChannelOptions
     from ipcbus.transport import ChannelSpec, Frame, RecvLink, SendLink, Transport
 
-__all__ = ["Endpoint", "Meter", "Stats", "Watcher", "adopt", "destroy", "destroy_closed", "find", "receiver"]
+__all__ = ["Endpoint", "Meter", "Stats", "Watcher", "adopt", "destroy", "destroy_closed", "find", "hook", "receiver"]
 
 
 _HELD_UP = 1.0
@@ -367,7 +367,7 @@ def receiver(channel_id: str) -> int | None:
 
 def adopt(end: Endpoint, *, home: bool) -> Endpoint:
     """Enter an endpoint into this process's table and return it, or the one that another thread entered first."""
-    _hook()
+    hook()
     with _lock:
         known = _ends.setdefault(end.spec.id, end)
         _open.add(known)
@@ -407,17 +407,17 @@ def _let_go(end: Endpoint) -> None:
         _open.discard(end)
 
 
-def _hook() -> None:
-    """Arrange for forks and exits, at the first channel of a process and not at import."""
+def hook() -> None:
+    """Arrange for forks and exits, at the first channel of a process and not at import; raises ``ChannelBroken``."""
     global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
-    with _lock:
-        if _hooked:
-            return
-        _hooked = True
-    forks.in_child(_after_fork)
+    if _hooked:
+        return
+    # First what can fail, and is then done by the next channel. That two threads do it twice changes nothing.
     # Closing comes first, before children are joined; what has a name goes last, when no child can want it any more.
     forks.at_exit(_close_all, 10)
     forks.at_exit(destroy_closed, -100)
+    forks.in_child(_after_fork)
+    _hooked = True
 
 
 def _close_all() -> None:

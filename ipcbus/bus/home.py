@@ -258,8 +258,8 @@ _hooked = False
 def _hook() -> None:
     global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
     if not _hooked:
-        _hooked = True
         forks.at_exit(_close_all, -80)
+        _hooked = True
 
 
 def _close_all() -> None:

@@ -270,9 +270,9 @@ def _fetch(address: str, operation: Operation, key: bytes) -> Found:
 def _hook() -> None:
     global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
     if not _hooked:
-        _hooked = True
-        forks.in_child(_after_fork)
         forks.at_exit(settle, -90)  # late: children that are joined before may still ask
+        forks.in_child(_after_fork)
+        _hooked = True
 
 
 def _after_fork() -> None:

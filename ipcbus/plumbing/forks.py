@@ -7,6 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.locks import release
 
 if TYPE_CHECKING:
@@ -102,10 +103,16 @@ def at_exit(function: Callable[[], None], priority: int) -> None:
     Args:
         function: called with nothing.
         priority: the highest comes first; those from 0 on before ``multiprocessing`` joins this process's children.
+
+    Raises:
+        ChannelBroken: ``multiprocessing`` cannot be loaded, for want of a descriptor, say. It may be tried again.
     """
     # multiprocessing's children skip atexit, but run these; so does the main process. They forget what they inherited
     # right after the fork, and then call what is registered with the second.
-    from multiprocessing.util import register_after_fork
+    try:
+        from multiprocessing.util import register_after_fork
+    except OSError as error:
+        raise refused("what this process does at its exit cannot be arranged", error) from error
 
     if not _last:
         register_after_fork(_last, lambda _: _arm())

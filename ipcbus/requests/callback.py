@@ -363,9 +363,9 @@ def _arrive(address: bytes, number: int, timeout: float | None) -> Callback[...,
 def _hook() -> None:
     global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
     if not _hooked:
-        _hooked = True
-        forks.in_child(_after_fork)
         forks.at_exit(settle, 30)
+        forks.in_child(_after_fork)
+        _hooked = True
 
 
 def _after_fork() -> None:

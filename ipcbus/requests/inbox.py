@@ -399,9 +399,9 @@ def settle() -> None:
 def _hook() -> None:
     global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
     if not _hooked:
-        _hooked = True
-        forks.in_child(_after_fork)
         forks.at_exit(settle, 20)  # before channels are closed: a reply may still have to be handed over
+        forks.in_child(_after_fork)
+        _hooked = True
 
 
 def _after_fork() -> None:

@@ -156,6 +156,30 @@ over.set()
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 holding.join()
 """
+LACKING = """
+import errno, os, sys, ipcbus
+
+class Lacking:
+    def find_spec(self, name, path, target=None):
+        if name == "multiprocessing.util":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+sys.meta_path.insert(0, Lacking())
+try:
+    ipcbus.open("inproc:")
+except OSError as error:
+    print(type(error).__name__, error)
+del sys.meta_path[0]
+channel = ipcbus.open("inproc:")
+from multiprocessing.util import Finalize
+
+def late():
+    try:
+        channel.send(1, 0)
+    except ipcbus.ChannelClosed:
+        print("closed")
+Finalize(None, late, exitpriority=0)
+"""
 SHUTDOWN_ELSEWHERE = """
 import os, sys, ipcbus
 url, first = sys.argv[1:]
@@ -200,6 +224,14 @@ def test_a_finalizer_may_call_it_at_any_moment():
 
 def test_an_end_whose_other_side_was_closed_and_had_again_is_closed_at_exit():
     assert run(HALF_CLOSED) == "closed\n"
+
+
+def test_a_first_channel_that_could_not_be_made_does_not_keep_the_next_from_being_closed_at_exit():
+    said, closed = run(LACKING).splitlines()
+    assert said.startswith(
+        "ChannelBroken what this process does at its exit cannot be arranged: Too many open files; close some"
+    )
+    assert closed == "closed"
 
 
 def test_a_fork_while_a_supervisor_ties_a_process_to_itself_leaves_the_child_nothing():
