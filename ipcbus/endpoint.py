@@ -302,7 +302,7 @@ class Endpoint:
         self._lock = threading.RLock()
         for link in (self.tx, self.rx):
             if link is not None:
-                link.abandon()
+                _abandon(link, self.url)
         self.tx = self.rx = self.send_bytes = self.take = self.listen = None
         self.asked = False
         if self.meter is not None:
@@ -433,3 +433,13 @@ def _after_fork() -> None:
     _homes.clear()
     for end in list(_open):
         end.after_fork()
+
+
+def _abandon(link: SendLink | RecvLink, url: str) -> None:
+    """Let go of what a forked child inherited. What prevents that is logged: all that comes behind it is to be let go, too."""
+    try:
+        link.abandon()
+    except Exception:
+        import logging  # which a process that only sends and receives has no need of
+
+        logging.getLogger("ipcbus.channel").exception("%s: an end that this forked child inherited was not let go", url)

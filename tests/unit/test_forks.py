@@ -132,6 +132,21 @@ line.close()
 assert os.read(reading, 1) == b"", "the child holds the tether"
 """
 )
+ABANDONED = """
+import logging, os, sys, ipcbus
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+
+def refuse():
+    raise ValueError("stuck")
+
+channels = [ipcbus.open("inproc:") for _ in range(3)]
+for channel in channels:
+    channel.send(1)
+    channel._end.tx.abandon = refuse
+if not os.fork():
+    os._exit(all(channel._end.tx is None for channel in channels))
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 1, "some were not let go"
+"""
 FORK_WHILE_STUCK = """
 import os, threading, ipcbus
 from ipcbus.plumbing import forks
@@ -232,6 +247,12 @@ def test_a_first_channel_that_could_not_be_made_does_not_keep_the_next_from_bein
         "ChannelBroken what this process does at its exit cannot be arranged: Too many open files; close some"
     )
     assert closed == "closed"
+
+
+def test_a_child_lets_go_of_all_ends_where_one_cannot_be():
+    said = run(ABANDONED)
+    assert said.count("inproc:: an end that this forked child inherited was not let go\n") == 3
+    assert said.count("ValueError: stuck") == 3
 
 
 def test_a_fork_while_a_supervisor_ties_a_process_to_itself_leaves_the_child_nothing():
