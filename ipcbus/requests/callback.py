@@ -262,22 +262,24 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answer: 
 class _Owed:
     """What the caller of a callback on an event loop is owed. Let go of untold, it says that nothing comes.
 
-    A loop that is closed drops what it has not begun, and what it has not ended, and tells nobody.
+    A loop that is closed drops what it has not begun, and what it has not ended, and tells nobody. A forked child that lets
+    go of its parent's loop says nothing: the parent may still answer.
     """
 
-    __slots__ = ("answer", "function", "told")
+    __slots__ = ("_home", "answer", "function", "told")
 
     def __init__(self, function: Any, answer: ReplyTo | _Local | None) -> None:
         self.function = function
         self.answer = answer
         self.told = False
+        self._home = _here
 
     def tell(self, value: Any, error: BaseException | None) -> None:
         self.told = True
         _tell(self.function, self.answer, value, error)
 
     def __del__(self) -> None:
-        if self.told:
+        if self.told or self._home is not _here:
             return
         error = ChannelClosed("the event loop that this callback runs on was closed before it ended")
         try:

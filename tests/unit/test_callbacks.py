@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import os
 import threading
 import time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 import pytest
 
 import ipcbus
+from ipcbus.requests import callback as callbacks
 from ipcbus.requests import inbox
 from ipcbus.requests.worker import Worker
 
@@ -125,6 +127,30 @@ def test_a_loop_that_is_closed_tells_who_called(server, subject):
             far.result()
         with pytest.raises(ipcbus.ChannelClosed, match="is closed"):
             callback.submit(4)
+
+
+def test_a_forked_child_that_lets_go_of_a_loop_leaves_its_callers_to_the_parent(monkeypatch):
+    monkeypatch.setattr(callbacks._thread, "start_new_thread", lambda function, arguments: function(*arguments))
+    ipcbus.callback(len).close()  # from the first one on forks are noticed
+    reading, writing = os.pipe()
+
+    class Answer:
+        def waits(self):
+            return True
+
+        def fail(self, _error):
+            os.write(writing, f"{os.getpid()}".encode())
+
+    owed = callbacks._Owed(len, Answer())
+    child = os.fork()
+    if not child:
+        del owed
+        os._exit(0)
+    os.waitpid(child, 0)
+    del owed
+    assert os.read(reading, 100).decode() == str(os.getpid())
+    os.close(reading)
+    os.close(writing)
 
 
 async def test_at_home_its_own_loop_does_not_wait_for_itself():
