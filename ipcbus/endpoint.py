@@ -17,6 +17,7 @@ from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelError, ChannelFull
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import packing
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.plumbing.spin import awake
 from ipcbus.transport import Handle
 
@@ -315,6 +316,7 @@ class Endpoint:
         self.sent = self.received = self.dropped = self.undecodable = 0
         self.codec.after_fork()
 
+    @finalizer
     def __del__(self) -> None:
         # The last Channel object for it is gone: nobody can use these ends any more.
         for link in (self.tx, self.rx):

@@ -13,6 +13,7 @@ from ipcbus.channel import open_channel
 from ipcbus.directory import aside, client
 from ipcbus.errors import IpcbusError
 from ipcbus.plumbing.fds import packing, unpacking
+from ipcbus.plumbing.finalizers import finalizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,6 +128,7 @@ class Tap:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @finalizer
     def __del__(self) -> None:
         if self._closed or self._pid != os.getpid():
             return

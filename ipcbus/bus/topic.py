@@ -15,6 +15,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelErr
 from ipcbus.options import parse_url
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import TravellingFd, packing
+from ipcbus.plumbing.finalizers import finalizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -270,6 +271,7 @@ class Subscription:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @finalizer
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._pid == os.getpid():
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)

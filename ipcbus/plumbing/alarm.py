@@ -7,6 +7,7 @@ import os
 import time
 
 from ipcbus.plumbing.fds import keep
+from ipcbus.plumbing.finalizers import finalizer
 
 __all__ = ["Alarm"]
 
@@ -53,6 +54,7 @@ class Alarm:
         if fd >= 0:
             os.close(fd)
 
+    @finalizer
     def __del__(self) -> None:
         if hasattr(self, "_fd"):  # not if an interruption came before the first line
             self.close()

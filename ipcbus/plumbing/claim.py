@@ -13,6 +13,7 @@ import struct
 
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import keep
+from ipcbus.plumbing.finalizers import finalizer
 
 __all__ = ["Claim", "claimant", "holder"]
 
@@ -65,6 +66,7 @@ class Claim:
             if fd >= 0:
                 os.close(fd)
 
+    @finalizer
     def __del__(self) -> None:
         # An end that was interrupted while it opened is dropped half made; its claim must not outlive it.
         if hasattr(self, "_fd"):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ipcbus.errors import ChannelBroken
 from ipcbus.plumbing.buffers import behind
 from ipcbus.plumbing.fds import close_all, refused
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.plumbing.mapping import map_private, map_shared
 
 if TYPE_CHECKING:
@@ -270,6 +271,7 @@ class _Source(ctypes.Structure):
         super().__init__()
         _get_buffer(ctypes.py_object(buffer), ctypes.byref(self), 0)  # raises what is wrong by itself
 
+    @finalizer
     def __del__(self) -> None:
         _release_buffer(ctypes.byref(self))  # nothing, where there is none
 

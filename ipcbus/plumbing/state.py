@@ -12,6 +12,7 @@ from typing import Any
 
 from ipcbus.plumbing.claim import Claim, claimant, holder
 from ipcbus.plumbing.fds import TravellingFd
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.plumbing.wakeup import Wakeup
 
 __all__ = ["Seat", "SharedState"]
@@ -110,6 +111,7 @@ class SharedState:
         self.news.close()
         self.flags.close()
 
+    @finalizer
     def __del__(self) -> None:
         # One that could not be made whole is dropped, and so is one whose handle could not be.
         if hasattr(self, "_fd"):

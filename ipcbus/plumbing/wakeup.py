@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ipcbus.plumbing.fds import keep
+from ipcbus.plumbing.finalizers import finalizer
 
 __all__ = ["Echo", "Wakeup"]
 
@@ -46,6 +47,7 @@ class Wakeup:
         if fd >= 0:
             os.close(fd)
 
+    @finalizer
     def __del__(self) -> None:
         # So that threads may share one, and the last to let go of it closes it.
         if hasattr(self, "_fd"):  # not if an interruption came before the first line

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigError, EncodeError, Unsupported
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.requests import inbox, questions, reply
 from ipcbus.requests.future import Future
 from ipcbus.requests.worker import Worker
@@ -278,6 +279,7 @@ class _Owed:
         self.told = True
         _tell(self.function, self.answer, value, error)
 
+    @finalizer
     def __del__(self) -> None:
         if self.told or self._home is not _here:
             return

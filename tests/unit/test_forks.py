@@ -195,6 +195,21 @@ def late():
         print("closed")
 Finalize(None, late, exitpriority=0)
 """
+KEPT_TO_THE_LAST = """
+import sys, types
+early = sys.modules["early"] = types.ModuleType("early")
+early.itself = early
+import ipcbus
+from multiprocessing.util import Finalize
+
+def late():
+    channel = ipcbus.open(sys.argv[1])
+    channel.send(b"x" * 1_000_000)
+    early.kept = channel, channel.recv(5), channel.fileno()
+    # Modules that somebody keeps lose their names one after the other, the first of them last.
+    sys.kept = [module for name, module in sys.modules.items() if name.startswith(("early", "ipcbus"))]
+Finalize(None, late, exitpriority=-1000)  # when this process has closed its channels
+"""
 SHUTDOWN_ELSEWHERE = """
 import os, sys, ipcbus
 url, first = sys.argv[1:]
@@ -253,6 +268,11 @@ def test_a_child_lets_go_of_all_ends_where_one_cannot_be():
     said = run(ABANDONED)
     assert said.count("inproc:: an end that this forked child inherited was not let go\n") == 3
     assert said.count("ValueError: stuck") == 3
+
+
+@pytest.mark.parametrize("url", ["inproc:", "unix:", "pipe:", "queue:", SHM])
+def test_what_is_kept_until_modules_have_lost_their_names_says_nothing(url):
+    run(KEPT_TO_THE_LAST, url)
 
 
 def test_a_fork_while_a_supervisor_ties_a_process_to_itself_leaves_the_child_nothing():

@@ -11,6 +11,7 @@ from multiprocessing.queues import Queue
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus_queue.libc import flock
 from ipcbus_queue.shared import OVER, TORN, WRITING
 
@@ -216,6 +217,7 @@ class _WriteLock:
             os.close(fd)
             del self._page  # it has a descriptor of its own
 
+    @finalizer
     def __del__(self) -> None:
         # The queue's thread may need it longer than anybody waits for the thread.
         if hasattr(self, "_fd"):  # not if an interruption came before it was opened

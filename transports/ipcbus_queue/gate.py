@@ -6,6 +6,7 @@ import select
 import threading
 
 from ipcbus.errors import ChannelClosed
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.plumbing.locks import Later
 from ipcbus.plumbing.wakeup import Wakeup
 
@@ -106,6 +107,7 @@ class Gate:
         self.epoll.close()
         self.bell.close()
 
+    @finalizer
     def __del__(self) -> None:
         # For an end that an interrupt kept from whoever was opening it. An epoll object does this by itself.
         if hasattr(self, "bell"):

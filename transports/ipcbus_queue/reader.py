@@ -16,6 +16,7 @@ from pickle import UnpicklingError, loads
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus_queue.shared import HELD, OVER, READING, SPILL_AT, TORN
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ class Reader:
         if fd >= 0:
             os.close(fd)
 
+    @finalizer
     def __del__(self) -> None:
         # For an end that an interrupt kept from whoever was opening it.
         if hasattr(self, "_fd"):

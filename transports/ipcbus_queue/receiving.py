@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelEmpty, ChannelError, EndOfChannel
 from ipcbus.plumbing.alarm import Alarm
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.plumbing.locks import alone, amid
 from ipcbus.transport import LINGER, Frame, RecvLink
 from ipcbus_queue.gate import Gate
@@ -199,6 +200,7 @@ class QueueRecvLink(RecvLink):
         if self._alarm is not None:
             self._alarm.close()
 
+    @finalizer
     def __del__(self) -> None:
         # For an end that an interrupt kept from whoever was opening it: another could not become the one receiver.
         self._free()

@@ -19,6 +19,7 @@ from typing import Any
 from ipcbus.errors import ChannelBroken
 from ipcbus.plumbing.claim import Claim
 from ipcbus.plumbing.fds import TravellingFd
+from ipcbus.plumbing.finalizers import finalizer
 
 __all__ = ["LARGE", "LARGE_ANNOUNCED", "LARGE_MAY_COME", "LARGE_WAITS", "NEVER", "SLOT", "STEP", "WAITING", "Board"]
 
@@ -107,6 +108,7 @@ class Board:
         nothing = memoryview(b"")
         self.flags = self.taken = self.wake = self._given = nothing
 
+    @finalizer
     def __del__(self) -> None:
         # As of the state: what could not be made whole is dropped.
         if hasattr(self, "_fd"):

@@ -14,6 +14,7 @@ from ipcbus.errors import ChannelBroken, ChannelBusy, InsecureConfiguration
 from ipcbus.plumbing import rundir
 from ipcbus.plumbing.claim import Claim, holder
 from ipcbus.plumbing.fds import refused
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus_zmq import _parking as parking
 from ipcbus_zmq._post import close_inherited
 
@@ -273,6 +274,7 @@ class PrivatePlace:
         if self._memory is not None:
             self._memory.close()
 
+    @finalizer
     def __del__(self) -> None:
         # An end that was interrupted while it opened has nobody who would release it.
         if hasattr(self, "_hold"):

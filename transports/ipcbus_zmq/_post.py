@@ -17,6 +17,7 @@ from zmq.backend import Socket
 from ipcbus.errors import ChannelBroken, ChannelClosed
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import refused
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.plumbing.locks import Later
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus_zmq import _context
@@ -249,6 +250,7 @@ class Post:
             if made is not None:
                 made.close()
 
+    @finalizer
     def __del__(self) -> None:
         # An end that was interrupted while it opened has nobody who would close it.
         if getattr(self, "socket", None) is not None and self._pid == os.getpid():
