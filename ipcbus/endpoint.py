@@ -345,13 +345,16 @@ _lock = threading.RLock()
 _hooked = False
 
 
-def find(channel_id: str, role: str = "both") -> Endpoint | None:
+def find(channel_id: str, role: str = "") -> Endpoint | None:
     """Return this process's endpoint of a channel, if it has one that is not closed.
 
-    One whose end for the role is closed is forgotten: what comes is open, even where what came before was closed.
+    What comes for a role is open, even where what came before was closed: an endpoint whose end for it is closed is forgotten.
+    What comes for both shares the end that is open, and the other one of that endpoint opens again.
     """
     end = _ends.get(channel_id)
-    if end is not None and end.closed_for(role):
+    if end is not None and role == "both":
+        end.reopen()
+    elif end is not None and end.closed_for(role):
         with _lock:
             _forget(end)
         return None

@@ -181,7 +181,7 @@ def check_close_wakes(subject: Subject) -> None:
 
 @check(13, 20)
 def check_close_one_role(subject: Subject) -> None:
-    """Closing one role of a channel leaves the other role of this process open."""
+    """Closing one role of a channel leaves the other role of this process open; a channel that comes again has both."""
     channel = subject.open()
     channel.send("kept", timeout=PATIENCE)
     channel.receiver.ready()
@@ -189,6 +189,13 @@ def check_close_one_role(subject: Subject) -> None:
     raises(ChannelClosed, channel.send, "late", timeout=0)
     assert channel.recv(timeout=PATIENCE) == "kept", "closing the sending end took a message away"
     raises(ChannelEmpty, channel.recv, timeout=0)  # and no end: who else sends goes on
+    again: ipcbus.Channel = pickle.loads(pickle.dumps(channel))
+    again.send("again", timeout=PATIENCE)
+    assert channel.recv(timeout=PATIENCE) == "again", "the channel that came again does not work"
+    again.receiver.close()
+    again = pickle.loads(pickle.dumps(channel))
+    again.send("both", timeout=PATIENCE)
+    assert again.recv(timeout=PATIENCE) == "both", "the channel that came again does not receive"
 
 
 @check(13)
