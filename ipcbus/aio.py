@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelEmpty, ChannelFull
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.plumbing.fds import refused
+from ipcbus.plumbing.fds import loading, refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from ipcbus.channel import Channel
     from ipcbus.endpoint import Endpoint
@@ -67,11 +68,9 @@ class AsyncChannel:
 
     async def request(self, obj: Any, timeout: float | None = None, headers: Mapping[str, str] | None = None) -> Any:  # noqa: ASYNC109  the same signature as Channel.request
         """Send a request and return the reply; see ``Channel.request``. Cancelled, it gives the request up."""
-        from ipcbus.requests import asking
-
         if not self._may_send:
             await self.send(obj)  # says why not
-        return await asking.request_async(self._end, self._send, obj, timeout, headers)
+        return await _request_function()(self._end, self._send, obj, timeout, headers)
 
     async def recv(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109  the same signature as Channel.recv
         """Receive the next object; see ``Channel.recv``."""
@@ -186,3 +185,11 @@ class _Group:
 def _finish(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+@functools.cache
+def _request_function() -> Callable[..., Awaitable[Any]]:
+    with loading("what requests take"):
+        from ipcbus.requests.asking import request_async
+
+    return request_async

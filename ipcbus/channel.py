@@ -16,7 +16,7 @@ from ipcbus.errors import (
 )
 from ipcbus.options import URL, build
 from ipcbus.plan import make_codec, resolve
-from ipcbus.plumbing.fds import unpacking
+from ipcbus.plumbing.fds import loading, unpacking
 from ipcbus.transport import ChannelSpec
 
 if TYPE_CHECKING:
@@ -214,9 +214,7 @@ class Channel:
         Raises:
             What ``send`` raises, and Unsupported: strangers can send through this channel.
         """
-        from ipcbus.requests import asking
-
-        return asking.submit(self._for_sending(), obj, timeout, headers)
+        return _submit_function()(self._for_sending(), obj, timeout, headers)
 
     def serve(self, handler: Callable[[Message], Any]) -> None:
         """Receive until the end of the channel and answer each request with what a function returns for it.
@@ -225,7 +223,8 @@ class Channel:
             handler: called with each message. What it returns is the reply, and what it raises is raised as
                 ``RemoteError`` where the request came from. For a message that is no request it is called, too.
         """
-        from ipcbus.requests import serving
+        with loading(_REQUESTS):
+            from ipcbus.requests import serving
 
         serving.serve(self, handler)
 
@@ -267,7 +266,8 @@ class Channel:
     def aio(self) -> AsyncChannel:
         """The same channel for asyncio: ``await ch.aio.send(x)``, ``await ch.aio.recv()``, ``async for x in ch.aio``."""
         if self._aio is None:
-            from ipcbus.aio import AsyncChannel
+            with loading("what asyncio takes"):
+                from ipcbus.aio import AsyncChannel
 
             self._aio = AsyncChannel(self, self._end, may_send=self._role != "receiver")
         return self._aio
@@ -461,15 +461,27 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
 # What follows imports this, is not needed before somebody asks, and an import statement that finds all there still costs
 # more than a call.
 
+_REQUESTS = "what requests take"
+
 
 @functools.cache
 def _request_function() -> Callable[[endpoint.Endpoint, Any, float | None, Mapping[str, str] | None], Any]:
-    from ipcbus.requests.asking import request
+    with loading(_REQUESTS):
+        from ipcbus.requests.asking import request
 
     return request
 
 
+@functools.cache
+def _submit_function() -> Callable[[endpoint.Endpoint, Any, float | None, Mapping[str, str] | None], Future[Any]]:
+    with loading(_REQUESTS):
+        from ipcbus.requests.asking import submit
+
+    return submit
+
+
 def _reply_class() -> type[ReplyTo]:
-    from ipcbus.requests.reply import ReplyTo
+    with loading(_REQUESTS):
+        from ipcbus.requests.reply import ReplyTo
 
     return ReplyTo

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ConfigError, TransportUnavailable, UnknownTransport, Unsupported
 from ipcbus.options import URL, parse_url
+from ipcbus.plumbing.fds import loading
 from ipcbus.registry import Registry
 from ipcbus.transport import Transport
 
@@ -54,7 +55,8 @@ def select(url: URL, wishes: Mapping[str, Any]) -> tuple[type[Transport], URL]:
         return transports.get(url.scheme), url
     if url.address:
         raise ConfigError(f"auto: takes no address, but {str(url)!r} has one; name the transport")
-    from ipcbus.config import configured_transport, who_configures
+    with loading("the configuration"):
+        from ipcbus.config import configured_transport, who_configures
 
     chosen = configured_transport()
     if chosen is not None:

@@ -14,7 +14,7 @@ from ipcbus.errors import ChannelBroken
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["REMEDY", "OwnedFd", "TravellingFd", "close_all", "exhausted", "keep", "packing", "refused", "unpacking"]
+__all__ = ["REMEDY", "OwnedFd", "TravellingFd", "close_all", "exhausted", "keep", "loading", "packing", "refused", "unpacking"]
 
 REMEDY = "close some descriptors or raise 'ulimit -n'"
 """What to do where a process, or the system, has no descriptors left."""
@@ -35,6 +35,15 @@ def refused(what: str, error: OSError, then: str = "") -> ChannelBroken:
     """
     said = "; ".join(filter(None, (f"{what}: {error.strerror or error}", then)))
     return ChannelBroken(f"{said}; {REMEDY}, and try again" if exhausted(error) else said)
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Import inside what is only needed now; raises ``ChannelBroken`` where the system refuses, and it may be tried again."""
+    try:
+        yield
+    except OSError as error:
+        raise refused(f"{what} cannot be loaded", error) from error
 
 
 def keep(owner: object, name: str, opener: Callable[..., int], *arguments: object) -> None:

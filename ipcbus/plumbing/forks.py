@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from ipcbus.plumbing.fds import refused
+from ipcbus.plumbing.fds import loading
 from ipcbus.plumbing.locks import release
 
 if TYPE_CHECKING:
@@ -109,10 +109,8 @@ def at_exit(function: Callable[[], None], priority: int) -> None:
     """
     # multiprocessing's children skip atexit, but run these; so does the main process. They forget what they inherited
     # right after the fork, and then call what is registered with the second.
-    try:
+    with loading("what this process does at its exit"):
         from multiprocessing.util import register_after_fork
-    except OSError as error:
-        raise refused("what this process does at its exit cannot be arranged", error) from error
 
     if not _last:
         register_after_fork(_last, lambda _: _arm())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
 
 from ipcbus.errors import ChannelClosed, ChannelEmpty
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import loading
 from ipcbus.plumbing.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -195,7 +196,8 @@ class Future(Generic[T]):
     def _seek(self) -> None:
         """Ask the process that has the value for it, if this future came from there and nobody has asked yet."""
         if self.origin is not None and not self.asked:
-            from ipcbus.requests import questions
+            with loading("what asks for a future of another process"):
+                from ipcbus.requests import questions
 
             questions.ask_for(self, *self.origin)
 

@@ -8,6 +8,8 @@ import math
 import pickle
 import queue
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -123,3 +125,46 @@ def test_a_timeout_that_is_no_number_is_refused_by_who_would_wait(url: str) -> N
         sending = Task(channel.send, (2,), {"timeout": math.nan})
         with pytest.raises(ValueError, match="a timeout is a number of seconds, not nan"):
             sending.result(5)
+
+
+LACKING = """
+import errno, os, sys, ipcbus
+missing, call = sys.argv[1:]
+
+class Lacking:
+    def find_spec(self, name, path, target=None):
+        if name == missing:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+channel = ipcbus.open("inproc:")
+channel.send("kept")
+lacking = Lacking()
+sys.meta_path.insert(0, lacking)
+try:
+    eval(call)
+except ipcbus.ChannelBroken as error:
+    print(error)
+sys.meta_path.remove(lacking)
+assert channel.recv(5) == "kept"
+channel.shutdown()
+assert not channel.serve(print) and ipcbus.open().aio
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "call"),
+    [
+        ("ipcbus.requests.asking", "channel.request(1, 5)"),
+        ("ipcbus.requests.asking", "channel.submit(1, 5)"),
+        ("ipcbus.requests.serving", "channel.serve(print)"),
+        ("ipcbus.requests.reply", "channel.serve(print)"),
+        ("ipcbus.aio", "channel.aio"),
+        ("ipcbus.config", "ipcbus.open()"),
+    ],
+)
+def test_what_is_loaded_late_says_that_a_descriptor_is_lacking(missing: str, call: str) -> None:
+    command = [sys.executable, "-c", LACKING, missing, call]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.endswith(
+        " cannot be loaded: Too many open files; close some descriptors or raise 'ulimit -n', and try again\n"
+    )

@@ -258,9 +258,7 @@ def test_an_end_whose_other_side_was_closed_and_had_again_is_closed_at_exit():
 
 def test_a_first_channel_that_could_not_be_made_does_not_keep_the_next_from_being_closed_at_exit():
     said, closed = run(LACKING).splitlines()
-    assert said.startswith(
-        "ChannelBroken what this process does at its exit cannot be arranged: Too many open files; close some"
-    )
+    assert said.startswith("ChannelBroken what this process does at its exit cannot be loaded: Too many open files; close some")
     assert closed == "closed"
 
 
