@@ -16,7 +16,7 @@ from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.requests import inbox, questions, reply
 from ipcbus.requests.future import Future
-from ipcbus.requests.worker import Worker
+from ipcbus.requests.worker import Worker, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -375,3 +375,4 @@ def _hook() -> None:
 def _after_fork() -> None:
     global _here  # noqa: PLW0603  the parent's callbacks are the parent's
     _here = _Here()
+    workers.clear()  # a callback may fork, and what waits behind it is not done by its child as well

@@ -118,7 +118,7 @@ class Worker:
                     self._change.notify_all()
                 del task, function, args
         finally:
-            del workers[get_ident()]
+            workers.pop(get_ident(), None)  # not there in a forked child
             with self._change:
                 self._threads.discard(threading.current_thread())
 

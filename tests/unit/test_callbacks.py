@@ -129,6 +129,26 @@ def test_a_loop_that_is_closed_tells_who_called(server, subject):
             callback.submit(4)
 
 
+def test_a_child_that_a_callback_forks_runs_none_of_those_that_wait_behind_it(server):
+    reading, writing = os.pipe()
+    queued = threading.Event()
+
+    def fork():
+        assert queued.wait(PATIENCE)
+        child = os.fork()
+        if not child:
+            os._exit(server.request(("call", len, "abc"), PATIENCE))
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    with ipcbus.callback(fork) as forks, ipcbus.callback(functools.partial(os.write, writing, b"!")) as other:
+        calls = [forks.submit(), other.submit(), other.submit()]
+        queued.set()
+        assert [call.result(PATIENCE) for call in calls] == [3, 1, 1]
+    assert os.read(reading, 100) == b"!!"
+    os.close(reading)
+    os.close(writing)
+
+
 def test_a_forked_child_that_lets_go_of_a_loop_leaves_its_callers_to_the_parent(monkeypatch):
     monkeypatch.setattr(callbacks._thread, "start_new_thread", lambda function, arguments: function(*arguments))
     ipcbus.callback(len).close()  # from the first one on forks are noticed
