@@ -108,13 +108,14 @@ def recv_many(channel: Channel, end: Endpoint, limit: int, timeout: float | None
     """Receive objects; see ``Channel.recv_many``."""
     if limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
+    others = range(limit - 1)  # what is no whole number is a TypeError before anything was received
     got = [channel.recv(timeout)]
     rx = end.rx
     try:
         # To find out once that nothing is left costs more than to ask, and less than to ask before each message.
         if limit == 1 or rx is None or not rx.ready():
             return got
-        for _ in range(limit - 1):
+        for _ in others:
             got.append(channel.recv(0))  # noqa: PERF401  what came before an error is kept
     except (ChannelEmpty, EndOfChannel, ChannelClosed):
         pass  # nothing more, or what the next call will say again

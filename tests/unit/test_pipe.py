@@ -613,6 +613,15 @@ def test_recv_many_keeps_what_it_received_where_another_thread_closes_the_channe
         assert channel.recv_many(5, 10) == [1]
 
 
+def test_recv_many_refuses_what_is_no_whole_number_before_it_receives():
+    with ipcbus.open("pipe:") as channel:
+        channel.send(1)
+        channel.send(2)
+        with pytest.raises(TypeError, match="float"):
+            channel.recv_many(1e3)
+        assert channel.recv_many(5, PATIENCE) == [1, 2]
+
+
 def test_recv_many_keeps_what_came_before_poison():
     with ipcbus.open("pipe:") as channel:
         channel.send(1)
