@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.errors import ChannelEmpty
 from ipcbus.plumbing.clock import NEVER, Deadline
 from ipcbus.requests.inbox import inbox
 
@@ -25,6 +26,8 @@ def request(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str
     future = send(box, end, obj, timeout, headers)
     try:
         box.wait_for(future, deadline)
+        if future.outcome is None:
+            raise _late(end, timeout)
         return future.result(0)
     finally:
         if future.outcome is None:
@@ -67,7 +70,9 @@ async def request_async(
             async with asyncio.timeout(deadline.remaining()):
                 await future.arrival()
         except TimeoutError:
-            pass  # the next line says it, in the same words as everywhere
+            pass  # the next line finds out
+        if future.outcome is None:
+            raise _late(end, timeout)
         return future.result(0)
     finally:
         if not future.is_done:
@@ -86,3 +91,7 @@ def send(box: Inbox, end: Endpoint, obj: Any, timeout: float | None, headers: Ma
         raise
     end.sent += 1
     return future
+
+
+def _late(end: Endpoint, timeout: float | None) -> ChannelEmpty:
+    return ChannelEmpty(f"no reply to a request through {end.url} came within {timeout or 0:g} s")

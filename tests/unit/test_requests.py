@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import pickle
+import re
 import select
 import signal
 import subprocess
@@ -200,6 +201,14 @@ def test_an_address_that_leads_nowhere_fails_the_reply_and_not_the_receiving(una
     assert message.body == "hello"
     with pytest.raises(ipcbus.PeerDied, match="cannot be reached"):
         message.reply(1)
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda ch: ch.request(1, 0.02), lambda ch: asyncio.run(ch.aio.request(1, 0.02))], ids=["request", "aio"]
+)
+def test_a_request_without_an_answer_says_where_it_went_and_how_long_it_waited(unanswered, ask):
+    with pytest.raises(ipcbus.ChannelEmpty, match=f"through {re.escape(unanswered.url)} came within 0.02 s"):
+        ask(unanswered)
 
 
 def test_replies_that_come_late_are_counted(unanswered):
