@@ -134,7 +134,7 @@ def _lose_room(channel: ipcbus.Channel) -> None:
         try:
             return encode(obj, headers)
         except EncodeError:
-            channel._end.open_sender().link._store.capacity -= 1  # type: ignore[attr-defined]  # noqa: SLF001  the same
+            channel._end.open_sender().link._store.free -= 1  # type: ignore[attr-defined]  # noqa: SLF001  the same
             raise
 
     codec.encode = encode_in_a_slot  # type: ignore[method-assign]  # that is what tampering is

@@ -31,3 +31,26 @@ def test_an_end_that_cannot_have_a_bell_says_so(no_descriptors):
         assert channel.recv(timeout=0) == 1
         channel.send(2)
         assert channel.recv(timeout=0) == 2
+
+
+def test_a_receive_that_is_interrupted_has_told_who_waits_for_room():
+    """Where it had the message already: nobody would tell the sender again."""
+    with ipcbus.open("inproc:", capacity=1) as channel:
+        link = channel._end.open_receiver()
+        frames = link._store.frames
+
+        class Interrupted(type(frames)):
+            def popleft(self):
+                super().popleft()
+                raise KeyboardInterrupt
+
+        link._store.frames = Interrupted(frames)
+        channel.send(1)
+        poll = select.poll()
+        poll.register(channel.sender.fileno(), select.POLLIN)
+        assert not channel.sender.ready()
+        assert not poll.poll(0)
+        with pytest.raises(KeyboardInterrupt):
+            channel.recv(timeout=0)
+        assert poll.poll(0)
+        channel.send(2, timeout=0)

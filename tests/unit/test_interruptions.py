@@ -60,8 +60,9 @@ def test_what_a_signal_handler_has_half_written_is_not_mixed_with_the_send_that_
 
 @pytest.mark.parametrize("size", [10, 3_000, 300_000])
 @pytest.mark.parametrize("before", [0, 3])
-def test_a_signal_handler_that_sends_takes_room_of_its_own(before, size):
-    run(f"amid_{before}", "unix:", size)
+@pytest.mark.parametrize("url", ["inproc:", "unix:"])
+def test_a_signal_handler_that_sends_takes_room_of_its_own(url, before, size):
+    run(f"amid_{before}", url, size)
 
 
 # ---------------------------------------------------------------------- a signal handler that receives

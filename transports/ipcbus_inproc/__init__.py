@@ -99,7 +99,7 @@ class _Store:
     """The messages, and the ends to tell of a change."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+        self.capacity = self.free = capacity
         self.frames: deque[Frame] = deque()
         self.shut = False
         # One lock for everything: held for a handful of bytecodes, by threads of one process only. A lock and no
@@ -133,18 +133,22 @@ class InprocLink(SendLink, RecvLink):
         # bytes cannot change any more; anything else is copied now, so that what arrives is a snapshot.
         snapshot = [part if type(part) is bytes else bytes(part) for part in frame]
         store = self._store
-        deadline = Deadline(timeout)
+        deadline: Deadline | None = None
         while True:
             with store.lock:
                 if self._closed or store.shut:
                     raise ChannelClosed("this end is closed" if self._closed else "the inproc: channel was shut down")
-                if len(store.frames) < store.capacity:
+                if store.free:
                     # Told first and changed last: a signal handler may raise in between, and a wake-up for nothing is
                     # harmless where a lost one is not. Nobody can look before the lock is released.
                     _ring(store.receivers)
-                    store.frames.append(snapshot)
-                    return
+                    # From this look to the change nothing is called, so no handler can have sent in between.
+                    if free := store.free:
+                        store.free = free - 1
+                        store.frames.append(snapshot)
+                        return
                 bell = self._quiet()
+            deadline = deadline or Deadline(timeout)
             if deadline.expired:
                 raise ChannelFull(f"the inproc: channel holds {store.capacity} messages")
             _sleep(bell, deadline)
@@ -152,21 +156,21 @@ class InprocLink(SendLink, RecvLink):
     def recv(self, timeout: float | None) -> Frame:
         """Take one message out."""
         store = self._store
-        deadline = Deadline(timeout)
+        frames = store.frames
+        deadline: Deadline | None = None
         while True:
             with store.lock:
                 if self._closed:
                     raise ChannelClosed("this end is closed")
-                try:  # not looked at before: a signal handler may be faster
-                    frame = store.frames.popleft()
-                except IndexError:
-                    pass
-                else:
+                if frames:
                     _ring(store.senders)
-                    return frame
+                    if frames:  # as above
+                        store.free += 1
+                        return frames.popleft()
                 if store.shut:
                     raise EndOfChannel("the inproc: channel was shut down and is drained")
                 bell = self._quiet()
+            deadline = deadline or Deadline(timeout)
             if deadline.expired:
                 raise ChannelEmpty("no message in the inproc: channel")
             _sleep(bell, deadline)
@@ -174,13 +178,15 @@ class InprocLink(SendLink, RecvLink):
     def discard_oldest(self, timeout: float | None = LINGER) -> bool:
         """Drop the oldest message."""
         del timeout  # what was accepted is there
-        with self._store.lock:
-            try:  # as above
-                self._store.frames.popleft()
-            except IndexError:
-                return False
-            _ring(self._store.senders)
-            return True
+        store = self._store
+        with store.lock:
+            if store.frames:
+                _ring(store.senders)
+                if store.frames:  # as above
+                    store.free += 1
+                    store.frames.popleft()
+                    return True
+            return False
 
     def ready(self) -> bool:
         """Tell whether a call would not have to wait."""
@@ -188,7 +194,7 @@ class InprocLink(SendLink, RecvLink):
         with store.lock:
             if self._closed or store.shut:
                 return True
-            ready = len(store.frames) < store.capacity if self._sends else bool(store.frames)
+            ready = bool(store.free if self._sends else store.frames)
             if not ready:
                 self._quiet()
             return ready
