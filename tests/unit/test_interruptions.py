@@ -59,10 +59,10 @@ def test_what_a_signal_handler_has_half_written_is_not_mixed_with_the_send_that_
 
 
 @pytest.mark.parametrize("size", [10, 3_000, 300_000])
-@pytest.mark.parametrize("before", [0, 3])
-@pytest.mark.parametrize("url", ["inproc:", "unix:"])
-def test_a_signal_handler_that_sends_takes_room_of_its_own(url, before, size):
-    run(f"amid_{before}", url, size)
+@pytest.mark.parametrize("way", ["bytes_0", "bytes_3", "list_3"])
+@pytest.mark.parametrize("url", ["inproc:", "pipe:", "unix:"])
+def test_a_signal_handler_that_sends_takes_room_of_its_own(url, way, size):
+    run(f"amid_{way}", url, size)
 
 
 # ---------------------------------------------------------------------- a signal handler that receives

@@ -79,13 +79,17 @@ class PipeSender(SendLink):
             while pipe is None or pipe.sent >= pipe.limit or pipe.begun:
                 pipe = self._make_room(timeout)
             if data is None:
-                pipe = self._send_larger(pipe, frame, _buffers.size(frame), timeout)
+                self._send_larger(pipe, frame, _buffers.size(frame), timeout)
             else:
+                pipe.sent += 1  # first, or a handler behind the write would find room for one more
                 try:
                     _write(pipe.fd, data)
                 except OSError as error:
-                    self._write_slowly(pipe, data, timeout, error)
-            pipe.sent += 1
+                    try:
+                        self._write_slowly(pipe, data, timeout, error)
+                    except BaseException:
+                        pipe.sent -= 1
+                        raise
             # A shutdown that came while we wrote may have ended the receiver before it saw this message.
             if self._flags[0]:
                 raise self._why_closed()
@@ -115,8 +119,12 @@ class PipeSender(SendLink):
                 data, pipe = starts[size] + obj, self._pipe
                 if flags[0] or self._closed or pipe is None or pipe.sent >= pipe.limit or pipe.begun:
                     return False
-                _write(pipe.fd, data)
-                pipe.sent += 1
+                pipe.sent += 1  # as in send
+                try:
+                    _write(pipe.fd, data)
+                except OSError:
+                    pipe.sent -= 1
+                    return False
                 return not flags[0]  # send says what that means
             except (OSError, ValueError):
                 return False  # the same
@@ -148,11 +156,12 @@ class PipeSender(SendLink):
             count, data = len(records), b"".join(records)
             if pipe.begun or pipe.sent + count > pipe.limit:  # as in send
                 return 0
+            pipe.sent += count
             try:
                 _write(pipe.fd, data)
             except OSError:
+                pipe.sent -= count
                 return 0
-            pipe.sent += count
             if self._flags[0]:
                 raise self._why_closed()
             return count
@@ -177,15 +186,23 @@ class PipeSender(SendLink):
             except OSError as again:
                 error = again
 
-    def _send_larger(self, pipe: SenderLane, frame: Frame, size: int, timeout: float | None) -> SenderLane:
-        """Send what one write does not hand over whole; return the lane, which is another one where a handler made it."""
-        if size > pipe.large:
-            self._send_large(pipe, frame, size, Deadline(timeout))
-            return pipe
-        deadline: Deadline | None = None
-        begun = Begun(_stream.streamed(frame, size), size + 2 * _stream.HEAD)
+    def _send_larger(self, pipe: SenderLane, frame: Frame, size: int, timeout: float | None) -> None:
+        """Send what one write does not hand over whole."""
+        begun = None if size > pipe.large else Begun(_stream.streamed(frame, size), size + 2 * _stream.HEAD)
         while pipe.sent >= pipe.limit or pipe.begun:  # as in send
             pipe = self._make_room(timeout)
+        pipe.sent += 1
+        try:
+            if begun is None:
+                self._send_large(pipe, frame, size, Deadline(timeout))
+            else:
+                self._write_begun(pipe, begun, timeout)
+        except BaseException:
+            pipe.sent -= 1
+            raise
+
+    def _write_begun(self, pipe: SenderLane, begun: Begun, timeout: float | None) -> None:
+        deadline: Deadline | None = None
         try:
             pipe.begun = begun
             while not begun.go_on(pipe.fd):
@@ -205,7 +222,6 @@ class PipeSender(SendLink):
             raise
         if pipe.begun is begun:
             pipe.begun = None
-        return pipe
 
     def _send_large(self, pipe: SenderLane, frame: Frame, size: int, deadline: Deadline) -> None:
         """Pass a memory file: written once here, mapped there."""

@@ -259,20 +259,21 @@ def amid(url, way, size):
     """A signal handler that sends amid a send takes room of its own: no more is accepted than the channel has room for."""
     capacity = 4
     with open_channel(url, capacity) as channel:
-        message = pattern(size, 1)
+        kind, before = way.split("_")
+        message = pattern(size, 1) if kind == "bytes" else [pattern(size, 1)]
         send_what_fits(channel, [message], [])
         channel.recv(timeout=PATIENCE)
 
         def attempt(instants):
             got, sent = [], []
-            for _ in range(int(way)):
+            for _ in range(int(before)):
                 send_what_fits(channel, [pattern(10, 2)], sent)
             handler = Handler(instants.left, lambda: send_what_fits(channel, [pattern(10, 3)] * 2, sent))
             handler.call(send_what_fits, channel, [message], sent)
             send_what_fits(channel, [pattern(10, 4)] * capacity, sent)
             assert len(sent) == capacity, f"{len(sent)} messages were accepted"
             got = [channel.recv(timeout=PATIENCE) for _ in sent]
-            assert sorted(got) == sorted(sent), "messages arrived torn"
+            assert sorted(got, key=repr) == sorted(sent, key=repr), "messages arrived torn"
             return handler.left <= 0
 
         every_instant(attempt)
