@@ -1,5 +1,6 @@
 """What is special to shm: the ring's corners, extents that are used again, hostile memory, and resources that run out."""
 
+import ctypes
 import gc
 import mmap
 import multiprocessing
@@ -28,7 +29,7 @@ from ipcbus.errors import (
     PeerDied,
 )
 
-from .rig import Ends, in_thread, readable
+from .rig import Ends, in_thread, readable, until
 
 shm = pytest.importorskip("ipcbus_shm")
 
@@ -37,7 +38,7 @@ RING = 65536
 BIG = 100_000
 """Bytes of a message that lies in an extent, with the ring that these tests use."""
 HEADER, EXTENTS_AT, ENTRY, EXTENTS, RING_AT = 0, 8192, 32, 1024, 8192 + 32 * 1024
-TAIL, HEAD = 64, 128
+TAIL, HEAD, ARENA_LOCK = 64, 128, 320
 EMPTY, FREE, GROWING, WRITING, QUEUED, HELD = range(6)
 
 
@@ -660,6 +661,21 @@ class TestWaiting:
         time.sleep(0.02)
         receiver.close()
         assert isinstance(receiving(), ChannelClosed)
+
+    def test_a_close_ends_a_wait_for_the_table_of_extents(self, make):
+        """Which a process that was stopped may have for long."""
+        sender, libc = make().sender(), ctypes.CDLL(None)
+        with mmap.mmap(sender._handle.segment.fds[0], 0) as memory:
+            lock = (ctypes.c_char * 40).from_buffer(memory, ARENA_LOCK)
+            assert libc.pthread_mutex_lock(lock) == 0
+            try:
+                said = in_thread(sender.send, [bytes(BIG)], None)
+                until(lambda: memory[ARENA_LOCK + 3] & 0x80)  # how the C library notes that somebody waits
+                sender.close()
+                assert isinstance(said(), ChannelClosed)
+            finally:
+                assert libc.pthread_mutex_unlock(lock) == 0
+                del lock
 
     def test_a_shutdown_wakes_both_sides(self, make):
         ends = make(capacity=1, receivers="many")

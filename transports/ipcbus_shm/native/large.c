@@ -23,9 +23,15 @@ static bool lock_arena(struct side *side, int64_t until)
         Py_BEGIN_ALLOW_THREADS
         lock = lock_until(&header->arena_lock, slice < last ? slice : last);
         Py_END_ALLOW_THREADS
-        if (lock == LOCK_BUSY && PyErr_CheckSignals() < 0)
+        if (lock != LOCK_BUSY)
+            break;
+        if (PyErr_CheckSignals() < 0)
             return false;
-        if (lock == LOCK_BUSY && wait_now() >= last) {
+        if (side->closed) {
+            raise_closed();
+            return false;
+        }
+        if (wait_now() >= last) {
             PyErr_SetString(ChannelFull, "another sender has been at it all the time; it was stopped, or loses the processor");
             return false;
         }
