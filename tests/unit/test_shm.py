@@ -820,6 +820,42 @@ def test_one_receiver(make):
         ends.receiver()
 
 
+IN_ANOTHER = """
+import sys
+sys.path[:0] = {path!r}
+import ipcbus
+try:
+    ipcbus.open("shm:")
+except ipcbus.TransportUnavailable as error:
+    print(error)
+with ipcbus.open("auto:") as channel:
+    channel.send(1)
+    assert channel.recv(5) == 1
+"""
+IN_TWO = f"""
+import _xxsubinterpreters as interpreters
+import sys
+import ipcbus
+channel = ipcbus.open("shm:", capacity=1)
+interpreters.run_string(interpreters.create(isolated=False), {IN_ANOTHER!r}.format(path=sys.path))
+channel.send(1)
+try:
+    channel.send(2, timeout=0)
+except ipcbus.ChannelFull as error:
+    print(error)
+"""
+
+
+def test_another_interpreter_is_told_to_use_another_transport():
+    """And the first goes on with errors that are its own."""
+    pytest.importorskip("_xxsubinterpreters")
+    done = subprocess.run([sys.executable, "-c", IN_TWO], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    refused, full = done.stdout.splitlines()
+    assert "one interpreter of a process" in refused
+    assert "1 messages wait" in full
+
+
 def test_a_finalizer_may_use_the_channel(make):
     """Nothing that may collect garbage happens under a lock."""
     sender, receiver = make(capacity=100).both()

@@ -43,8 +43,23 @@ static int add(PyObject *module, const char *name, PyTypeObject *type)
     return type ? PyModule_AddObjectRef(module, name, (PyObject *)type) : -1;
 }
 
+/* The types and the errors are one for the process; in another interpreter they would be the wrong ones for both. */
+static bool is_of_one_interpreter(void)
+{
+    static int64_t first = -1;
+    int64_t here = PyInterpreterState_GetID(PyInterpreterState_Get());
+    if (first < 0)
+        first = here;
+    if (first != here)
+        PyErr_SetString(PyExc_ImportError, "shm: works in one interpreter of a process, and another one has loaded it already; use "
+                                           "another transport here");
+    return first == here;
+}
+
 static int execute(PyObject *module)
 {
+    if (!is_of_one_interpreter())
+        return -1;
     mapping_watch_forks();
     SegmentType = segment_type(module);
     if (errors_import() < 0 || add(module, "Segment", SegmentType) < 0 || add(module, "Sender", sender_type(module)) < 0 ||
