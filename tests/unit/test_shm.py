@@ -268,7 +268,7 @@ class TestExtents:
         message = bytes(60 << 20)
         for _ in range(4):
             sender.send([message], 0)
-        with pytest.raises(ChannelFull):
+        with pytest.raises(ChannelFull, match="256 MiB may wait"):
             sender.send([message], 0)
         assert not sender.ready()
         receiver.recv(0)
@@ -282,7 +282,7 @@ class TestExtents:
         for _ in range(EXTENTS):
             sender.send([half, half], 0)
         started = time.monotonic()
-        with pytest.raises(ChannelFull):
+        with pytest.raises(ChannelFull, match="1024 messages have memory"):
             sender.send([half, half], 0.2)
         assert 0.2 <= time.monotonic() - started < 2
         assert ends.states() == [QUEUED] * EXTENTS

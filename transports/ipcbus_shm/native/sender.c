@@ -36,6 +36,12 @@ static enum attempt put(Segment *segment, struct entry *entry, int64_t until)
     return attempt;
 }
 
+/* Tell whether the ring has room for what it says of a large message. */
+static bool has_room_for_extent(struct ring *ring)
+{
+    return ring_has_room(ring, ring_units(sizeof(struct extent_record) + MOST_PARTS * sizeof(uint64_t)));
+}
+
 bool sender_has_room(const void *what)
 {
     const struct wish *wish = what;
@@ -45,8 +51,7 @@ bool sender_has_room(const void *what)
         return true;
     if (wish->bytes <= (size_t)self->most_inline)
         return ring_has_room(&segment->ring, ring_units(wish->bytes));
-    return ring_has_room(&segment->ring, ring_units(sizeof(struct extent_record) + MOST_PARTS * sizeof(uint64_t))) &&
-           arena_has_room(&segment->arena, wish->bytes, wish->most);
+    return has_room_for_extent(&segment->ring) && arena_has_room(&segment->arena, wish->bytes, wish->most);
 }
 
 /* The same, and so much of it that the next sends find some, too. */
@@ -64,6 +69,11 @@ static bool raise_full(const Sender *self, size_t wanted)
     struct ring *ring = self->side.segment ? &self->side.segment->ring : NULL;
     if (ring && ring_depth(ring) >= ring->capacity)
         PyErr_Format(ChannelFull, "%u messages wait to be received, the channel's capacity", (unsigned)ring->capacity);
+    else if (ring && wanted > (size_t)self->most_inline && has_room_for_extent(ring))
+        PyErr_Format(ChannelFull,
+                     "the large messages that wait to be received or are still in use leave no room for %zu bytes more; no more "
+                     "than %u MiB may wait, and no more than %u messages have memory",
+                     wanted, (unsigned)(MOST_WAITING >> 20), EXTENTS);
     else
         PyErr_Format(ChannelFull, "what waits to be received leaves no room for %zu bytes more; see the option ring_bytes",
                      wanted);
