@@ -38,7 +38,7 @@ RING = 65536
 BIG = 100_000
 """Bytes of a message that lies in an extent, with the ring that these tests use."""
 HEADER, EXTENTS_AT, ENTRY, EXTENTS, RING_AT = 0, 8192, 32, 1024, 8192 + 32 * 1024
-TAIL, HEAD, ARENA_LOCK = 64, 128, 320
+SHUT, TAIL, HEAD, TO_RECEIVERS, ARENA_LOCK = 24, 64, 128, 192, 320
 EMPTY, FREE, GROWING, WRITING, QUEUED, HELD = range(6)
 
 
@@ -686,6 +686,18 @@ class TestWaiting:
         assert all(isinstance(result(), EndOfChannel) for result in receiving)
         with pytest.raises(ChannelClosed):
             sender.send([b"x"], 0)
+
+    def test_a_receiver_hears_of_a_shutdown_whose_process_was_killed_amid_it(self, make):
+        """By the next who would send: there is no message that could wake it."""
+        ends = make()
+        sender, receiver = ends.both()
+        receiving = in_thread(receiver.recv, None)
+        with ends.memory() as memory:
+            until(lambda: memory[TO_RECEIVERS] & 1)  # it sleeps, or is about to
+            memory[SHUT] = 1
+        with pytest.raises(ChannelClosed):
+            sender.send([b"x"], 0)
+        assert isinstance(receiving(), EndOfChannel)
 
     def test_the_receivers_death_is_told(self, make):
         ends = make(capacity=1)

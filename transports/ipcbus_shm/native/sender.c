@@ -31,7 +31,7 @@ static enum attempt put(Segment *segment, struct entry *entry, int64_t until)
     }
     lock_release(&header->send_lock);
     FAULT(SEND_UNLOCKED);
-    if (attempt == SENT)
+    if (attempt == SENT || attempt == SHUT) /* who ended the stream may have been killed before it told anybody */
         bell_ring(&header->to_receivers, segment->receivers_bell);
     return attempt;
 }
