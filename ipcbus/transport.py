@@ -25,7 +25,8 @@ The rules (each is checked by ``ipcbus.testing.contract`` for every scheme and e
     ``EndOfChannel``, all of them, every time they ask. A send that overlaps a shutdown either returns, and its message
     is delivered, or raises ``ChannelClosed``, and then it may have been.
 13. **Close.** ``close`` is idempotent, wakes a blocked call of another thread, is bounded in time (``LINGER``) and frees
-    every descriptor, thread, name and file of this process's end. The channel lives on for the others.
+    every descriptor, thread, name and file of this process's end. The channel lives on for the others, and so does what
+    waits in it, where ``capacity_scope`` is the channel and not the sender.
 14. **Closed is closed.** Use after close raises ``ChannelClosed``.
 15. **Threads.** Threads may share an end. That one is busy with it for a moment makes the channel neither full nor empty for
     another, whatever its timeout.

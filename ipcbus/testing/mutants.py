@@ -111,12 +111,15 @@ def register() -> None:
     for mutant in MUTANTS:
         if mutant.scheme not in ipcbus.transports:
             facts = {
+                "__module__": __name__,
                 "scheme": mutant.scheme,
                 "capabilities": inproc.capabilities,
                 "guarantees": inproc.guarantees,
                 "mutant": mutant,
             }
-            ipcbus.transports.register(mutant.scheme, type("MutantTransport", (_MutantTransport,), facts))
+            # Under a name of its own in this module, where a channel that arrives in a process looks for it.
+            transport = globals()[mutant.scheme] = type(mutant.scheme, (_MutantTransport,), facts)
+            ipcbus.transports.register(mutant.scheme, transport)
 
 
 def _one_more(spec: ChannelSpec) -> ChannelSpec:
@@ -181,6 +184,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mutant-negative", "waits for ever where the deadline has passed", "recv_deadline", receiver=rude.NegativeIsNever),
     Mutant("mutant-struck", "takes a signal for its deadline", "signal_meanwhile", receiver=rude.StruckDown),
     Mutant("mutant-uncounted", "says at the sending end that nothing waits", "capacity", sender=rude.Uncounted),
+    Mutant("mutant-miscounts", "counts drops that were none", "overflow_drop_old", sender=rude.AlwaysDrops),
+    Mutant("mutant-empties", "takes what waits with it at close", "close_keeps", receiver=rude.Empties),
     Mutant("mutant-locks", "receives nothing while another thread waits", "waits_alone", receiver=rude.LocksReceiving),
     Mutant("mutant-locks-send", "sends nothing while another thread waits", "waits_alone", sender=rude.LocksSending),
     Mutant("mutant-naps", "looks again and again for a message", "recv_deadline", receiver=rude.NapsReceiving),

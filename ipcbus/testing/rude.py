@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -14,14 +15,17 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelEmpty, ChannelFull
+from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel
 from ipcbus.testing.broken import Receiver, Sender
+from ipcbus.transport import LINGER
 
 if TYPE_CHECKING:
     from ipcbus.transport import Frame
 
 __all__ = [
+    "AlwaysDrops",
     "Dropped",
+    "Empties",
     "EndsAll",
     "Forgotten",
     "Hoards",
@@ -79,6 +83,24 @@ class Uncounted(Sender):
 
     def depth(self) -> int:
         return 0
+
+
+class AlwaysDrops(Sender):
+    """Says that it has dropped a message, whether there was one or not."""
+
+    def discard_oldest(self, timeout: float | None = LINGER) -> bool:
+        super().discard_oldest(timeout)
+        return True
+
+
+class Empties(Receiver):
+    """Takes with it, when it is closed, what nobody has received."""
+
+    def close(self) -> None:
+        with contextlib.suppress(ChannelClosed, ChannelEmpty, EndOfChannel):
+            while True:
+                self.link.recv(0)
+        super().close()
 
 
 class LocksReceiving(Receiver):

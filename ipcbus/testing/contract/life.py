@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import pickle
 import queue
@@ -196,6 +197,20 @@ def check_close_one_role(subject: Subject) -> None:
     again = pickle.loads(pickle.dumps(channel))
     again.send("both", timeout=PATIENCE)
     assert again.recv(timeout=PATIENCE) == "both", "the channel that came again does not receive"
+
+
+@check(13, applies=lambda can: can.capacity_scope == "channel")
+def check_close_keeps(subject: Subject) -> None:
+    """What waits in a channel when its receiving end closes is there for the next."""
+    channel = subject.open(capacity=8)
+    passed_on = pickle.dumps(channel.receiver)
+    for n in range(4):
+        channel.send(n, timeout=PATIENCE)
+    assert channel.recv(timeout=PATIENCE) == 0, "the first message did not arrive"
+    channel.receiver.close()
+    with contextlib.closing(pickle.loads(passed_on)) as successor:
+        got = [successor.recv(timeout=PATIENCE) for _ in range(3)]
+    assert got == [1, 2, 3], f"of what waited when the receiving end closed, the next got {got}"
 
 
 @check(13)
