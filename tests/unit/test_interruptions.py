@@ -31,6 +31,10 @@ def test_the_first_receive(url):
     run("first_receive", url)
 
 
+def test_the_first_receive_of_what_was_left_before():
+    run("first_parked", "zmq:")
+
+
 @pytest.mark.parametrize("url", [*LOCAL, "zmq:"])
 def test_the_first_send(url):
     run("first_send", url)

@@ -6,6 +6,8 @@ import errno
 import mmap
 import os
 import socket
+from collections import deque
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import zmq
@@ -66,8 +68,8 @@ class Place(Protocol):
     def delivered(self) -> None:
         """Note that the listening socket is zmq's now."""
 
-    def welcome(self) -> list[Frame]:
-        """Return the messages that senders left here because there was no receiver; they are not kept any longer."""
+    def welcome(self, ready: deque[Frame]) -> None:
+        """Add the messages that senders left here because there was no receiver to others; they are not kept any longer."""
 
     def deserted(self) -> bool:
         """Tell whether it is certain that there is no receiver."""
@@ -141,7 +143,8 @@ class PrivatePlace:
         self._claim: Claim | None = None
         self._receives = False
         self._listener: socket.socket | None = None
-        self._parked: dict[Path, list[Frame]] = {}
+        self._files: list[Path] = []
+        self._parked: deque[Frame] = deque()
         self._memory: mmap.mmap | None = None
         self._hold = rundir.hold(directory)
         try:
@@ -164,7 +167,8 @@ class PrivatePlace:
             if owner is None:
                 self._receives = True
                 with parking.Door(fd, exclusive=True):
-                    self._parked = parking.parked(self._directory)
+                    found = parking.parked(self._directory)
+                    self._files, self._parked = list(found), deque(chain.from_iterable(found.values()))
                     return self._bind()
         except OSError as error:
             raise self._unusable(error) from error
@@ -191,11 +195,12 @@ class PrivatePlace:
             self._listener.detach()
             self._listener = None
 
-    def welcome(self) -> list[Frame]:
-        """Take what was parked, in order."""
-        found, self._parked = self._parked, {}
-        parking.unpark(found)
-        return [frame for frames in found.values() for frame in frames]
+    def welcome(self, ready: deque[Frame]) -> None:
+        """Take what was parked, in order. What is interrupted is to be called again."""
+        if self._parked:
+            parking.unpark(self._files)
+            # In one step in C: a signal handler that raises cannot come in between and lose messages, or double them.
+            ready.extend(map(deque.popleft, repeat(self._parked, len(self._parked))))
 
     def park(self, frames: list[Frame], end: Callable[[], bool]) -> bool:
         """Write the messages into the directory while no receiver can come in."""
@@ -338,9 +343,8 @@ class TcpPlace:
             self._listener.detach()
             self._listener = None
 
-    def welcome(self) -> list[Frame]:
-        """Return nothing: there is no place for messages without a receiver."""
-        return []
+    def welcome(self, ready: deque[Frame]) -> None:
+        """Do nothing: there is no place for messages without a receiver."""
 
     def deserted(self) -> bool:
         """Say no: an address does not tell."""

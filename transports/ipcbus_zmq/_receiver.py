@@ -67,7 +67,7 @@ class Receiver(RecvLink):
         self._max_message = max_message
         self._ending = Ending(place.settling)
         self._ready: deque[Frame] = deque()
-        """Messages that wait to be received: taken off the socket, or parked when this end opened."""
+        """Messages that wait to be received: taken off the socket, or parked before this end opened."""
         self._taken: list[Account] = []
         """The senders of those that were taken off the socket, and of those received since ``ready`` was empty."""
         self._at_once = min(_AT_ONCE, self._ledger.batch)
@@ -79,8 +79,8 @@ class Receiver(RecvLink):
         self._torn = False
         self._unheard = 0
         """Connections of which nothing has been heard yet."""
-        self._special = False
-        """Whether there is more to do than to take a message: interrupted, shut down, or closed."""
+        self._special = True
+        """Whether there is more to do than to take a message: just opened, interrupted, shut down, or closed."""
         self._prune_at = _PRUNE_FROM
         self.strays = 0
         """Messages that made no sense and were dropped."""
@@ -121,7 +121,6 @@ class Receiver(RecvLink):
             socket.set(zmq.USE_FD, place.listen())
             socket.bind(place.endpoint)
             place.delivered()
-            self._ready.extend(place.welcome())
             if place.shut[0]:
                 self._end()
         except BaseException as error:
@@ -271,12 +270,14 @@ class Receiver(RecvLink):
         return False
 
     def _step(self) -> None:
-        """Drop the rest of a message that an interrupted call left half read, so that the next part begins a message."""
+        """Do what is special: take what was parked, and drop the rest of a message that an interrupted call left half read."""
         if self._torn:
             while self._socket.get(zmq.RCVMORE):
                 self._recv(NOBLOCK)
             self._carried = None
             self._torn = False
+        if not self._post.closing:
+            self._place.welcome(self._ready)  # here and not at the opening, which may be interrupted and come to nothing
         self._special = self._ending.begun or self._post.closing
 
     def _sort(self, identity: bytes, first: bytes) -> None:

@@ -3,9 +3,11 @@
 ``python interruptions.py SCENARIO URL [SIZE]``; prints how many instants there were.
 """
 
+import contextlib
 import dis
 import functools
 import gc
+import pickle
 import sys
 import threading
 import time
@@ -162,6 +164,26 @@ def first_receive(url):
     every_instant(attempt)
 
 
+def first_parked(url):
+    """What senders left before there was a receiver is lost by one that is interrupted no more than any message in hand."""
+
+    def attempt(instants):
+        with open_channel(url, capacity=4) as channel:
+            sender = pickle.dumps(channel.sender)
+            for numbers in ((0, 1), (2, 3)):
+                with contextlib.closing(pickle.loads(sender)) as sending:
+                    for number in numbers:
+                        sending.send(number, PATIENCE)
+            got = []
+            interrupted = instants.call(lambda: got.append(channel.recv(PATIENCE)))
+            while not got or got[-1] != 3:
+                got.append(channel.recv(PATIENCE))
+            assert got in ([0, 1, 2, 3], [1, 2, 3]), f"of what was left arrived {got}"
+            return interrupted
+
+    every_instant(attempt)
+
+
 def first_send(url):
     """A sender that was interrupted as it opened opens again."""
 
@@ -297,4 +319,5 @@ if __name__ == "__main__":
     elif size:
         later(url, scenario, int(*size))
     else:
-        {"first_receive": first_receive, "first_send": first_send, "first_look": first_look}[scenario](url)
+        firsts = (first_receive, first_parked, first_send, first_look)
+        {first.__name__: first for first in firsts}[scenario](url)
