@@ -325,6 +325,13 @@ class Channel:
     def __hash__(self) -> int:
         return hash((self._end.spec.id, self._role))
 
+    def __copy__(self) -> Channel:
+        # The copy module would rebuild what __reduce__ returns around the same handle, which is let go where it came twice.
+        return Channel(self._end, self._role)
+
+    def __deepcopy__(self, memo: object) -> Channel:
+        return self.__copy__()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrive, (*self._end.state(), self._role)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import dataclasses
 import pickle
 import queue
@@ -339,8 +340,14 @@ def check_error_classes(subject: Subject) -> None:
 
 @check(16)
 def check_value(subject: Subject) -> None:
-    """A channel is a value: what comes out of its pickle, in the same process, is the same channel, and costs nothing."""
+    """A channel is a value: its copy, and what comes out of its pickle in the same process, is the same, and costs nothing."""
     channel = subject.open()
+    for duplicate in (copy.copy, copy.deepcopy):
+        twin = duplicate(channel)  # before its first use, and of an end that is limited
+        assert (twin, duplicate(channel.sender)) == (channel, channel.sender), f"{duplicate.__name__} makes another channel"
+        del twin
+        channel.send(duplicate.__name__, timeout=PATIENCE)
+        assert channel.recv(timeout=PATIENCE) == duplicate.__name__, "the message did not arrive"
     again: ipcbus.Channel = pickle.loads(pickle.dumps(channel))
     assert again == channel, "a channel and its pickle's channel are not equal"
     assert hash(again) == hash(channel), "equal channels have different hashes"
