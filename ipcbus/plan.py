@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipcbus.codec import Codec
@@ -39,6 +41,8 @@ def resolve(url: str, **options: Any) -> Plan:
     common, own = split({**parsed.options, **options}, transport, where)
     settings = build(ChannelOptions, common, where)
     check(settings, transport, where)
+    if settings.key_file is not None:  # read again by each process that the channel comes to, wherever that works
+        settings = dataclasses.replace(settings, key_file=str(Path(settings.key_file).absolute()))
     private = not (transport.capabilities.crosses_hosts or transport.capabilities.addressable)
     limit = settings.max_message or (PRIVATE_MAX_MESSAGE if private else PUBLIC_MAX_MESSAGE)
     return Plan(transport, parsed, settings, own, private, limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,3 +137,17 @@ class TestAuto:
                 channel.send(n)
             with pytest.raises(ipcbus.ChannelFull):
                 channel.send(5)
+
+
+def test_a_relative_key_file_is_found_by_a_process_that_works_elsewhere(
+    clean: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clean / "orders.key").write_bytes(bytes(range(100, 132)))
+    (clean / "orders.key").chmod(0o600)
+    with ipcbus.open("pipe:?key_file=orders.key") as channel:
+        monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        process = multiprocessing.get_context("spawn").Process(target=channel.sender.send, args=("signed",))
+        process.start()
+        process.join(30)
+        assert process.exitcode == 0
+        assert channel.recv(timeout=0) == "signed"
