@@ -36,7 +36,8 @@ class Child:
 
     Attributes:
         ready: whether it has said so.
-        prepared: whether an heir has said that it can take over, and was not told to.
+        heir: whether it was made to take the place of one, and was not told to.
+        prepared: whether it has said that it can take over, and was not told to.
         stopping: whether it was told to end.
         renew: whether another one is started when it has ended, because somebody asked for that.
         relieve: whether an heir is started for it once it is ready, because somebody asked for that.
@@ -97,7 +98,9 @@ class Child:
             while self.line.heard.poll():
                 text = self.line.heard.recv_bytes()
                 if text == PREPARED:
-                    self.prepared, self.deadline = True, Deadline(None)
+                    self.prepared = True
+                    if self.heir and not self.stopping:
+                        self.deadline = Deadline(None)  # it waits for its predecessor
                     continue
                 if text not in (READY, BEAT):
                     self._said = text.decode(errors="replace")
@@ -122,11 +125,14 @@ class Child:
         return True
 
     def take_over(self) -> None:
-        """Let an heir that is prepared begin: its predecessor has ended."""
-        if self.prepared:
-            self.prepared = False
+        """Let one that is prepared begin: its predecessor has ended, or there was none."""
+        if not self.prepared:
+            return
+        self.prepared = False
+        if self.heir and not self.stopping:
+            self.heir = False
             self.deadline = Deadline(self._ready_timeout)
-            self.tell(TAKE_OVER)
+        self.tell(TAKE_OVER)
 
     @property
     def due(self) -> bool:

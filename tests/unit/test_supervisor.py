@@ -204,6 +204,22 @@ def test_dying_too_often_stops_everything(programs: Any, channel: ipcbus.Channel
     assert gone(pid, 0)
 
 
+def test_who_prepares_for_ever_is_late_all_the_same(programs: Any) -> None:
+    supervisor = Supervisor([Program("a", programs.only_prepares, (0,))], start_method="fork", ready_timeout=0.5)
+    alarm = threading.Timer(PATIENCE / 2, supervisor.request_stop)
+    alarm.start()
+    with pytest.raises(StartFailed, match=r"a was not ready within 0\.5 seconds"):
+        supervisor.start()
+    alarm.cancel()
+
+
+def test_so_is_one_that_has_taken_the_place_of_another(programs: Any) -> None:
+    with Supervisor([Program("a", programs.only_prepares, (1,))], start_method="fork", ready_timeout=2) as supervisor:
+        supervisor.request_replace("a")
+        assert until(supervisor, "a", "stopped").exitcode == -signal.SIGTERM
+        assert until(supervisor, "a", "late").detail == "was not ready within 2 seconds"
+
+
 def test_what_cannot_start_is_started_again_after_a_pause_that_grows(
     programs: Any, channel: ipcbus.Channel, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -44,6 +44,15 @@ def never_ready(life):
     threading.Event().wait()
 
 
+def only_prepares(life, incarnation):
+    """From this incarnation on, say again and again that another process may be stopped for it, and never be ready."""
+    if life.incarnation < incarnation:
+        stay(life)
+    while True:
+        life.prepared()
+        threading.Event().wait(0.05)
+
+
 def stubborn(life):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     life.ready()
