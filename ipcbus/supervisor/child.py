@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.plumbing.clock import Deadline
@@ -19,6 +20,8 @@ __all__ = ["Child"]
 
 _LONGEST = 4000
 """Bytes that a process may be told at a time."""
+_PROVEN = 1.0
+"""Seconds for which a function that cannot say that it is ready must have run, for its start to have succeeded."""
 
 
 class Child:
@@ -56,6 +59,7 @@ class Child:
         self.heir = heir
         self.ready = self.prepared = self.stopping = self.renew = self.relieve = self.mute = False
         self._ready_timeout = ready_timeout
+        self._serves_since = 0.0
         self._said = ""
         self.line = Line(context, os.getpid() if own else 0)
         self.process: Any = context.Process(  # type: ignore[attr-defined]  # typeshed has it only on the concrete contexts
@@ -105,7 +109,8 @@ class Child:
                 if text not in (READY, BEAT):
                     self._said = text.decode(errors="replace")
                     continue
-                self.ready = self.ready or text == READY
+                if text == READY and not self.ready:
+                    self.ready, self._serves_since = True, monotonic()
                 if self.ready and not self.stopping:
                     self.deadline = Deadline(self.program.heartbeat or None)
         except (EOFError, OSError):
@@ -133,6 +138,11 @@ class Child:
             self.heir = False
             self.deadline = Deadline(self._ready_timeout)
         self.tell(TAKE_OVER)
+
+    @property
+    def proven(self) -> bool:
+        """Whether its start has succeeded, as far as that can be known."""
+        return self.ready and (self.program.handshake or monotonic() - self._serves_since >= _PROVEN)
 
     @property
     def due(self) -> bool:

@@ -38,7 +38,7 @@ _SHORTAGE = 2.0
 _PAUSE = 0.1
 """Seconds between two tries."""
 _AGAIN = 0.1
-"""Seconds after which a process that ended before it was ready is started again; twice as many each further time in a row."""
+"""Seconds after which a process whose start has not succeeded is started again; twice as many each further time in a row."""
 _DOUBLED = 30
 """How often that is counted: by then it is years."""
 _LEAST = 0.01
@@ -235,7 +235,8 @@ class Keeper:
             self._serves(child)
 
     def _serves(self, child: Child) -> None:
-        del self._failed[child.name]
+        if child.proven:
+            del self._failed[child.name]
         self._note(child, "ready")
         self._wishing.grant(child.name, starting=True, again=child.renew or child.relieve)
         if child.renew:  # asked for again while it was on its way
@@ -328,7 +329,8 @@ class Keeper:
 
     def _pause(self, child: Child) -> float:
         """Return for how long one is not started again: what it lacked when it could not start may be there by then."""
-        if child.ready:
+        if child.proven:
+            del self._failed[child.name]
             return 0.0
         self._failed[child.name] = times = min(self._failed[child.name] + 1, _DOUBLED)
         # At most half of the period goes by in pauses, so that it is still given up, if so many deaths can come in it at all.

@@ -247,6 +247,17 @@ def test_however_many_deaths_are_mended_the_pause_grows(
     assert pauses[:3] == ["", " in 0.1 seconds", " in 0.2 seconds"]
 
 
+def test_so_does_that_of_one_that_cannot_say_that_it_is_ready(
+    programs: Any, channel: ipcbus.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = Program("a", programs.fail, (channel.sender,), handshake=False)
+    with Supervisor([program], start_method="fork", intensity=10**9):
+        for _ in range(4):
+            channel.recv(PATIENCE)
+    pauses = [message.split(" again")[1] for message in caplog.messages if "is started again" in message]
+    assert pauses[:3] == [" in 0.1 seconds", " in 0.2 seconds", " in 0.4 seconds"]
+
+
 @pytest.mark.parametrize("wanted", ["restart", "replace", "stop", "start"])
 def test_nobody_has_to_wait_for_the_end_of_a_pause(
     programs: Any, channel: ipcbus.Channel, monkeypatch: pytest.MonkeyPatch, wanted: str
