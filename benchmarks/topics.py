@@ -25,7 +25,7 @@ from ipcbus.bus import route
 TARGET = 1.3
 """Times the bare sends that one publish may cost."""
 MESSAGE = {"id": 12345, "name": "sensor-7", "value": 21.5, "tags": ["a", "b"]}
-TRANSPORTS = ("unix", "pipe", "queue", "zmq")
+TRANSPORTS = ("shm", "unix", "pipe", "queue", "zmq")
 
 
 def bare(fan: Any, messages: int) -> float:
