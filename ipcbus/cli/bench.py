@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
+_USUAL = "bytes"
+"""What is sent where nobody says."""
+
 
 def bench(
     *,
@@ -36,7 +39,7 @@ def bench(
             help="What is sent: bytes, dict, dataclass, protobuf, array, or what a function of yours returns; if it has a "
             "parameter it is told the size.",
         ),
-    ] = "bytes",
+    ] = _USUAL,
     scenario: Annotated[
         list[str] | None,
         typer.Option(
@@ -137,6 +140,8 @@ def _wish(target: str, scenarios: list[str] | None, sizes: list[str] | None, sen
     if (largest := max(chosen, default=0)) > PRIVATE_MAX_MESSAGE:
         raise ConfigError(f"--size {largest}: that is more than a message may have, {say_bytes(PRIVATE_MAX_MESSAGE)}")
     wanted = tuple(dict.fromkeys(scenarios or ("one-way", "round-trip")))
+    if wanted == ("arrays",) and target not in (_USUAL, "array"):
+        raise ConfigError(f"--object {target}: --scenario arrays sends nothing but arrays; name another scenario, too, or no object")
     return Wish(wanted, target, chosen, sized=sized, senders=(senders,), receivers=receivers)
 
 
@@ -300,6 +305,8 @@ def _say_absent(absent: "list[Absent]") -> list[str]:
 def _show_advice(console: "Console", advice: "Advice") -> None:
     from rich.text import Text
 
+    from ipcbus.options import parse_url
+
     console.print()
     console.print(Text.assemble("For this message on this machine: ", (advice.url, "bold green")))
     for reason in advice.reasons:
@@ -307,7 +314,9 @@ def _show_advice(console: "Console", advice: "Advice") -> None:
     if advice.toml is None:
         console.print(Text("\neach channel needs an address of its own, so there is no line for all that are opened as auto:"))
         return
-    console.print(Text("\nin ipcbus.toml, for every channel that is opened as auto:"))
+    own = "the one channel that is opened as auto, for another needs another address"
+    for_whom = own if parse_url(advice.url).address else "every channel that is opened as auto"
+    console.print(Text(f"\nin ipcbus.toml, for {for_whom}:"))
     console.print(Text(f"  {advice.toml}", style="bold"))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -116,6 +117,21 @@ def test_crowds(bench):
     assert "fan-in, 3 senders: bytes, 64 B" in done.stdout
     assert "fan-out, 2 receivers: bytes, 64 B" in done.stdout
     assert "not measured: pipe: in fan-out (several receivers cannot compete for its messages)" in done.stdout
+
+
+def test_an_object_that_nothing_would_send_is_not_ignored(fails):
+    assert "--scenario arrays sends nothing but arrays" in fails("--scenario", "arrays", "--object", "dict")
+
+
+def test_an_address_is_advised_for_one_channel(bench):
+    pytest.importorskip("zmq")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"zmq+tcp://127.0.0.1:{listener.getsockname()[1]}"
+    lines = bench(*QUICK, "--transport", url, "--no-peers").stdout.splitlines()
+    assert lines[-2:] == [
+        "in ipcbus.toml, for the one channel that is opened as auto, for another needs another address:",
+        f'  transport = "{url}"',
+    ]
 
 
 def test_a_message_of_the_users(bench):
