@@ -141,7 +141,7 @@ def _wish(target: str, scenarios: list[str] | None, sizes: list[str] | None, sen
         raise ConfigError(f"--size {largest}: that is more than a message may have, {say_bytes(PRIVATE_MAX_MESSAGE)}")
     wanted = tuple(dict.fromkeys(scenarios or ("one-way", "round-trip")))
     if wanted == ("arrays",) and target not in (_USUAL, "array"):
-        raise ConfigError(f"--object {target}: --scenario arrays sends nothing but arrays; name another scenario, too, or no object")
+        raise ConfigError(f"--object {target}: --scenario arrays sends nothing but arrays; name no object, or another scenario")
     return Wish(wanted, target, chosen, sized=sized, senders=(senders,), receivers=receivers)
 
 
