@@ -222,6 +222,9 @@ class Channel:
         Args:
             handler: called with each message. What it returns is the reply, and what it raises is raised as
                 ``RemoteError`` where the request came from. For a message that is no request it is called, too.
+
+        Raises:
+            Unsupported: the function is a coroutine function. Nothing was received.
         """
         with loading(_REQUESTS):
             from ipcbus.requests import serving

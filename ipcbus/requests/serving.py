@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelError, ContentRefused, DecodeError, EncodeError
+from ipcbus.errors import ChannelError, ContentRefused, DecodeError, EncodeError, Unsupported
 from ipcbus.requests import reply  # noqa: F401  loaded now: who could not, for want of a descriptor, would have taken a request
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ logger = logging.getLogger("ipcbus.requests")
 
 def serve(channel: Channel, handler: Callable[[Message], Any]) -> None:
     """Receive until the end of a channel, and answer each request with what a function returns for it."""
+    if inspect.iscoroutinefunction(handler):
+        raise Unsupported(
+            f"serve() calls plain functions, and would await nothing of {handler!r}: in a coroutine, take messages with "
+            "aio.recv_message() and answer each with message.reply(value) or message.fail(error)"
+        )
     while True:
         try:
             message = channel.recv_message()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -37,8 +38,10 @@ class Program:
         """Refuse what would be noticed only when the process dies.
 
         Raises:
-            ValueError: ``restart`` is none of the three, or ``heartbeat`` makes no sense.
+            ValueError: ``restart`` is none of the three, or ``heartbeat`` makes no sense, or ``target`` would not be awaited.
         """
+        if inspect.iscoroutinefunction(self.target):
+            raise ValueError(f"{self.name}: {self.target!r} is a coroutine function; name a function that calls asyncio.run()")
         if self.heartbeat < 0 or (self.heartbeat and not self.handshake):
             raise ValueError(f"{self.name}: heartbeat is in seconds, and needs a Life to beat with: handshake=True")
         if self.restart not in ("always", "on-failure", "never"):

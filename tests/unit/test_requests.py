@@ -154,6 +154,16 @@ def test_a_handler_that_exits_tells_who_asked(subject, askers):
     child.result()
 
 
+def test_a_coroutine_function_is_refused_before_a_message_is_lost_to_it(unanswered):
+    async def handle(message):
+        return message.body
+
+    unanswered.send("not lost", PATIENCE)
+    with pytest.raises(ipcbus.Unsupported, match=r"handle.*aio\.recv_message"):
+        unanswered.serve(handle)
+    assert unanswered.recv(PATIENCE) == "not lost"
+
+
 def test_a_request_whose_forwarding_failed_is_told(subject, askers):
     channel, other = subject.open(), subject.open()
     serving = subject.thread(channel.serve, askers.handle)

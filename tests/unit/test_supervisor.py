@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import multiprocessing
 import os
@@ -366,6 +367,8 @@ def test_what_makes_no_sense_is_refused_at_once(programs: Any) -> None:
         Supervisor(start_method="thread")  # type: ignore[arg-type]  # this is what is to be refused
     with pytest.raises(ValueError, match="a: restart must be 'always'"):
         Program("a", programs.returns, restart="sometimes")  # type: ignore[arg-type]  # the same
+    with pytest.raises(ValueError, match=r"a: .*sleep.* is a coroutine function; .*asyncio\.run"):
+        Program("a", asyncio.sleep, (1,), handshake=False)
 
 
 # ---------------------------------------------------------------------- plain functions, and who is started again
