@@ -6,6 +6,7 @@ touching the parent's.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
 import threading
@@ -22,7 +23,7 @@ from ipcbus.plumbing.spin import awake
 from ipcbus.transport import Handle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ipcbus.codec import Codec
     from ipcbus.settings import ChannelOptions
@@ -303,7 +304,8 @@ class Endpoint:
         self._lock = threading.RLock()
         for link in (self.tx, self.rx):
             if link is not None:
-                _abandon(link, self.url)
+                with _going_on(f"{self.url}: an end that this forked child inherited was not let go"):
+                    link.abandon()
         self.tx = self.rx = self.send_bytes = self.take = self.listen = None
         self.asked = False
         if self.meter is not None:
@@ -396,7 +398,8 @@ def destroy_closed() -> None:
     for channel_id in [known for known in _homes if known not in in_use]:
         handle = _homes.pop(channel_id, None)
         if handle is not None:
-            handle.destroy()
+            with _going_on(f"a channel that this process made was not removed: {handle!r}"):
+                handle.destroy()
 
 
 def _forget(end: Endpoint) -> None:
@@ -429,7 +432,9 @@ def _close_all() -> None:
     with _lock:
         ends = list(_open)
     for end in ends:
-        end.close(sender=True, receiver=True)
+        for side in ("sending", "receiving"):
+            with _going_on(f"{end.url}: the {side} end was not closed at the exit of this process"):
+                end.close(sender=side == "sending", receiver=side == "receiving")
 
 
 def _after_fork() -> None:
@@ -440,11 +445,12 @@ def _after_fork() -> None:
         end.after_fork()
 
 
-def _abandon(link: SendLink | RecvLink, url: str) -> None:
-    """Let go of what a forked child inherited. What prevents that is logged: all that comes behind it is to be let go, too."""
+@contextlib.contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Log what is raised inside: what comes behind it is to be done all the same."""
     try:
-        link.abandon()
+        yield
     except Exception:
         import logging  # which a process that only sends and receives has no need of
 
-        logging.getLogger("ipcbus.channel").exception("%s: an end that this forked child inherited was not let go", url)
+        logging.getLogger("ipcbus.channel").exception(what)

@@ -147,6 +147,21 @@ if not os.fork():
     os._exit(all(channel._end.tx is None for channel in channels))
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 1, "some were not let go"
 """
+UNCLOSED = """
+import logging, sys, ipcbus
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+
+def refuse():
+    raise ValueError("stuck")
+
+channels = [ipcbus.open("inproc:") for _ in range(3)]
+for channel in channels:
+    channel.send(1)
+    channel._end.open_receiver()
+    channel._end.tx.close = refuse
+from multiprocessing.util import Finalize
+Finalize(None, lambda: print([channel._end.rx._closed for channel in channels]), exitpriority=0)
+"""
 FORK_WHILE_STUCK = """
 import os, threading, ipcbus
 from ipcbus.plumbing import forks
@@ -271,6 +286,13 @@ def test_a_child_lets_go_of_all_ends_where_one_cannot_be():
 @pytest.mark.parametrize("url", ["inproc:", "unix:", "pipe:", "queue:", SHM])
 def test_what_is_kept_until_modules_have_lost_their_names_says_nothing(url):
     run(KEPT_TO_THE_LAST, url)
+
+
+def test_all_ends_are_closed_at_exit_where_one_cannot_be():
+    said = run(UNCLOSED)
+    assert said.count("inproc:: the sending end was not closed at the exit of this process\n") == 3
+    assert said.count("ValueError: stuck") == 3
+    assert said.endswith("[True, True, True]\n")
 
 
 def test_a_fork_while_a_supervisor_ties_a_process_to_itself_leaves_the_child_nothing():
