@@ -265,8 +265,9 @@ class ReplyTo:
         self.answered = True
         try:
             way.send(self._number, kind, value, timeout)
-        except Exception:
-            self.answered = False  # nothing was sent; it may be tried again, or given up
+        except BaseException:
+            # Nothing was sent, and it may be tried again, or given up. If an interrupted one was sent, the next is late.
+            self.answered = False
             raise
 
     def _look_again(self) -> Route:

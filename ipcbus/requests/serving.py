@@ -64,3 +64,6 @@ def handle(message: Message, handler: Callable[[Message], Any]) -> None:
     except ChannelError as error:
         logger.warning("a reply was not delivered: %s", error)
         answer.give_up()
+    except BaseException as error:  # an interrupt, as above
+        answer.fail_quietly(error)
+        raise

@@ -221,6 +221,21 @@ def test_a_request_without_an_answer_says_where_it_went_and_how_long_it_waited(u
         ask(unanswered)
 
 
+def test_who_asked_is_told_of_an_interrupt_amid_the_reply(unanswered, monkeypatch):
+    future = unanswered.submit("anything")
+    message = unanswered.recv_message(PATIENCE)
+
+    def interrupt(*_):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reply.Route, "send", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        serving.handle(message, lambda _: "value")
+    with pytest.raises(ipcbus.RemoteError, match="KeyboardInterrupt"):
+        future.result(PATIENCE)
+
+
 def test_replies_that_come_late_are_counted(unanswered):
     with pytest.raises(ipcbus.ChannelEmpty):
         unanswered.request("late", 0)
