@@ -33,7 +33,7 @@ THREAD = ["-g", "-O1", "-fsanitize=thread", "-Wno-tsan"]
 
 LEFT_OUT = (
     # Limits on memory, of which a sanitizer takes terabytes; and hundreds of MiB, which take long there.
-    *("no_address_space", "no_memory", "cannot_be_mapped", "too_much_that_waits", "given_back_beyond"),
+    *("no_address_space", "no_memory", "cannot_be_mapped", "too_much_that_waits", "given_back_beyond", "[memory]"),
     # What runs Python anew, once for each process, and what is about Python code above.
     *("kill", "spawn", "forkserver", "subscri", "publish", "topic", "nested", "askers", "child", "home", "fork"),
 )
