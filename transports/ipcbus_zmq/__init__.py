@@ -31,7 +31,10 @@ class Zmq(Transport):
         accepted="in the sender's memory, on their way to the receiver's",
         sender_dies="messages still in its memory; none that the receiver's process has",
         receiver_dies="messages in its memory or on their way to it, up to capacity from each sender",
-        home_dies="nothing, unless it was a sender or the receiver",
+        home_dies=(
+            "nothing while anybody has an end open, unless it was a sender or the receiver; else the channel, with what senders "
+            "left in its directory"
+        ),
         machine_dies="everything",
     )
     options = NoOptions
