@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections import deque
 from itertools import count, islice, repeat
@@ -130,6 +131,12 @@ class SenderLane:
         if begun is not None and begun.go_on(self.fd) and self.begun is begun:
             self.begun = None
         return self.begun is None
+
+    def look(self) -> int:
+        """Return ``POLLOUT`` if there is room in the pipe, ``POLLERR`` and maybe more if nobody will ever read it."""
+        poller = select.poll()
+        poller.register(self.fd, select.POLLOUT)
+        return sum(events for _, events in poller.poll(0))
 
     def close(self) -> None:
         self.fd = self.credit_fd = -1  # their numbers may soon be other files'

@@ -7,7 +7,7 @@ import select
 import threading
 from typing import TYPE_CHECKING
 
-from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelFull, PeerDied
+from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ChannelFull, PeerDied
 from ipcbus.plumbing import buffers as _buffers
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
@@ -208,17 +208,12 @@ class PipeSender(SendLink):
             while not begun.go_on(pipe.fd):
                 deadline = deadline or Deadline(timeout)
                 self._wait(pipe, deadline, for_bytes=True)
-        except ChannelFull:
-            if not begun.is_whole:  # else a signal handler that sent had to write it first
-                begun.take_back()
-                raise
-        except OSError as error:
+        except BaseException as error:
+            if isinstance(error, ChannelFull) and begun.is_whole:
+                return  # a signal handler that sent had to write it first
             begun.take_back()
-            if isinstance(error, ChannelBroken):
-                raise
-            raise self._lane_lost(pipe, error) from error
-        except BaseException:
-            begun.take_back()
+            if isinstance(error, OSError) and not isinstance(error, ChannelError):
+                raise self._lane_lost(pipe, error) from error
             raise
         if pipe.begun is begun:
             pipe.begun = None
@@ -229,7 +224,7 @@ class PipeSender(SendLink):
         try:
             self._files.write(frame, size, held)
             # The mark that follows needs room in the pipe. Only a signal handler may write there too, and take it away.
-            while self._look_at(pipe) != select.POLLOUT:
+            while pipe.look() != select.POLLOUT:
                 self._wait(pipe, deadline, for_bytes=True)
             number, mark = -1, b""
             while True:
@@ -400,13 +395,6 @@ class PipeSender(SendLink):
         self._room_fd = _UNKNOWN
         pipe.close()
 
-    @staticmethod
-    def _look_at(pipe: SenderLane) -> int:
-        """Return ``POLLOUT`` if there is room in the pipe, ``POLLERR`` and maybe more if nobody will ever read it."""
-        poller = select.poll()
-        poller.register(pipe.fd, select.POLLOUT)
-        return sum(events for _, events in poller.poll(0))
-
     def _why_closed(self) -> ChannelClosed:
         if self._closed:
             return ChannelClosed("this end of the pipe: channel is closed")
@@ -448,7 +436,7 @@ class PipeSender(SendLink):
         except PeerDied:
             return True
         credit = pipe is None or self._collect(pipe)
-        shown = select.POLLOUT if pipe is None else self._look_at(pipe)
+        shown = select.POLLOUT if pipe is None else pipe.look()
         if shown & select.POLLERR:
             return True  # a send would say that the lane is lost
         if self._door_full:
