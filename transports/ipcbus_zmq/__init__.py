@@ -32,8 +32,8 @@ class Zmq(Transport):
         sender_dies="messages still in its memory; none that the receiver's process has",
         receiver_dies="messages in its memory or on their way to it, up to capacity from each sender",
         home_dies=(
-            "nothing while anybody has an end open, unless it was a sender or the receiver; else the channel, with what senders "
-            "left in its directory"
+            "nothing while anybody has an end open, unless it was a sender or the receiver; else the channel, with what "
+            "senders left in its directory"
         ),
         machine_dies="everything",
     )
