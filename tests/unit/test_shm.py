@@ -742,6 +742,22 @@ class TestResources:
         assert "ulimit -n" in said
         assert said.endswith("2\n")
 
+    def test_no_descriptor_for_a_large_message(self):
+        said = self.limited(
+            "import os\n"
+            "ch = ipcbus.open('shm:'); ch.send(1); ch.recv()\n"
+            "taken = []\n"
+            "try:\n"
+            "    while True: taken.append(os.dup(0))\n"
+            "except OSError: pass\n"
+            "try: ch.send(bytes(1 << 20))\n"
+            "except ipcbus.ChannelBroken as error: print(error)\n"
+            "os.close(taken.pop()); os.close(taken.pop()); ch.send(bytes(1 << 20)); print(len(ch.recv()))\n",
+            NOFILE=60,
+        )
+        assert "nothing was sent; close some descriptors" in said
+        assert said.endswith("1048576\n")
+
     def test_no_memory_for_a_ring(self):
         said = self.limited(
             "try: ipcbus.open('shm:?ring_bytes=1048576')\n"

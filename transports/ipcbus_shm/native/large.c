@@ -9,7 +9,11 @@
 
 static bool raise_memory(const char *what, size_t size)
 {
-    PyErr_Format(ChannelBroken, "%s for a message of %zu bytes: %s; nothing was sent", what, size, strerror(errno));
+    int code = errno;
+    const char *remedy = code == EMFILE || code == ENFILE ? "; close some descriptors or raise 'ulimit -n', and try again"
+                         : code == EUSERS ? "; a thousand processes send or receive large messages here, and no more can"
+                                          : "";
+    PyErr_Format(ChannelBroken, "%s for a message of %zu bytes: %s; nothing was sent%s", what, size, strerror(code), remedy);
     return false;
 }
 
