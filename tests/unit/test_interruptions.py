@@ -45,6 +45,11 @@ def test_a_receiver_that_nobody_sends_to_yet(scheme):
     run("first_look", f"{scheme}:" if scheme != "zmq+tcp" else f"zmq+tcp://127.0.0.1:{free_port()}")
 
 
+@pytest.mark.parametrize("url", LOCAL)
+def test_the_close_of_a_receiving_end(url):
+    run("closing", url)
+
+
 @pytest.mark.parametrize("size", [10, 3_000, 300_000])
 @pytest.mark.parametrize("way", ["send", "recv"])
 @pytest.mark.parametrize("url", [*LOCAL, "zmq:"])

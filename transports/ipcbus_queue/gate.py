@@ -79,18 +79,16 @@ class Gate:
         finally:
             self._leave()
 
-    def close(self) -> bool:
-        """Close and wake who waits; say whether it was open. The lock is held.
+    def close(self) -> None:
+        """Close and wake who waits; again, where that was interrupted. The lock is held.
 
         What they wait on is freed by the last of them: freed earlier, it could no longer wake them.
         """
-        if self.closed:
-            return False
         self.closed = True
-        self.bell.set()
+        if not self.epoll.closed:
+            self.bell.set()
         if not self._waiting:
             self._free()
-        return True
 
     def abandon(self) -> None:
         """Free what a forked child inherited."""

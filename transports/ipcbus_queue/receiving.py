@@ -175,8 +175,8 @@ class QueueRecvLink(RecvLink):
             self._shared.closing += 1
             return
         with self._gate.lock:
-            if self._gate.close():
-                self._free()
+            self._gate.close()
+            self._free()
 
     def _close_late(self) -> None:
         self.close()

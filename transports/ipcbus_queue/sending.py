@@ -139,15 +139,15 @@ class QueueSendLink(SendLink):
             self._shared.closing += 1
             return
         with self._gate.lock:
-            if not self._gate.close():
-                return
+            self._gate.close()
             if self._reader is not None:
                 self._reader.close()
-            feeder, self._feeder = self._feeder, None
+        feeder = self._feeder
         if feeder is not None:
             feeder.finish()
             if not feeder.join(0 if self._shared.alone else LINGER):
                 self._shared.unfinished = feeder
+            self._feeder = None
 
     def _close_late(self) -> None:
         self.close()
@@ -160,6 +160,7 @@ class QueueSendLink(SendLink):
             self._reader.close()
         if self._feeder is not None:
             self._feeder.abandon()
+            self._feeder = None
 
     def receiver(self) -> int | None:
         """Return the pid of the receiver; None where there may be several."""

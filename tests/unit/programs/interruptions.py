@@ -220,6 +220,25 @@ def first_look(url):
     every_instant(attempt)
 
 
+def closing(url):
+    """A receiving end whose close was interrupted is closed by the next, and leaves what waits to whoever follows it."""
+
+    def attempt(instants):
+        with open_channel(url, capacity=4) as channel:
+            passed_on = pickle.dumps(channel.receiver)
+            receiver = channel.receiver
+            for number in range(4):
+                channel.send(number, PATIENCE)
+            assert receiver.recv(PATIENCE) == 0
+            interrupted = instants.call(receiver.close)
+            receiver.close()
+            with contextlib.closing(pickle.loads(passed_on)) as successor:
+                assert [successor.recv(PATIENCE) for _ in range(3)] == [1, 2, 3]
+            return interrupted
+
+    every_instant(attempt)
+
+
 def later(url, way, size):
     """At most the message in hand is lost; what follows is whole and in order."""
     with open_channel(url) as channel:
@@ -319,5 +338,5 @@ if __name__ == "__main__":
     elif size:
         later(url, scenario, int(*size))
     else:
-        firsts = (first_receive, first_parked, first_send, first_look)
-        {first.__name__: first for first in firsts}[scenario](url)
+        others = (first_receive, first_parked, first_send, first_look, closing)
+        {other.__name__: other for other in others}[scenario](url)
