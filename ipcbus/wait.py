@@ -32,7 +32,7 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
         ChannelClosed: a channel among them is closed in this process.
         ChannelBusy: a channel among them has its one receiver in another process.
         ChannelBroken: there is no descriptor left to wait with; none is needed without a channel.
-        TypeError: one object was passed instead of several.
+        TypeError: one object was passed instead of several, or one of them has no descriptor.
     """
     if hasattr(objects, "fileno"):  # to iterate over a channel is to receive from it
         raise TypeError(f"wait takes several objects, and was given {objects!r} alone; write wait([...])")
@@ -42,7 +42,7 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
     channels = [thing for thing in waiting if hasattr(thing, "ready")]
     watched: dict[int, list[Any]] = {}
     for thing in waiting:
-        fd = thing if isinstance(thing, int) else thing.fileno()
+        fd = thing if isinstance(thing, int) else _descriptor(thing)
         watched.setdefault(fd, []).append(thing)
         poller.register(fd, select.POLLIN)
     sets = [thing._watchers() for thing in channels if hasattr(thing, "_watchers")]  # noqa: SLF001  of this package
@@ -61,6 +61,13 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
     finally:
         for watchers in sets:
             watchers.discard(bell)
+
+
+def _descriptor(thing: Any) -> int:
+    if not hasattr(thing, "fileno"):
+        raise TypeError(f"{thing!r} has no descriptor to wait for; of a process, pass its sentinel")
+    fd: int = thing.fileno()
+    return fd
 
 
 class _Bell(Wakeup):

@@ -1,6 +1,7 @@
 """Pairs: what one end sends the other receives, whichever way it is asked for."""
 
 import asyncio
+import multiprocessing
 
 import pytest
 
@@ -23,6 +24,12 @@ def test_both_ways(ends, child):
     assert ipcbus.wait([there, here], PATIENCE) == [here]
     assert here.ready()
     assert here.recv(0) == "answer"
+
+
+def test_what_cannot_be_waited_for_is_named(ends):
+    worker = multiprocessing.Process()
+    with pytest.raises(TypeError, match=r"Process.* has no descriptor to wait for; of a process, pass its sentinel"):
+        ipcbus.wait([*ends, worker], 0)
 
 
 def test_the_end_of_one_way_is_not_that_of_the_other(ends):

@@ -772,3 +772,10 @@ def test_a_large_send_whose_room_in_the_pipe_was_taken_in_the_middle_of_it_waits
             channel._end.rx.recv(PATIENCE)
         channel.send(bytes(10_000), PATIENCE)
         assert channel.recv(PATIENCE) == bytes(10_000)
+
+
+def test_a_second_receiver_is_told_what_has_several(make):
+    ends = make()
+    ends.receiver()
+    with pytest.raises(ipcbus.ChannelBusy, match="such as unix:, with receivers='many'"):
+        ends.receiver()

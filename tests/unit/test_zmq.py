@@ -255,7 +255,7 @@ def test_one_receiver(make):
 def test_a_second_receiver_takes_nothing(make_private):
     ends = make_private()
     rx, tx = ends.receiver(), ends.sender()
-    with pytest.raises(ChannelBusy) as caught:
+    with pytest.raises(ChannelBusy, match="such as unix:, with receivers='many'") as caught:
         ends.handle.open_receiver()
     assert caught.value.pid == os.getpid()
     tx.send([b"mine"], 0)

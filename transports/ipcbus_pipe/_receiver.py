@@ -76,7 +76,11 @@ class PipeReceiver(RecvLink):
         # Last of all: an attempt that fails or is interrupted must not have been the receiver.
         self._seat, owner = handle.state.attach()
         if owner is not None:
-            raise ChannelBusy(f"process {owner} is the receiver of this pipe: channel already, and it has only one", owner)
+            raise ChannelBusy(
+                f"process {owner} is the receiver of this pipe: channel already, and it has only one; several can share the "
+                "messages of another transport, such as unix:, with receivers='many'",
+                owner,
+            )
 
     # ------------------------------------------------------------------ receiving
 

@@ -177,7 +177,9 @@ class PrivatePlace:
         self._claim.close()
         self._claim = None
         raise ChannelBusy(
-            f"process {owner or 'unknown'} receives from {self.endpoint}; a zmq: channel has one receiver", owner or None
+            f"process {owner or 'unknown'} receives from {self.endpoint}; a zmq: channel has one receiver; several can share "
+            "the messages of another transport, such as unix:, with receivers='many'",
+            owner or None,
         )
 
     def _bind(self) -> int:
