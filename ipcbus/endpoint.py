@@ -119,6 +119,9 @@ class Endpoint:
         """Which other process receives, as the link said when it was asked last, and until when that is taken to be so."""
         self._closed_tx = self._closed_rx = False
         self._lock = threading.RLock()  # a signal handler may open what it interrupts the opening of
+        self._links: dict[str, SendLink | RecvLink] = {}
+        # Not by a __del__: in a cycle of references what it needs may have been finalized before.
+        weakref.finalize(self, _drop, self._links, handle, self.shared, self.key).atexit = False
 
     def open_sender(self) -> SendLink:
         """Return the sending end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
@@ -133,7 +136,7 @@ class Endpoint:
                     return tx
                 head = self.codec.bytes_head
                 self.send_bytes = made.bytes_sender(head, self.codec.max_message - len(head)) if head else None
-                self.tx = tx = made
+                self.tx = self._links["tx"] = tx = made
             return tx
 
     def open_receiver(self) -> RecvLink:
@@ -152,7 +155,7 @@ class Endpoint:
                 if (rx := self.rx) is not None:  # the same, where there may be many
                     made.close()
                     return rx
-                self.rx = rx = made
+                self.rx = self._links["rx"] = rx = made
             return rx
 
     def open_take(self) -> Callable[[float | None], Frame | bytes]:
@@ -246,7 +249,7 @@ class Endpoint:
         if done:
             self.handle.release()
             _let_go(self)
-            self._leave()
+            _leave(self.shared, self.key)
 
     def reopen(self) -> None:
         """Have a side that was closed, while the other was not, open again at its next use."""
@@ -310,31 +313,14 @@ class Endpoint:
         self.asked = False
         if self.meter is not None:
             self.meter.after_fork()
-        self.shared = {}
+        self._links.clear()
+        self.shared.clear()
         self.inbox = None
         self.addressee = (None, 0.0)
         self.watchers.clear()
         self.postponed.clear()
         self.sent = self.received = self.dropped = self.undecodable = 0
         self.codec.after_fork()
-
-    @finalizer
-    def __del__(self) -> None:
-        # The last Channel object for it is gone: nobody can use these ends any more.
-        for link in (self.tx, self.rx):
-            if link is not None:
-                link.close()
-        self.handle.release()
-        self._leave()
-
-    def _leave(self) -> None:
-        if not self.shared or sys.is_finalizing():
-            return  # an interpreter that ends imports nothing any more, and what is kept here is kept no longer
-        from ipcbus.directory import client as directory
-
-        shared, self.shared = self.shared, {}
-        for address in shared:
-            directory.drop(address, self.key)
 
 
 _ends: weakref.WeakValueDictionary[str, Endpoint] = weakref.WeakValueDictionary()
@@ -400,6 +386,27 @@ def destroy_closed() -> None:
         if handle is not None:
             with _going_on(f"a channel that this process made was not removed: {handle!r}"):
                 handle.destroy()
+
+
+@finalizer
+def _drop(links: dict[str, SendLink | RecvLink], handle: Handle, shared: dict[str, int], key: bytes) -> None:
+    """Free what an endpoint had whose last channel object is gone: nobody can use it any more."""
+    for link in links.values():
+        link.close()
+    handle.release()
+    _leave(shared, key)
+
+
+def _leave(shared: dict[str, int], key: bytes) -> None:
+    """Have directories keep a channel no longer for this process."""
+    if not shared or sys.is_finalizing():
+        return  # an interpreter that ends imports nothing any more, and what is kept here is kept no longer
+    from ipcbus.directory import client as directory
+
+    addresses = list(shared)
+    shared.clear()
+    for address in addresses:
+        directory.drop(address, key)
 
 
 def _forget(end: Endpoint) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import gc
 import importlib.util
 import subprocess
 import sys
 
 import pytest
+
+import ipcbus
+from ipcbus.testing import leaks
 
 SHM = pytest.param("shm:", marks=pytest.mark.skipif(not importlib.util.find_spec("ipcbus_shm"), reason="not installed"))
 NUMBERS = """
@@ -316,3 +320,20 @@ def test_a_fork_while_a_lane_opens_leaves_the_child_nothing():
 @pytest.mark.parametrize("url", ["unix:", "pipe:", "queue:", SHM])
 def test_a_process_that_is_not_the_receiver_shuts_down_through_the_receiving_side(url, first):
     assert run(SHUTDOWN_ELSEWHERE, url, first) == "ended\n"
+
+
+@pytest.mark.parametrize("url", ["pipe:", "unix:", "queue:", "inproc:", SHM])
+def test_ends_that_go_in_a_cycle_of_references_are_closed(url, monkeypatch):
+    """As with a task that waits when its event loop ends, or an exception that is kept with its traceback."""
+    failed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda said: failed.append(repr(said.exc_value)))
+    before = leaks.snapshot()
+    channel = ipcbus.open(url)
+    channel.send("something", timeout=10)
+    assert channel.recv(timeout=10) == "something"
+    cycle = [channel]
+    cycle.append(cycle)
+    del channel, cycle
+    gc.collect()
+    assert failed == []
+    assert leaks.compare(before) == []
