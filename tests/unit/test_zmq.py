@@ -935,6 +935,39 @@ class Interruption(BaseException):
     pass
 
 
+CLOSE_INTERRUPTED = """
+import pickle
+import ipcbus
+from ipcbus_zmq._post import Post
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+with ipcbus.open("zmq:") as channel:
+    passed_on = pickle.dumps(channel.receiver)
+    channel.send("first")
+    assert channel.recv(10) == "first"
+    whole, Post._await_end = Post._await_end, interrupt
+    try:
+        channel.receiver.close()
+    except KeyboardInterrupt:
+        Post._await_end = whole
+    with pickle.loads(passed_on) as successor:
+        successor.fileno()
+        for _ in range(40):  # what is sent while a receiver ends may be lost with it
+            channel.send("more", 10)
+            if ipcbus.wait([successor], 0.5):
+                print(successor.recv(0))
+                break
+"""
+
+
+def test_a_close_that_is_interrupted_leaves_the_channel_to_the_next_receiver():
+    """While zmq ends the socket, which is the longest part of it; what listens for that stays until the process ends."""
+    done = subprocess.run([sys.executable, "-c", CLOSE_INTERRUPTED], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("more\n", "")
+
+
 def test_receiver_is_known_before_it_has_said_who_it_is(make_private):
     """What answers a request may do so before its first grant was looked at, and its death must be known from then on."""
     ends = make_private()

@@ -221,14 +221,16 @@ class Post:
         socket, monitor = self.socket, self._monitor
         assert socket is not None
         assert monitor is not None
-        deadline = Deadline(linger + _GRACE)
-        socket.close(int(linger * 1000))
-        gone = self._await_end(monitor, deadline)
-        if gone:
-            monitor.close(0)
-        self.socket = self._monitor = None
-        _context.release(None if gone else monitor)
-        self._free()
+        deadline, gone = Deadline(linger + _GRACE), False
+        try:
+            socket.close(int(linger * 1000))
+            gone = self._await_end(monitor, deadline)
+        finally:  # what interrupts the wait does not keep the rest from being freed
+            if gone:
+                monitor.close(0)
+            self.socket = self._monitor = None
+            _context.release(None if gone else monitor)
+            self._free()
 
     def _await_end(self, monitor: Socket, deadline: Deadline) -> bool:
         """Wait until zmq's threads are done with the socket: the last that its monitor says."""

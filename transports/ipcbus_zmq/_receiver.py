@@ -425,10 +425,12 @@ class Receiver(RecvLink):
                 self._telling.grant_all()
                 self._telling.tell_all(Kind.GONE)
             finally:
-                self._post.close(_FAREWELL)
-                self._alarm.close()
-                self._place.release()
-                self._post.owner = 0
+                try:
+                    self._post.close(_FAREWELL)
+                finally:  # whatever interrupts that: who cannot receive any more must not keep others from it
+                    self._place.release()
+                    self._alarm.close()
+                    self._post.owner = 0
 
     def _meet_the_last(self) -> None:
         """Drop what came, and learn who is there: a sender that has connected and is told nothing takes this for a death."""
