@@ -55,8 +55,8 @@ def handle(message: Message, handler: Callable[[Message], Any]) -> None:
         if answer is not None and not answer.answered:
             answer.fail_quietly(error)
         raise
-    if answer is None or answer.answered or answer.given:
-        return  # the handler did it, or sent the handle on
+    if answer is None or answer.answered or (answer.given and value is None):
+        return  # the handler did it, or sent the handle on; what it returns all the same says that this came to nothing
     try:
         answer.send(value)
     except EncodeError as error:

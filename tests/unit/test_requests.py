@@ -173,6 +173,23 @@ def test_a_request_whose_forwarding_failed_is_told(subject, askers):
     serving.result()
 
 
+def test_what_is_returned_when_the_handle_could_not_be_sent_on_is_the_reply(subject):
+    channel, full = subject.open(), subject.open(capacity=1)
+    full.send("no room behind this", PATIENCE)
+
+    def handle(message):
+        try:
+            full.send(message.reply_to, timeout=0)
+        except ipcbus.ChannelFull:
+            return "busy"
+        return None
+
+    serving = subject.thread(channel.serve, handle)
+    assert channel.request("anything", PATIENCE) == "busy"
+    channel.shutdown()
+    serving.result()
+
+
 def test_only_the_first_answer_counts(subject, askers):
     channel, said = subject.open(), []
     answered = subject.thread(channel.request, ("twice", "by reference"), PATIENCE)
