@@ -81,7 +81,10 @@ def release(unended: Socket | None = None) -> None:
 def _end(context: Context) -> None:
     """End a context, but wait no longer than it should take: the thread that waits for it goes with the process."""
     ending = threading.Thread(target=context.term, name="ipcbus-zmq-term", daemon=True)
-    ending.start()
+    try:
+        ending.start()
+    except RuntimeError:
+        return  # an interpreter that ends starts no thread any more (from Python 3.12 on), and zmq's own go with the process
     ending.join(_GRACE)
 
 
