@@ -71,7 +71,7 @@ class PipeSender(SendLink):
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
                 self._acquire(timeout)
             body = frame[0] if len(frame) == 1 else b"".join(frame) if _buffers.size(frame) <= _ATOMIC else None
-            data = None if body is None or len(body) > _ATOMIC else _starts[len(body)] + body
+            data = None if body is None or (size := len(body)) > _ATOMIC else _starts[size] + body
             if self._flags[0] or self._closed:
                 raise self._why_closed()
             # From these looks to the write nothing is called, so that no signal handler can begin something in between.
