@@ -241,10 +241,14 @@ def call(address: str, name: str, content: bytes = b"") -> Found:
 
 
 def settle() -> None:
-    """End connections, and this process's own directory: what it shared without a bus cannot be had any more."""
+    """End connections, and this process's own directory: what it shared without a bus cannot be had any more.
+
+    What buses it has come to and not left is forgotten.
+    """
     with _here.lock:
         places, _here.places = _here.places, {}
         mine, _here.own = _here.own, None
+        _here.attached.clear()
         if mine is not None:
             unkeep(mine)
     for there in places.values():

@@ -362,7 +362,8 @@ class TestTwoHomes:
     def test_the_second_is_refused_with_the_pid(self, home, address):
         with pytest.raises(ipcbus.ConfigError, match=rf"process {home.child.pid} is the home .*Bus\.connect\('{address}'\)"):
             ipcbus.Bus(address=address)
-        assert ipcbus.Bus.connect(address).channel("x").url
+        with ipcbus.Bus.connect(address) as bus:
+            assert bus.channel("x").url
 
     def test_it_takes_over_from_one_that_was_killed(self, home, guest, address):
         guest("connect", address)
