@@ -200,8 +200,8 @@ class Resets(Sender):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
-class KeepsForEver(Sender):
-    """Has nothing done about what a forked child inherits."""
+class Holds(Sender):
+    """Holds descriptors, and frees them as it should."""
 
     def __init__(self, link: Any) -> None:
         super().__init__(link)
@@ -212,29 +212,32 @@ class KeepsForEver(Sender):
             os.close(self._fds.pop())
         super().close()
 
+    def abandon(self) -> None:
+        super().abandon()
+        self.close()
 
-class Inheritable(KeepsForEver):
+
+class KeepsForEver(Holds):
+    """Has nothing done about what a forked child inherits."""
+
+    def abandon(self) -> None:
+        self.link.abandon()
+
+
+class Inheritable(Holds):
     """Has a descriptor that every program that is started inherits."""
 
     def __init__(self, link: Any) -> None:
         super().__init__(link)
         os.set_inheritable(self._fds[0], True)  # noqa: FBT003  the call takes it by position
 
-    def abandon(self) -> None:
-        super().abandon()
-        self.close()
 
-
-class Forgotten(KeepsForEver):
+class Forgotten(Holds):
     """Holds a file under a name that says nothing, and leaves it there."""
 
     def __init__(self, link: Any) -> None:
         super().__init__(link)
         self._fds.append(tempfile.mkstemp()[0])
-
-    def abandon(self) -> None:
-        super().abandon()
-        self.close()
 
 
 class Dropped(Sender):

@@ -136,7 +136,7 @@ line.close()
 assert os.read(reading, 1) == b"", "the child holds the tether"
 """
 )
-ABANDONED = """
+THREE_CHANNELS = """
 import logging, os, sys, ipcbus
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 
@@ -146,26 +146,25 @@ def refuse():
 channels = [ipcbus.open("inproc:") for _ in range(3)]
 for channel in channels:
     channel.send(1)
+"""
+ABANDONED = (
+    THREE_CHANNELS
+    + """
     channel._end.tx.abandon = refuse
 if not os.fork():
     os._exit(all(channel._end.tx is None for channel in channels))
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 1, "some were not let go"
 """
-UNCLOSED = """
-import logging, sys, ipcbus
-logging.basicConfig(stream=sys.stdout, format="%(message)s")
-
-def refuse():
-    raise ValueError("stuck")
-
-channels = [ipcbus.open("inproc:") for _ in range(3)]
-for channel in channels:
-    channel.send(1)
+)
+UNCLOSED = (
+    THREE_CHANNELS
+    + """
     channel._end.open_receiver()
     channel._end.tx.close = refuse
 from multiprocessing.util import Finalize
 Finalize(None, lambda: print([channel._end.rx._closed for channel in channels]), exitpriority=0)
 """
+)
 FORK_WHILE_STUCK = """
 import os, threading, ipcbus
 from ipcbus.plumbing import forks

@@ -318,13 +318,17 @@ def test_services_ask_each_other(programs: Any) -> None:
         assert close_code(ws) == 1011
 
 
-def test_a_request_that_cannot_be_read_ends_nobody(programs: Any) -> None:
-    config = ServerConfig(
-        services={"shards": ServiceConfig("web_programs:Shards"), "answers": ServiceConfig("web_programs:Answers")},
+def beside_shards(**others: str) -> ServerConfig:
+    """Return the configuration of the service that asks, and of others, by their names, that it may ask."""
+    return ServerConfig(
+        services={name: ServiceConfig(f"web_programs:{kind}") for name, kind in {"shards": "Shards", **others}.items()},
         front=FrontConfig(bind="127.0.0.1:0", processes=1),
         transport="unix:",
     )
-    with Server(config) as server, connect(f"ws://{server.address}/shards?name=a", proxy=None) as ws:
+
+
+def test_a_request_that_cannot_be_read_ends_nobody(programs: Any) -> None:
+    with Server(beside_shards(answers="Answers")) as server, connect(f"ws://{server.address}/shards?name=a", proxy=None) as ws:
         ws.recv(PATIENCE)
         before = server.pids
         assert "cannot be rebuilt by the process that received it" in ask(ws, "ask in vain")
@@ -333,12 +337,7 @@ def test_a_request_that_cannot_be_read_ends_nobody(programs: Any) -> None:
 
 
 def test_a_service_that_cannot_be_asked_is_named_at_once(programs: Any) -> None:
-    config = ServerConfig(
-        services={"shards": ServiceConfig("web_programs:Shards"), "echo": ServiceConfig("web_programs:Echo")},
-        front=FrontConfig(bind="127.0.0.1:0", processes=1),
-        transport="unix:",
-    )
-    with Server(config) as server, connect(f"ws://{server.address}/shards?name=a", proxy=None) as ws:
+    with Server(beside_shards(echo="Echo")) as server, connect(f"ws://{server.address}/shards?name=a", proxy=None) as ws:
         ws.recv(PATIENCE)
         assert ask(ws, {"ask whom": "echo"}) == "echo answers no requests: its class does not define on_request"
         assert "no service is called 'ecko'" in ask(ws, {"ask whom": "ecko"})
