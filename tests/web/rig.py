@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     from websockets.asyncio.client import ClientConnection
 
-PATIENCE = 5.0
+    from ipcbus.web.server import Server
+
+PATIENCE = 20.0
 
 
 async def eventually(true: Callable[[], Any]) -> None:
@@ -39,6 +41,15 @@ async def eventually(true: Callable[[], Any]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not true():  # noqa: ASYNC110  nothing tells of what tests look at
             await asyncio.sleep(0.005)
+
+
+def until_replaced(server: Server, pid: int) -> None:
+    """Wait until a process that was killed is not listed any more, and another one works in its place."""
+    while (event := server.events.recv(PATIENCE)).pid != pid or event.what != "died":
+        pass
+    name = event.name
+    while (event := server.events.recv(PATIENCE)).name != name or event.what != "ready":
+        pass
 
 
 class Rig:

@@ -13,7 +13,7 @@ from ipcbus import endpoint
 from ipcbus.testing import leaks
 from ipcbus.web.server import Server
 
-from .rig import chat_config
+from .rig import chat_config, until_replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -196,8 +196,12 @@ def test_a_killed_service_loses_nothing_and_repeats_nothing(visit: Callable[...,
         }""")
     # They talk while the service is killed twice: what it had in its hands is said again by the pages, and taken once.
     spoken = []
+    killed = server.pids["chat"]
     for number in range(40):
-        if number in (10, 25):
+        if number == 10:
+            os.kill(killed, signal.SIGKILL)
+        if number == 25:
+            until_replaced(server, killed)
             os.kill(server.pids["chat"], signal.SIGKILL)
         page, name = ((fay, "fay"), (gil, "gil"))[number % 2]
         page.evaluate("text => say(text)", f"{name} {number}")

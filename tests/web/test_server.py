@@ -28,7 +28,7 @@ from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig, load_ser
 from ipcbus.web.link import Cid
 from ipcbus.web.server import Server
 
-from .rig import chat_config
+from .rig import chat_config, until_replaced
 
 PATIENCE = 20.0
 
@@ -139,8 +139,10 @@ def test_a_killed_service_is_replaced_under_open_sockets(scheme: str, join: Join
     with Server(chat_config(channel_url(scheme), bind="127.0.0.1:0")) as server:
         clients = [join(server, f"user{number}")[0] for number in range(6)]
         for _ in range(2):
-            os.kill(server.pids["chat"], signal.SIGKILL)
+            killed = server.pids["chat"]
+            os.kill(killed, signal.SIGKILL)
             clients[0].send(json.dumps({"op": "users", "room": "lobby"}))
+            until_replaced(server, killed)
         # Rooms and names are there before anything else is, and nobody was closed.
         seventh, _ = join(server, "user0")
         seventh.send(json.dumps({"op": "users", "room": "lobby"}))
@@ -213,12 +215,8 @@ def test_how_many_deaths_are_mended_is_configured(name: str, programs: Any) -> N
     with Server(ServerConfig(services, front, transport="pipe:", restarts=1, restart_period=60.0)) as server:
         first = server.pids[name]
         os.kill(first, signal.SIGKILL)
-        while server.events.recv(PATIENCE).what != "died":
-            pass
-        ready = server.events.recv(PATIENCE)
-        while (ready.name, ready.what) != (name, "ready"):
-            ready = server.events.recv(PATIENCE)
-        assert ready.pid == server.pids[name] != first
+        until_replaced(server, first)
+        assert server.pids[name] != first
         os.kill(server.pids[name], signal.SIGKILL)
         assert server.wait(PATIENCE) == 1
         assert server.failure is not None
