@@ -53,6 +53,7 @@ def _no_leaks_of_all(_own_runtime_directory: None) -> Iterator[None]:
 def server() -> Iterator[Server]:
     with Server(chat_config("unix:", bind="127.0.0.1:0", ticker=True)) as server:
         yield server
+        server.events.close()  # the module's fixtures keep the server, and this its descriptor
 
 
 @pytest.fixture(scope="module")
