@@ -28,7 +28,8 @@ def request(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str
         box.wait_for(future, deadline)
         if future.outcome is None:
             raise _late(end, timeout)
-        return future.result(0)
+        value, error = future.outcome
+        return value if error is None else future.result(0)
     finally:
         if future.outcome is None:
             future.cancel()

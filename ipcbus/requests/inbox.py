@@ -16,7 +16,7 @@ from ipcbus import frame as wire
 from ipcbus.directory import client as directory
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelError, ChannelFull, DecodeError, Unsupported
 from ipcbus.plumbing import forks
-from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.clock import NEVER, Deadline
 from ipcbus.plumbing.spin import awake
 from ipcbus.requests import reply
 from ipcbus.requests.addressees import Addressees
@@ -172,7 +172,7 @@ class Inbox:
             self._receive = receive = awake(self._end.open_receiver())
         while future.outcome is None:
             try:
-                frame = receive(deadline.remaining())
+                frame = receive(None if deadline is NEVER else deadline.remaining())
             except ChannelEmpty:
                 return
             try:
@@ -189,7 +189,7 @@ class Inbox:
         load: Callable[[Any], Any] | None
         what: Any
         quick = wire.unroute(first) if len(frame) == 1 and type(first := frame[0]) is bytes else None
-        if quick is not None and quick[2] in _REPLIES and (load := codec.alone.get(quick[0])) is not None:
+        if quick is not None and not quick[2] and (load := codec.alone.get(quick[0])) is not None:
             # The common reply, of a kind that came before; the long way would do the same.
             serializer, number, kind, _, what = quick
         elif (parsed := self._open(frame)) is not None:
