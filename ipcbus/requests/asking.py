@@ -63,10 +63,11 @@ async def request_async(
 
     deadline = Deadline(timeout)
     box = inbox(end)
-    future = box.enter(end)
+    future = box.enter()
     try:
         frame = end.codec.encode_routed(obj, box.route, future.number, timeout, headers)
         await send(frame, timeout if end.patient else 0)
+        box.expect(future, end)
         try:
             async with asyncio.timeout(deadline.remaining()):
                 await future.arrival()
@@ -82,11 +83,12 @@ async def request_async(
 
 def send(box: Inbox, end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
     """Send a request and return its future, for somebody to wait for; raises what ``submit`` raises."""
-    future = box.enter(end)
+    future = box.enter()
     try:
         frame = end.codec.encode_routed(obj, box.route, future.number, timeout, headers)
         link = end.tx or end.open_sender()
         link.send(frame, timeout if end.patient else 0)  # a request that is dropped would never be answered
+        box.expect(future, end)
     except BaseException:
         box.give_up(future)
         raise

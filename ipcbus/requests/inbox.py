@@ -68,6 +68,8 @@ class Inbox:
         # No lock guards this, and who is watched: each step is one in C, and their order is what counts.
         self._waiting: dict[int, Future[Any]] = {}
         """By number. Who takes one out is the one to finish it."""
+        self._spare: list[Future[Any]] = []
+        """For the next request; entered, but nobody has its number yet."""
         self._lock = threading.RLock()
         """Held while the steward is hired."""
         self._exports = Exports()
@@ -98,20 +100,37 @@ class Inbox:
 
     # ------------------------------------------------------------------ asking
 
-    def enter(self, end: Endpoint) -> Future[Any]:
-        """Enter a request that is to go through a channel, and return its future; ``give_up`` undoes it.
-
-        From here on, the death of the process that is the one receiver of the channel ends the request.
+    def enter(self) -> Future[Any]:
+        """Enter a request that is to be sent, and return its future; ``give_up`` undoes it. ``expect`` is to follow.
 
         Raises:
             ChannelFull: too many requests wait already.
             ChannelClosed: the inbox is closed.
         """
+        try:
+            future = self._spare.pop()
+        except IndexError:
+            return self._make()
+        return future if future.outcome is None else self._make()  # all that waited may have failed, this too
+
+    def expect(self, future: Future[Any], end: Endpoint) -> None:
+        """Note who is to answer a request that was sent through a channel, and prepare for the next one while it is answered.
+
+        From here on, the death of the process that is the one receiver of the channel ends the request.
+        """
         addressee, until = end.addressee
         if monotonic() > until:
             addressee = self._addressees.find(end)
+        self.entrust(future, addressee)
+        if not self._spare:
+            try:
+                self._spare.append(self._make())
+            except (ChannelFull, ChannelClosed):
+                pass  # the next request says so
+
+    def _make(self) -> Future[Any]:
         future: Future[Any] = Future(self)
-        self.adopt(future, addressee)
+        self.adopt(future, None)
         return future
 
     def adopt(self, future: Future[Any], addressee: int | str | None) -> int:

@@ -168,7 +168,7 @@ def prepared(questions, obj):
     """Return the future of a request that is not sent yet, and what sends it."""
     end = questions._end
     box = inbox.inbox(end)
-    future = box.enter(end)
+    future = box.enter()
     frame = end.codec.encode_routed(obj, box.route, future.number)
     return future, lambda: end.open_sender().send(frame, PATIENCE)
 
