@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from ipcbus.requests.future import Future
     from ipcbus.requests.table import Requests
 
-__all__ = ["Addressees"]
+__all__ = ["YET", "Addressees"]
 
 logger = logging.getLogger("ipcbus.requests")
 
+YET = ""
+"""The addressee of a request that is on its way: who sends it looks as soon as it is sent, and who answers works already."""
 _FRESH = 0.02
 """Seconds for which what a link says of its receiver is taken to be so: asking the kernel costs as much as sending."""
 _LOOK = 0.05
@@ -79,9 +81,11 @@ class Addressees:
         end.addressee = found, monotonic() + _FRESH
         return found
 
-    def entrust(self, future: Future[Any], addressee: int | None) -> None:
-        """Note which process is to answer a future that waits already."""
-        future.addressee = addressee  # before the next line, as in Inbox.adopt
+    def entrust(self, future: Future[Any], addressee: int | str | None) -> None:
+        """Note who is to answer a future that waits already: a process, or who opens a channel first."""
+        # After it was entered, and in this order: who is told of a death or of a receiver looks at what waits after that was
+        # taken out of the watched.
+        future.addressee = addressee
         if addressee is not None and addressee not in self.watched:
             self.watch(addressee)
 
@@ -154,8 +158,14 @@ class Addressees:
         except OSError:  # it has ended, or its end could not be watched
             self._fail(list(taken), death(guest.pid))
             return
+        early = False
         for future in taken.values():
-            self.entrust(future, guest.pid)
+            if future.addressee == YET:
+                early = True  # who sends it would overwrite it
+            else:
+                self.entrust(future, guest.pid)
+        if early:
+            self._directory.later(_LOOK, lambda: self._gone(guest))
 
     def _fail_given_up(self) -> None:
         self._fail([number for number in self._waiting.copy() if self._table.holder(number) == GIVEN_UP], unread())

@@ -19,7 +19,7 @@ from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import NEVER, Deadline
 from ipcbus.plumbing.spin import awake
 from ipcbus.requests import reply
-from ipcbus.requests.addressees import Addressees
+from ipcbus.requests.addressees import YET, Addressees
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
 from ipcbus.requests.losses import orphaned
@@ -91,7 +91,6 @@ class Inbox:
             self._table.free()
             raise
         self._addressees = Addressees(self._directory, reply.key(self.address), self._table, self._waiting, self._fail)
-        self._watched = self._addressees.watched
         self.entrust = self._addressees.entrust
         """Notes which process is to answer a future that waits already."""
         self.unanswered = self._addressees.unanswered
@@ -111,10 +110,10 @@ class Inbox:
             future = self._spare.pop()
         except IndexError:
             return self._make()
-        return future if future.outcome is None else self._make()  # all that waited may have failed, this too
+        return future if future.outcome is None else self._make()  # all that waits may fail, and this was among it
 
     def expect(self, future: Future[Any], end: Endpoint) -> None:
-        """Note who is to answer a request that was sent through a channel, and prepare for the next one while it is answered.
+        """Note who is to answer a request that was sent through a channel, and prepare for the next while it is answered.
 
         From here on, the death of the process that is the one receiver of the channel ends the request.
         """
@@ -126,11 +125,11 @@ class Inbox:
             try:
                 self._spare.append(self._make())
             except (ChannelFull, ChannelClosed):
-                pass  # the next request says so
+                pass  # who asks next is told
 
     def _make(self) -> Future[Any]:
         future: Future[Any] = Future(self)
-        self.adopt(future, None)
+        self.adopt(future, YET)
         return future
 
     def adopt(self, future: Future[Any], addressee: int | str | None) -> int:
@@ -138,7 +137,8 @@ class Inbox:
 
         Args:
             future: it.
-            addressee: the process that is to answer, if it is known and another one; or the channel that it is to open yet.
+            addressee: the process that is to answer, if it is known and another one; or the channel that it is to open yet;
+                or ``YET``, and it is entrusted later.
 
         Raises:
             ChannelFull: too many requests wait already.
@@ -149,9 +149,8 @@ class Inbox:
         self._waiting[number] = future
         if self.closed and self._take_out(number) is not None:  # after this was entered: else close() has not seen it
             raise ChannelClosed("the inbox of this process is closed")
-        # After it was entered, too: who is told of a death or of a receiver looks at what waits after these were taken out.
-        if addressee is not None and addressee not in self._watched:
-            self._addressees.watch(addressee)
+        if addressee:
+            self.entrust(future, addressee)
         return number
 
     def give_up(self, future: Future[Any], error: BaseException | None = None) -> bool:

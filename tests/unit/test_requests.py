@@ -24,6 +24,7 @@ from ipcbus.requests import asking, outage, reply, serving
 from ipcbus.requests.future import Future
 from ipcbus.requests.inbox import Inbox, inbox
 from ipcbus.requests.turns import Turns
+from ipcbus.testing import answerers
 from ipcbus.testing.children import Interrupter
 from ipcbus.testing.subject import LATE, Subject, raises
 
@@ -77,7 +78,7 @@ def test_who_has_answered_before_and_dies_with_what_was_sent_before_it_opened_th
         for future in futures:
             with pytest.raises(ipcbus.PeerDied):
                 future.result(1)
-        assert not any(isinstance(key, str) for key in _box(second)._watched), "it looks on though it knows"
+        assert not any(isinstance(key, str) for key in _box(second)._addressees.watched), "it looks on though it knows"
 
 
 def test_a_death_is_known_though_there_was_no_descriptor_to_see_it_by_for_a_moment(subject, askers, monkeypatch, caplog):
@@ -367,6 +368,34 @@ def test_who_asked_is_answered_though_the_connection_to_it_was_lost_and_another_
         assert asker.hear() == "second"
         unanswered.recv_message(PATIENCE)  # its last one, for which it does not wait
         asker.result()
+
+
+def test_who_was_handed_a_request_and_lost_its_connection_before_the_sender_looked_is_watched(subject, askers, monkeypatch):
+    asked, others = subject.open(), subject.open()
+    front, back = subject.start(answerers.forward, asked, others), subject.start(askers.hold_what_is_handed_on, others)
+    front.hear()
+    pid = back.hear()
+    assert asked.request("known", PATIENCE) == pid
+    box = _box(asked)
+    expect = box.expect
+
+    def expect_late(future, end):
+        until = time.monotonic() + PATIENCE
+        while any(guest.pid == pid for guest in box._directory.guests()):
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        dealt_with = threading.Event()
+        box._directory.later(0, dealt_with.set)
+        assert dealt_with.wait(PATIENCE)
+        expect(future, end)
+
+    monkeypatch.setattr(box, "expect", expect_late)
+    future = asked.submit("lose the connection")
+    back.kill()
+    with pytest.raises(ipcbus.PeerDied):
+        future.result(PATIENCE)
+    asked.shutdown()
+    front.result()
 
 
 def test_an_answerer_whose_connection_was_lost_is_watched_again(askers):

@@ -164,6 +164,16 @@ def ask_and_dawdle(line, questions):
     line.say((repr(lost), [_outcome(future) for future in futures], questions.request(("echo", 1), PATIENCE)))
 
 
+def hold_what_is_handed_on(line, others):
+    """Answer the first request that another process handed on, and neither the next one nor any more."""
+    line.say(os.getpid())
+    _, reply_to = others.recv(PATIENCE)
+    reply_to.send(os.getpid())
+    _, held = others.recv(PATIENCE)
+    directory.place(held._way.home).close()  # as an interrupted call of the directory does
+    line.hear()
+
+
 def prepared(questions, obj):
     """Return the future of a request that is not sent yet, and what sends it."""
     end = questions._end
