@@ -133,14 +133,14 @@ def test_two_browsers_see_each_other_and_a_third_elsewhere_does_not(visit: Calla
 
 
 def test_several_rooms_at_once(visit: Callable[..., Any]) -> None:
-    dee, eve = visit("Dee", "lobby"), visit("Eve", "lobby")
+    dee, eve = visit("Dee", "hall"), visit("Eve", "hall")
     eve.get_by_label("Name of another room").fill("attic")
     eve.get_by_role("button", name="Join this room").click()
     sync_api.expect(eve.get_by_role("heading", level=1)).to_have_text("# attic")
     sync_api.expect(people(eve)).to_have_count(1)
     say(dee, "you there?")
-    lobby = eve.get_by_role("navigation").get_by_role("button", name="lobby 1 unread")
-    lobby.click()
+    hall = eve.get_by_role("navigation").get_by_role("button", name="hall 1 unread")
+    hall.click()
     sync_api.expect(messages(eve)).to_have_text(["you there?"])
     eve.get_by_role("button", name="Leave").click()
     sync_api.expect(eve.get_by_role("heading", level=1)).to_have_text("# attic")
