@@ -105,7 +105,6 @@ class Keeper:
         self._wishes: deque[Wish] = deque()
         self._wishing = Wishes()
         self._stopping = self._over = False
-        self._lock = threading.Lock()
         # Never closed: it frees itself with its last user, who may be a signal handler that rings it while this is stopped.
         self._bell: Wakeup | None = None
 
@@ -127,12 +126,16 @@ class Keeper:
 
     def ask(self, wish: Wish) -> bool:
         """Have a wish granted or refused some time; return False if everything has stopped, so that nobody will."""
-        with self._lock:
-            if self._over:
-                return False
-            self._wishes.append(wish)
+        # No lock: a signal handler may come amid it that waits for the thread, which would wait for the lock.
+        self._wishes.append(wish)
         self._ring()
-        return True
+        if not self._over:
+            return True  # it is looked for once more after that is set
+        try:
+            self._wishes.remove(wish)
+        except ValueError:
+            return True  # it was found there
+        return False
 
     def ask_in_passing(self, wishes: Iterable[Wish]) -> None:
         """Have wishes granted whose end nobody waits for; takes no lock, for signal handlers."""
@@ -459,8 +462,7 @@ class Keeper:
     # ------------------------------------------------------------------ the end
 
     def _wind_up(self) -> None:
-        with self._lock:
-            self._over = True
+        self._over = True
         try:
             for group in reversed(self._groups):
                 self.roster.stop([program.name for program in group], self._stop_timeout, self._wound_up)

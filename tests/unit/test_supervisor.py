@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ipcbus import GaveUp, Occurrence, Program, StartFailed, Supervisor
 from ipcbus.plumbing.fds import close_all
 from ipcbus.supervisor.keeper import Keeper
 from ipcbus.supervisor.life import Life
+from ipcbus.supervisor.wish import Wish
 from ipcbus.testing import leaks
 
 from .rig import Amid
@@ -825,6 +827,34 @@ def test_a_signal_handler_tells_something_amid_a_tell(
         monkeypatch.setattr(roster, "_lock", Amid(roster, "_lock", lambda: supervisor.tell("talker", b"handler")))
         assert supervisor.tell("talker", b"other")
         assert [channel.recv(PATIENCE)[2] for _ in range(2)] == [b"handler", b"other"]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("noted", [False, True])
+@pytest.mark.parametrize("name", ["idler", None])
+def test_a_signal_handler_stops_amid_a_wish(
+    programs: Any, monkeypatch: pytest.MonkeyPatch, name: str | None, noted: bool
+) -> None:
+    class Interrupted(deque[Wish]):
+        """Has a signal handler run where the first wish is put into it: behind that, or before it."""
+
+        def append(self, wish: Wish) -> None:
+            monkeypatch.setattr(keeper, "_wishes", wishes)
+            if noted:
+                wishes.append(wish)
+            before = signal.signal(signal.SIGUSR1, lambda *_: supervisor.stop(name))
+            signal.raise_signal(signal.SIGUSR1)
+            signal.signal(signal.SIGUSR1, before)
+            if not noted:
+                wishes.append(wish)
+
+    with Supervisor([Program("idler", programs.stay)], start_method="fork") as supervisor:
+        keeper = supervisor._keeper
+        wishes = keeper._wishes
+        monkeypatch.setattr(keeper, "_wishes", Interrupted())
+        supervisor.stop("idler")
+        assert not supervisor.pids
+        assert not wishes
 
 
 def test_a_storm_of_requests_to_restart_is_one_or_two_restarts(programs: Any, channel: ipcbus.Channel) -> None:
