@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 from typing import TYPE_CHECKING, Any
 
+from ipcbus.channel import asking
 from ipcbus.errors import ChannelEmpty, ChannelFull
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.plumbing.fds import loading, refused
+from ipcbus.plumbing.fds import refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from ipcbus.channel import Channel
     from ipcbus.endpoint import Endpoint
@@ -70,7 +70,7 @@ class AsyncChannel:
         """Send a request and return the reply; see ``Channel.request``. Cancelled, it gives the request up."""
         if not self._may_send:
             await self.send(obj)  # says why not
-        return await _request_function()(self._end, self._send, obj, timeout, headers)
+        return await asking().request_async(self._end, self._send, obj, timeout, headers)
 
     async def recv(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109  the same signature as Channel.recv
         """Receive the next object; see ``Channel.recv``."""
@@ -185,11 +185,3 @@ class _Group:
 def _finish(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-@functools.cache
-def _request_function() -> Callable[..., Awaitable[Any]]:
-    with loading("what requests take"):
-        from ipcbus.requests.asking import request_async
-
-    return request_async

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import pickle
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from ipcbus.settings import ChannelOptions
     from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink, Transport
 
-__all__ = ["Channel", "open_channel", "rebuild"]
+__all__ = ["Channel", "asking", "open_channel", "rebuild"]
 
 
 @final
@@ -201,7 +200,7 @@ class Channel:
         end = self._end
         if self._role == "receiver":
             raise self._wrong_side()
-        return _request_function()(end, obj, timeout, headers)
+        return (_asking or asking()).request(end, obj, timeout, headers)
 
     def submit(self, obj: Any, timeout: float | None = None, headers: Mapping[str, str] | None = None) -> Future[Any]:
         """Send a request and return a future of the reply, which comes in even while nobody waits for it.
@@ -214,7 +213,8 @@ class Channel:
         Raises:
             What ``send`` raises, and Unsupported: strangers can send through this channel.
         """
-        return _submit_function()(self._for_sending(), obj, timeout, headers)
+        future: Future[Any] = asking().submit(self._for_sending(), obj, timeout, headers)
+        return future
 
     def serve(self, handler: Callable[[Message], Any]) -> None:
         """Receive until the end of the channel and answer each request with what a function returns for it.
@@ -468,26 +468,22 @@ def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
     return Channel(end, role)
 
 
-# What follows imports this, is not needed before somebody asks, and an import statement that finds all there still costs
-# more than a call.
+# What follows imports this, and is not needed before somebody asks.
 
 _REQUESTS = "what requests take"
+_asking: Any = None
+"""``ipcbus.requests.asking``, once it is loaded: an import statement that finds all there still costs more than a call."""
 
 
-@functools.cache
-def _request_function() -> Callable[[endpoint.Endpoint, Any, float | None, Mapping[str, str] | None], Any]:
-    with loading(_REQUESTS):
-        from ipcbus.requests.asking import request
+def asking() -> Any:
+    """Return the module ``ipcbus.requests.asking``; raises ``ChannelBroken`` where it cannot be loaded."""
+    global _asking  # noqa: PLW0603  modules are loaded once for each process, and so is this
+    if _asking is None:
+        with loading(_REQUESTS):
+            from ipcbus.requests import asking as loaded
 
-    return request
-
-
-@functools.cache
-def _submit_function() -> Callable[[endpoint.Endpoint, Any, float | None, Mapping[str, str] | None], Future[Any]]:
-    with loading(_REQUESTS):
-        from ipcbus.requests.asking import submit
-
-    return submit
+        _asking = loaded
+    return _asking
 
 
 def _reply_class() -> type[ReplyTo]:
