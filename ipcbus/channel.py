@@ -191,7 +191,7 @@ class Channel:
             headers: texts that travel beside it.
 
         Raises:
-            RemoteError: what answered raised an exception.
+            RemoteError: what answered raised an exception, or let go of the request without an answer.
             ChannelEmpty: no reply came within the timeout (a ``TimeoutError`` too). One that comes later is dropped.
             PeerDied: the process that had the request died.
             Unsupported: strangers can send through this channel.

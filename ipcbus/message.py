@@ -31,7 +31,8 @@ class Message:
     deadline: float | None = None
     """When whoever sent it stops waiting for a reply, in seconds since 1970 (UTC); None is never."""
     reply_to: ReplyTo | None = None
-    """For a request: what sends the reply. It pickles, so that another process can answer in this one's place."""
+    """For a request: what sends the reply. It pickles, so that another process can answer in this one's place. Let go of
+    without an answer, it fails the request."""
 
     def reply(self, value: Any, timeout: float | None = None) -> None:
         """Answer a request; the other side's ``request`` returns the value.

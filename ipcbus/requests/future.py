@@ -82,7 +82,7 @@ class Future(Generic[T]):
 
         Raises:
             ChannelEmpty: it has not come within the timeout (a ``TimeoutError`` too). It may still come.
-            RemoteError: what answered raised an exception.
+            RemoteError: what answered raised an exception, or let go of the request without an answer.
             PeerDied: the process that had the request has died.
             DecodeError: the reply cannot be rebuilt here.
         """

@@ -178,7 +178,7 @@ class Inbox:
         outage = Outage()
         while not self.closed:
             try:
-                self._turns.wait_for(self._endless, Deadline(None))
+                self._turns.wait_for(self._endless, NEVER)
             except ChannelClosed:
                 return
             except ChannelError as error:  # a lack of descriptors for one, and what waits in the channel is not lost by that

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import copy
 import logging
 import os
 import pickle
 import socket
+import sys
 import threading
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,7 @@ from ipcbus.errors import (
 from ipcbus.frame import Routed
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
+from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.plumbing.locks import amid, is_mine
 from ipcbus.requests.table import ANSWERED, GIVEN_UP, View
 
@@ -146,6 +150,10 @@ class Route:
         if self._view is not None:
             self._view.take(number, ANSWERED)  # or the news of this process's end, which is quicker, would replace the reply
 
+    def has(self, number: int) -> bool:
+        """Tell whether somebody waits for the reply to a request that this process took last."""
+        return self._view is None or self._view.holds(number, self._guest)
+
     def give_up(self, number: int) -> None:
         """Note that no reply will come."""
         if self._view is not None:
@@ -187,23 +195,27 @@ class Route:
 class ReplyTo:
     """Answers one request. Picklable: the process that it is sent to answers instead.
 
+    Who asked is told when nobody is left who could: when it was let go of without an answer.
+
     Args:
         number: the request's id at who asked.
         address: the inbox of who asked.
     """
 
-    __slots__ = ("__weakref__", "_address", "_number", "_way", "answered", "given")
+    __slots__ = ("__weakref__", "_address", "_here", "_number", "_way", "answered", "given")
 
     def __init__(self, number: int, address: bytes) -> None:
-        self._number = number
-        self._address = address
         self.answered = False
         """Whether it has answered."""
+        self._number = number
+        self._address = address
+        self._here = here = _here
+        """As it was when this came: each fork puts another one in its place, for then two processes have this."""
         self.given = False
         """Whether it was pickled, so that another process may answer. This one still may: the first answer counts."""
         self._way: Route | PeerDied
         try:
-            self._way = _here.routes.get(address) or route(address)
+            self._way = here.routes.get(address) or route(address)
         except PeerDied as error:
             self._way = error
         else:
@@ -261,7 +273,9 @@ class ReplyTo:
         if not self._number:
             self.answered = True
             return  # nobody wants to know
-        way = self._way if isinstance(self._way, Route) else self._look_again()
+        way = self._way
+        if type(way) is not Route:
+            way = self._look_again()
         self.answered = True
         try:
             way.send(self._number, kind, value, timeout)
@@ -280,6 +294,29 @@ class ReplyTo:
         way.take(self._number)
         return way
 
+    def __del__(self) -> None:
+        try:
+            if not self.answered:
+                self._let_go()
+        except AttributeError:
+            pass  # it was not made: there was an interrupt, or what it was to be made of makes no sense
+
+    @finalizer
+    def _let_go(self) -> None:
+        """Have who asked told that nobody will answer, if that is certain: a forked child may have this, too."""
+        if self.given or self._here is not _here or sys.is_finalizing():
+            return
+        if not (self._number and isinstance(self._way, Route) and self._way.has(self._number)):
+            return
+        # In another thread, and by what takes no lock: this one may be anywhere, and have any lock.
+        unanswered = self._here.unanswered
+        unanswered.append((self._number, self._address))
+        if len(unanswered) == 1:  # else a thread has yet to begin, and takes all that there is
+            try:
+                _thread.start_new_thread(_refuse, (unanswered,))
+            except RuntimeError:
+                unanswered.clear()  # there is no thread to be had, and the timeouts tell
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self.answered:
             raise ValueError("this request was answered; its reply handle is of no use to anybody")
@@ -293,6 +330,17 @@ class ReplyTo:
         return f"<ipcbus.ReplyTo request {self._number:x}{' answered' if self.answered else ''}>"
 
 
+def _refuse(unanswered: deque[tuple[int, bytes]]) -> None:
+    """Tell those who asked that nobody answers their requests any more."""
+    while True:
+        try:
+            answer = ReplyTo(*unanswered.popleft())
+        except IndexError:
+            return
+        answer.given = True  # whatever comes of the next line, it is not tried again
+        answer.refuse("the process that received it has let go of it without an answer")
+
+
 # ---------------------------------------------------------------------- routes
 
 
@@ -304,6 +352,8 @@ class _Here:
         self.routes: OrderedDict[bytes, Route] = OrderedDict()
         self.missed: dict[str, tuple[socket.socket, str]] = {}
         """By directory: a process that did not answer, as a connection that polls readable when it goes on, and what to say."""
+        self.unanswered: deque[tuple[int, bytes]] = deque()
+        """Requests that were let go of, by number and address, and who asked is to be told."""
 
 
 _here = _Here()
@@ -416,6 +466,12 @@ def _hook() -> None:
     if not _hooked:
         _hooked = True
         forks.in_child(_after_fork)
+        os.register_at_fork(before=_before_fork)
+
+
+def _before_fork() -> None:
+    global _here  # noqa: PLW0603  what was received until now is the child's as well, and either of them may answer
+    _here = copy.copy(_here)
 
 
 def _after_fork() -> None:

@@ -149,6 +149,14 @@ class View:
         except (IndexError, ValueError):
             return False
 
+    def holds(self, number: int, guest: int) -> bool:
+        """Tell whether somebody still waits for a request's reply, and a guest has it."""
+        at = 2 * (number & _INDEX)
+        try:
+            return self._words[at + _FIRST] == number >> 32 != 0 and self._words[at + _SECOND] == guest
+        except (IndexError, ValueError):
+            return False
+
     def close(self) -> None:
         """Free the memory."""
         self._words.release()

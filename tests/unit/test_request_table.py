@@ -14,7 +14,7 @@ from ipcbus import frame
 from ipcbus.errors import ChannelClosed, ChannelFull, DecodeError
 from ipcbus.requests.table import LIMIT, SIZE, Requests, View
 
-GUESTS = st.integers(1, 2**32 - 1)
+GUESTS = st.integers(1, 2**32 - 1) | st.just(7)
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ class Life(RuleBasedStateMachine):
     def the_table_says_what_is_so(self):
         for number in self.used:
             assert self.view.waits(number) is (number in self.open)
+            assert self.view.holds(number, 7) is (self.open.get(number) == 7)
             assert self.table.holder(number) == self.open.get(number, 0)
 
     def teardown(self):
@@ -86,6 +87,7 @@ def test_an_id_out_of_nowhere_is_nobodys(number, guest):
         real = made.open()
         assert view.take(number, guest) is (number == real)
         assert made.holder(real) == (guest if number == real else 0)
+        assert view.holds(number, guest) is (number == real)
     finally:
         view.close()
         made.free()

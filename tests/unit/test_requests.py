@@ -205,6 +205,56 @@ def test_only_the_first_answer_counts(subject, askers):
     assert askers
 
 
+def test_who_asked_is_told_when_the_request_is_let_go_of_without_an_answer(subject, askers, unanswered):
+    future = unanswered.submit("a thread of this process")
+    unanswered.recv_message(PATIENCE)
+    with pytest.raises(ipcbus.RemoteError, match="has let go of it"):
+        future.result(PATIENCE)
+    questions = subject.open()
+    child = subject.start(askers.let_go, questions)
+    assert child.hear() == "ready"
+    future = questions.submit("first")
+    assert questions.request("second", PATIENCE) == "second"
+    assert not future.done()
+    child.say()
+    with pytest.raises(ipcbus.RemoteError, match="has let go of it"):
+        future.result(PATIENCE)
+    child.say()
+    child.result()
+
+
+def test_a_handle_that_was_sent_on_twice_is_let_go_of_by_one_and_answered_by_the_other(subject, askers):
+    """Who took it last has it."""
+    channel = subject.open()
+    future = channel.submit("anybody?")
+    message = channel.recv_message(PATIENCE)
+    children = []
+    for _ in range(2):
+        way = subject.open()
+        children.append(subject.start(askers.take_a_handle, way))
+        assert children[-1].hear() == "ready"
+        way.send(message.reply_to)
+        assert children[-1].hear() == "taken"
+    del message
+    for child, what in zip(children, ("let go of it", "answer"), strict=True):
+        assert not future.done()
+        child.say(what)
+        assert child.hear() == "done"
+    assert future.result(PATIENCE) == "by the other"
+    for child in children:
+        child.say()
+        child.result()
+
+
+def test_a_request_is_answered_by_a_forked_child_after_its_parent_has_let_go_of_it(subject, askers):
+    channel = subject.open()
+    child = subject.start(askers.answer_in_a_child, channel)
+    assert child.hear() == "ready"
+    assert channel.request("anything", PATIENCE) == "the child's"
+    child.say()
+    child.result()
+
+
 def test_recv_refuses_at_once_and_so_does_what_cannot_be_rebuilt(unanswered, subject):
     from ipcbus.testing.children import Poison
 

@@ -126,6 +126,44 @@ def answer_once(line, channel):
     message.reply(message.body)
 
 
+def let_go(line, channel):
+    """Receive two requests, answer the second of them, and let go of the first."""
+    line.say("ready")
+    first = channel.recv_message(PATIENCE)
+    channel.recv_message(PATIENCE).reply("second")
+    line.hear()
+    del first
+    line.hear()
+
+
+def take_a_handle(line, channel):
+    """Receive a reply handle, and answer by it or let go of it."""
+    line.say("ready")
+    handle = channel.recv(PATIENCE)
+    line.say("taken")
+    if line.hear() == "answer":
+        handle.send("by the other")
+    del handle
+    line.say("done")
+    line.hear()
+
+
+def answer_in_a_child(line, channel):
+    """Receive a request, fork, and have the child answer once this process has let go of it."""
+    line.say("ready")
+    message = channel.recv_message(PATIENCE)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.read(reading, 1)
+        message.reply("the child's")
+        os._exit(0)
+    del message
+    os.write(writing, b"x")
+    os.waitpid(pid, 0)
+    line.hear()
+
+
 def answer_here_and_open_there(line, here, there):
     """Answer one request from a channel and then open another one, and take nothing from it."""
     here.recv_message(PATIENCE).reply("here")
