@@ -113,6 +113,7 @@ class Codec:
         self.bytes_head = wire.head(raw.id) if raw is not None and self._plain else b""
         """The head of a frame of bytes, where they travel as they are and nothing is added; else nothing."""
         self._answer: Callable[[int, bytes], ReplyTo | None] = _nobody
+        self._find_answer: Callable[[], Callable[[int, bytes], ReplyTo]] | None = None
         self.after_fork()
 
     def use(self, serializer: Serializer) -> None:
@@ -123,17 +124,21 @@ class Codec:
         """Have requests bring what answers them.
 
         Args:
-            find: called with the first of them; returns what makes that from a request's number and the address of who
-                asked. With None, requests are messages like others.
+            find: called with the first of them, or before; returns what makes that from a request's number and the address
+                of who asked. With None, requests are messages like others.
         """
-
-        def answer(number: int, address: bytes) -> ReplyTo:
-            assert find is not None  # else this is not called
-            self._answer = made = find()
-            return made(number, address)
-
         # A stranger does not make this process connect to anything.
-        self._answer = answer if find is not None and self._trusted else _nobody
+        self._find_answer = find if self._trusted else None
+        self._answer = _nobody if self._find_answer is None else self._answer_first
+
+    def prepare_answers(self) -> None:
+        """Have there what answers requests; raises what finding it raises, which the first request would be lost by."""
+        if (find := self._find_answer) is not None:  # another thread may do the same
+            self._answer, self._find_answer = find(), None
+
+    def _answer_first(self, number: int, address: bytes) -> ReplyTo | None:
+        self.prepare_answers()
+        return self._answer(number, address)
 
     @property
     def trusted(self) -> bool:

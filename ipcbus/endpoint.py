@@ -168,6 +168,7 @@ class Endpoint:
     def open_listen(self) -> Callable[[float | None], Frame]:
         """Return ``listen`` of the receiving end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
         self._catch_up()
+        self.codec.prepare_answers()
         rx = self.open_receiver()
         listen = self.listen = awake(rx) if self.asked else rx.recv
         return listen

@@ -7,7 +7,6 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelError, ContentRefused, DecodeError, EncodeError, Unsupported
-from ipcbus.requests import reply  # noqa: F401  loaded now: who could not, for want of a descriptor, would have taken a request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -158,6 +158,7 @@ assert not channel.serve(print) and ipcbus.open().aio
         ("ipcbus.requests.asking", "channel.submit(1, 5)"),
         ("ipcbus.requests.serving", "channel.serve(print)"),
         ("ipcbus.requests.reply", "channel.serve(print)"),
+        ("ipcbus.requests.reply", "channel.recv_message(5)"),
         ("ipcbus.aio", "channel.aio"),
         ("ipcbus.config", "ipcbus.open()"),
     ],
