@@ -241,7 +241,7 @@ class ReplyTo:
     def refuse(self, why: str) -> None:
         """Answer that nobody will, so that nobody waits; what prevents that is logged."""
         # At once or not at all: who receives did not say how long this may take.
-        self.fail_quietly(Unsupported(f"this request gets no answer: {why}"), 0)
+        self.fail_quietly(_no_answer(why), 0)
 
     def fail_quietly(self, error: BaseException, timeout: float | None = None) -> None:
         """Answer with an error; what prevents that is logged."""
@@ -338,7 +338,14 @@ def _refuse(unanswered: deque[tuple[int, bytes]]) -> None:
         except IndexError:
             return
         answer.given = True  # whatever comes of the next line, it is not tried again
-        answer.refuse("the process that received it has let go of it without an answer")
+        try:
+            answer.fail(_no_answer("the process that received it has let go of it without an answer"), 0)
+        except (ChannelError, Unsupported):
+            answer.give_up()  # nothing is logged, which would have threading know this thread for ever
+
+
+def _no_answer(why: str) -> Unsupported:
+    return Unsupported(f"this request gets no answer: {why}")
 
 
 # ---------------------------------------------------------------------- routes
