@@ -26,24 +26,23 @@ class Exports:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a signal handler may receive what asks for one
-        self._futures: OrderedDict[int, Future[Any]] = OrderedDict()
+        self._pending: dict[int, Future[Any]] = {}
+        self._done: OrderedDict[int, Future[Any]] = OrderedDict()
+        """The one that was done first comes first."""
 
     def add(self, future: Future[Any]) -> None:
         """Keep a future that is sent away."""
         with self._lock:
-            if future.number in self._futures:
+            if future.number in self._pending or future.number in self._done:
                 return
-            self._futures[future.number] = future
-            spare = len(self._futures) - _MOST
-            if spare > 0:
-                for known in [known for known, old in self._futures.items() if old.is_done][:spare]:
-                    del self._futures[known]
+            self._pending[future.number] = future
         future.add_done_callback(self._settle)
 
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
-            self._futures.clear()
+            self._pending.clear()
+            self._done.clear()
 
     def _settle(self, future: Future[Any]) -> None:
         """Keep but the value of a future that is done: it may have a descriptor."""
@@ -51,13 +50,16 @@ class Exports:
         assert future.outcome is not None  # this is called when it is done
         value.finish(*future.outcome)
         with self._lock:
-            if future.number in self._futures:
-                self._futures[future.number] = value
+            if self._pending.pop(future.number, None) is None:
+                return  # all were forgotten
+            self._done[future.number] = value
+            if len(self._done) > _MOST:
+                self._done.popitem(last=False)
 
     def pass_on(self, number: int, answer: ReplyTo) -> None:
         """Answer with a future's value when it is done; raises ``ChannelBroken`` if it is not known."""
         with self._lock:
-            future = self._futures.get(number)
+            future = self._pending.get(number) or self._done.get(number)
         if future is None:
             raise ChannelBroken("this future was done long ago, and is not kept any more")
 

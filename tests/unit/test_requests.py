@@ -20,7 +20,7 @@ import ipcbus
 from ipcbus.directory import client, place
 from ipcbus.frame import Routed
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.requests import asking, outage, reply, serving
+from ipcbus.requests import asking, exports, outage, reply, serving
 from ipcbus.requests.future import Future
 from ipcbus.requests.inbox import Inbox, inbox
 from ipcbus.requests.turns import Turns
@@ -778,6 +778,23 @@ def test_futures_travel_pending_twice_done_and_failed(questions, unanswered):
     unanswered.recv_message(PATIENCE).reply("value")
     assert [copy.result(PATIENCE) for copy in copies] == ["value"] * 2
     assert pickle.loads(pickle.dumps(pending)).result(0) == "value"
+
+
+def test_futures_that_wait_do_not_displace_those_that_are_done(unanswered, monkeypatch):
+    monkeypatch.setattr(exports, "_MOST", 2)
+    futures = [unanswered.submit(number) for number in range(5)]
+    sent = [pickle.dumps(future) for future in futures[:4]]
+    messages = [unanswered.recv_message(PATIENCE) for _ in futures]
+    for number in (0, 1):
+        messages[number].reply(number)
+        assert futures[number].result(PATIENCE) == number
+    pickle.dumps(futures[4])
+    assert [pickle.loads(pickled).result(PATIENCE) for pickled in sent[:2]] == [0, 1]
+    messages[2].reply(2)
+    assert futures[2].result(PATIENCE) == 2
+    with pytest.raises(ipcbus.RemoteError, match="not kept any more"):
+        pickle.loads(sent[0]).result(PATIENCE)
+    assert [pickle.loads(pickled).result(PATIENCE) for pickled in sent[1:3]] == [1, 2]
 
 
 def test_a_future_of_a_thread_of_this_process_travels_to_another_one(subject, askers):
