@@ -205,6 +205,9 @@ class Channel:
     def submit(self, obj: Any, timeout: float | None = None, headers: Mapping[str, str] | None = None) -> Future[Any]:
         """Send a request and return a future of the reply, which comes in even while nobody waits for it.
 
+        The request waits until the reply comes or cannot come any more, or the future is cancelled; it is not enough to drop
+        that. ``request`` gives its own up with its timeout.
+
         Args:
             obj: what is asked.
             timeout: seconds for sending it; it also tells who answers until when somebody waits.
