@@ -23,7 +23,7 @@ from ipcbus.requests.addressees import YET, Addressees
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
 from ipcbus.requests.losses import orphaned
-from ipcbus.requests.outage import Outage
+from ipcbus.requests.outage import AGAIN, Outage
 from ipcbus.requests.table import Requests
 from ipcbus.requests.turns import Turns
 
@@ -318,7 +318,9 @@ class Inbox:
             except ChannelFull:
                 pass  # it has something to read, and looks then
             except ChannelError as error:
-                logger.warning("the thread that receives from the inbox could not be woken: %s", error)
+                if not self.closed:
+                    logger.warning("the thread that receives from the inbox could not be woken, for now: %s", error)
+                    self._directory.later(AGAIN, self._nudge)
 
     # ------------------------------------------------------------------ the rest
 

@@ -28,6 +28,8 @@ from ipcbus.testing import answerers
 from ipcbus.testing.children import Interrupter
 from ipcbus.testing.subject import LATE, Subject, raises
 
+from .rig import in_thread, until
+
 PATIENCE = 10
 
 
@@ -907,6 +909,24 @@ def test_what_waits_fails_where_nothing_can_be_received_for_long(monkeypatch):
             future.result(0)
     finally:
         box.close()
+
+
+def test_who_waits_is_woken_though_there_was_no_descriptor_to_wake_it_by_for_a_moment(unanswered, monkeypatch):
+    class Lacking:
+        def send(self, *_):
+            monkeypatch.undo()
+            raise ipcbus.ChannelBroken("Too many open files")
+
+    box = _box(unanswered)
+    future = asking.send(box, unanswered._end, "anything", PATIENCE, None)
+    leading = in_thread(future.exception)
+    until(lambda: box._turns.led)
+    monkeypatch.setattr(box, "_channel", Lacking())
+    box._fail([future.number], ipcbus.PeerDied("died"))
+    try:
+        assert isinstance(leading(), ipcbus.PeerDied)
+    finally:
+        box._nudge()  # it is not to wait for ever where this fails
 
 
 def test_closing_while_threads_ask_ends_them_all(subject):
