@@ -304,11 +304,19 @@ class Inbox:
             future = self._take_out(number)
             if future is not None and future.settle(None, error):
                 called.append(future)
-        if any(future.callbacks for future in called):
-            # Not in this thread, which is the directory's: what is called may wait for processes that wait for that.
-            threading.Thread(target=call_all, args=(called,), name="ipcbus-deaths", daemon=True).start()
         if numbers:
             self._nudge()
+        self._call([future for future in called if future.callbacks])
+
+    def _call(self, futures: list[Future[Any]]) -> None:
+        """Call who wants to know that these are done."""
+        if futures:
+            # Not in this thread, which is the directory's: what is called may wait for processes that wait for that.
+            thread = threading.Thread(target=call_all, args=(futures,), name="ipcbus-deaths", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no thread can be had
+                self._directory.later(AGAIN, lambda: self._call(futures))
 
     def _nudge(self) -> None:
         """Have the leader, if there is one, look whether what it waits for is done."""

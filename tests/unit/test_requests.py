@@ -929,6 +929,21 @@ def test_who_waits_is_woken_though_there_was_no_descriptor_to_wake_it_by_for_a_m
         box._nudge()  # it is not to wait for ever where this fails
 
 
+def test_who_is_to_be_called_is_called_though_there_was_no_thread_for_it_for_a_moment(unanswered, monkeypatch):
+    def refuse(_):
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    box, called, error = _box(unanswered), threading.Event(), ipcbus.PeerDied("died")
+    futures = [unanswered.submit(number) for number in range(2)]
+    futures[0].add_done_callback(lambda _: called.set())
+    leading = in_thread(futures[1].exception, PATIENCE / 2)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    box._directory.later(0, lambda: box._fail([future.number for future in futures], error))
+    assert leading() is error
+    assert called.wait(PATIENCE)
+
+
 def test_closing_while_threads_ask_ends_them_all(subject):
     from ipcbus.requests import inbox
 
