@@ -38,9 +38,8 @@ def request(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str
 def submit(end: Endpoint, obj: Any, timeout: float | None, headers: Mapping[str, str] | None) -> Future[Any]:
     """Send a request and return a future of the reply; see ``Channel.submit``."""
     box = inbox(end)
-    future = send(box, end, obj, timeout, headers)
-    box.attend()
-    return future
+    box.attend()  # before it is sent: what raises did not ask
+    return send(box, end, obj, timeout, headers)
 
 
 async def request_async(
@@ -65,12 +64,13 @@ async def request_async(
     box = inbox(end)
     future = box.enter()
     try:
+        arrival = future.arrival()  # before it is sent, as above
         frame = end.codec.encode_routed(obj, box.route, future.number, timeout, headers)
         await send(frame, timeout if end.patient else 0)
         box.expect(future, end)
         try:
             async with asyncio.timeout(deadline.remaining()):
-                await future.arrival()
+                await arrival
         except TimeoutError:
             pass  # the next line finds out
         if future.outcome is None:

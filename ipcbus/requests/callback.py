@@ -94,10 +94,10 @@ class Callback(Generic[P, T]):
 
         Raises:
             EncodeError: an argument cannot travel.
+            ChannelBroken: there is no thread, or no descriptor, to receive the result with. It was not called.
         """
-        future = self._begin(args, kwargs)
-        future.done()  # has it come in while nobody waits
-        return future
+        inbox.inbox().attend()
+        return self._begin(args, kwargs)
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None = None) -> Future[T]:
         future: Future[T] = Future()

@@ -163,15 +163,17 @@ class Inbox:
     # ------------------------------------------------------------------ waiting
 
     def attend(self) -> None:
-        """Have a thread receive from now on whenever nobody waits."""
+        """Have a thread receive from now on whenever nobody waits; raises ``ChannelBroken`` if none can be had."""
         with self._lock:
             if self._steward is None and not self.closed:
                 # Set first: a signal handler may come here, too, before it has started.
                 self._steward = steward = threading.Thread(target=self._serve, name="ipcbus-inbox", daemon=True)
                 try:
                     steward.start()
-                except BaseException:
+                except BaseException as error:
                     self._steward = None
+                    if isinstance(error, RuntimeError):
+                        raise ChannelBroken(f"there is no thread to receive replies: {error}; see 'ulimit -u'") from error
                     raise
 
     def _serve(self) -> None:

@@ -723,12 +723,30 @@ def test_a_thread_that_could_not_be_had_is_had_later(monkeypatch):
     try:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(RuntimeError):
+            with pytest.raises(ipcbus.ChannelBroken, match="ulimit -u"):
                 box.attend()
         box.attend()
         assert box._steward.is_alive()
     finally:
         box.close()
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda ch: ch.submit(1), lambda ch: asyncio.run(ch.aio.request(1, PATIENCE))], ids=["submit", "aio"]
+)
+def test_what_no_thread_could_be_had_for_was_not_asked(unanswered, monkeypatch, ask):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    box = _box(unanswered)
+    monkeypatch.setattr(box, "_steward", None)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ipcbus.ChannelBroken, match="ulimit -u"):
+        ask(unanswered)
+    monkeypatch.undo()
+    assert not box._waiting
+    with pytest.raises(ipcbus.ChannelEmpty):
+        unanswered.recv(0)
 
 
 def test_what_a_done_future_calls_may_raise_too(caplog):
