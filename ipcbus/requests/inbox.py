@@ -25,6 +25,7 @@ from ipcbus.requests.future import Future, call_all
 from ipcbus.requests.losses import orphaned
 from ipcbus.requests.outage import AGAIN, Outage
 from ipcbus.requests.table import Requests
+from ipcbus.requests.told import remote_error
 from ipcbus.requests.turns import Turns
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ class Inbox:
         try:
             value = load(what)
             if kind:
-                value, failure = None, reply.remote_error(value)
+                value, failure = None, remote_error(value)
             elif future.origin is not None:  # passed on, as a pair
                 value, failure = value
         except Exception as error:  # noqa: BLE001  whatever the reply's parts do when they are rebuilt is this future's

@@ -11,7 +11,6 @@ import pickle
 import socket
 import sys
 import threading
-import traceback
 from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ from ipcbus.errors import (
     IpcbusError,
     MessageTooLarge,
     PeerDied,
-    RemoteError,
     Unsupported,
 )
 from ipcbus.frame import Routed
@@ -36,6 +34,7 @@ from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
 from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.plumbing.locks import amid, is_mine
 from ipcbus.requests.table import ANSWERED, GIVEN_UP, View
+from ipcbus.requests.told import describe
 
 if TYPE_CHECKING:
     from ipcbus.plumbing.clock import Deadline
@@ -50,7 +49,6 @@ __all__ = [
     "key",
     "publish",
     "reach",
-    "remote_error",
     "route",
     "settle",
 ]
@@ -484,33 +482,3 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     global _here  # noqa: PLW0603  the parent's routes are the parent's
     _here = _Here()
-
-
-# ---------------------------------------------------------------------- errors as replies
-
-
-def describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
-    """Return what an error is when it travels: type, text, traceback, and itself if it pickles."""
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        text = str(error)
-    except Exception as failed:  # noqa: BLE001  an error may do anything; who asked is to be told in any case
-        text = f"(its text cannot be had: {type(failed).__name__})"
-    try:
-        itself = pickle.dumps(error)
-    except Exception:  # noqa: BLE001  as above; its text travels
-        itself = None
-    return name, text, "".join(traceback.format_exception(error)), itself
-
-
-def remote_error(said: Any) -> Exception:
-    """Make the error that a reply brings. Its ``__cause__`` is the one that was raised, if its class is known here."""
-    name, text, trace, itself = said
-    error = RemoteError(f"{name}: {text}" if text else name, name, trace)
-    if itself is not None:
-        try:
-            error.__cause__ = pickle.loads(itself)
-        except Exception:  # noqa: BLE001  its class may not exist here; what it says is in the text
-            error.__cause__ = None
-    return error
