@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import Unsupported
@@ -33,6 +34,17 @@ class Message:
     reply_to: ReplyTo | None = None
     """For a request: what sends the reply. It pickles, so that another process can answer in this one's place. Let go of
     without an answer, it fails the request."""
+
+    def __getstate__(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        state: Any = object.__getstate__(self)  # a pair, as of any object with slots
+        own, slots = state
+        return own, {**slots, "headers": dict(self.headers)}  # the view of them can be neither pickled nor copied
+
+    def __setstate__(self, state: tuple[dict[str, Any] | None, dict[str, Any]]) -> None:
+        own, slots = state
+        for name, value in {**(own or {}), **slots}.items():
+            setattr(self, name, value)
+        self.headers = MappingProxyType(slots["headers"])
 
     def reply(self, value: Any, timeout: float | None = None) -> None:
         """Answer a request; the other side's ``request`` returns the value.

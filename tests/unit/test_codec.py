@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import copy
 import os
 import pickle
 import subprocess
 import sys
 import threading
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,14 +18,17 @@ from google.protobuf import struct_pb2
 import ipcbus
 from ipcbus import frame as wire
 from ipcbus.codec import Codec
+from ipcbus.message import Message
 from ipcbus.serializers.base import Serializer
 
 from .rig import Amid
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 KEY = b"0123456789abcdef"
+COPIES = (copy.copy, copy.deepcopy, lambda message: pickle.loads(pickle.dumps(message)))
 PICKLE_ID = 2
 
 
@@ -133,6 +138,16 @@ class TestFrames:
         assert (caught.value.size, caught.value.limit) == (size + 1, size)
         with pytest.raises(ipcbus.MessageTooLarge):
             codec.encode(bytes(size - 4), {"a": "b"})
+
+
+@pytest.mark.parametrize("again", COPIES, ids=["copy", "deepcopy", "pickle"])
+def test_a_message_can_be_copied_and_pickled(again: Callable[[Message], Message]) -> None:
+    message = Message([1], MappingProxyType({"a": "b"}), "text/x-any", 7, 2.5)
+    other = again(message)
+    assert other == message
+    assert type(other.headers) is MappingProxyType
+    assert other.body is message.body or again is not copy.copy
+    assert again(Message(None)).headers == {}
 
 
 class TestFailures:
