@@ -28,6 +28,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipcbus.paths import GETSTATE, REDUCE_EX, Call, Link, Step, ancestry, path_of
+from ipcbus.plumbing.fds import packing
 from ipcbus.remedies import Advice, advise, advise_name, peek, say, short_repr, swallows, type_name
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def explain(obj: object, *, reducers: Mapping[type, Callable[[Any], Any]] | None
     """Find every part of an object that cannot be pickled, with its path, the reason and a remedy.
 
     Pickling runs code of the objects pickled (``__reduce_ex__``, ``__getstate__``); an object that travels is pickled
-    once, and one that does not is asked a second time, part by part. Buffers are never copied and nothing is kept.
+    once, and one that does not is asked a second time, part by part. Buffers are never copied, nothing is kept, no
+    descriptor is handed over and no request given away.
 
     A ``multiprocessing`` Connection counts as a culprit although plain pickle accepts it: what arrives is a bare number
     that means nothing in another process.
@@ -118,12 +120,13 @@ def explain(obj: object, *, reducers: Mapping[type, Callable[[Any], Any]] | None
     Returns:
         The explanation. No error is raised for any object, however strange.
     """
-    known = {**_refusals(), **(reducers or {})}
-    refusal = _trial(obj, known)
-    if refusal is None:
-        return Explanation((), name)
+    known = {**_own_reducers(), **(reducers or {})}
     walk = _Walk(obj, known, name)
-    walk.run()
+    with packing():  # else a descriptor would be duplicated for who is to receive it, and nobody is
+        refusal = _trial(obj, known)
+        if refusal is None:
+            return Explanation((), name)
+        walk.run()
     if refusal.too_deep and not walk.recursed:
         walk.blame_depth()
     if not walk.culprits:
@@ -131,10 +134,14 @@ def explain(obj: object, *, reducers: Mapping[type, Callable[[Any], Any]] | None
     return Explanation(tuple(walk.culprits), name)
 
 
-def _refusals() -> dict[type, Callable[[Any], Any]]:
-    # Nothing is imported for this: without the module there is no object of it to refuse.
+def _own_reducers() -> dict[type, Callable[[Any], Any]]:
+    # Nothing is imported for this: without the module there is no object of it.
     connection = getattr(sys.modules.get("multiprocessing.connection"), "Connection", None)
-    return {} if connection is None else {connection: _refuse_connection}
+    found: dict[type, Callable[[Any], Any]] = {} if connection is None else {connection: _refuse_connection}
+    handle = getattr(sys.modules.get("ipcbus.requests.reply"), "ReplyTo", None)
+    if handle is not None:
+        found[handle] = handle.reduction
+    return found
 
 
 def _refuse_connection(_connection: Any) -> Any:

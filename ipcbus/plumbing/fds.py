@@ -14,7 +14,19 @@ from ipcbus.errors import ChannelBroken
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["REMEDY", "OwnedFd", "TravellingFd", "close_all", "exhausted", "keep", "loading", "packing", "refused", "unpacking"]
+__all__ = [
+    "REMEDY",
+    "OwnedFd",
+    "TravellingFd",
+    "close_all",
+    "exhausted",
+    "is_packing",
+    "keep",
+    "loading",
+    "packing",
+    "refused",
+    "unpacking",
+]
 
 REMEDY = "close some descriptors or raise 'ulimit -n'"
 """What to do where a process, or the system, has no descriptors left."""
@@ -83,6 +95,11 @@ def packing() -> Iterator[list[int]]:
         yield fds
     finally:
         _basket.packed = before
+
+
+def is_packing() -> bool:
+    """Tell whether this thread is inside ``packing``."""
+    return _basket.packed is not None
 
 
 @contextlib.contextmanager

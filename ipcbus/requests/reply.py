@@ -315,14 +315,26 @@ class ReplyTo:
             except RuntimeError:
                 unanswered.clear()  # there is no thread to be had, and the timeouts tell
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def reduction(self) -> tuple[Any, ...]:
+        """Return what it pickles as, and give nothing away; raises ``ValueError``."""
         if self.answered:
             raise ValueError("this request was answered; its reply handle is of no use to anybody")
+        return ReplyTo, (self._number, self._address)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        reduction = self.reduction()
         if isinstance(self._way, Route) and self._number:
             # Who sends it on may end before it arrives, and that is then nobody's death.
             self._way.give_away(self._number)
         self.given = True
-        return ReplyTo, (self._number, self._address)
+        return reduction
+
+    def __copy__(self) -> ReplyTo:
+        # There is one reply to give: the copy module, which goes by __reduce__, would give it away and keep none.
+        return self
+
+    def __deepcopy__(self, memo: object) -> ReplyTo:
+        return self
 
     def __repr__(self) -> str:
         return f"<ipcbus.ReplyTo request {self._number:x}{' answered' if self.answered else ''}>"

@@ -9,7 +9,7 @@ import stat
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from ipcbus.plumbing.fds import OwnedFd, TravellingFd
+from ipcbus.plumbing.fds import OwnedFd, TravellingFd, is_packing
 
 if TYPE_CHECKING:
     import logging
@@ -56,6 +56,8 @@ def _make_fd(arrived: TravellingFd) -> Fd:
 
 def reduce_fd(fd: TravellingFd) -> tuple[Any, ...]:
     """Reduce a descriptor: it is left with a directory, and who receives the message takes it from there."""
+    if is_packing():
+        return fd.__reduce__()  # it is asked what would travel, and nobody will come for it
     from ipcbus.directory import client as directory
 
     address, ticket = directory.where(), os.urandom(16)

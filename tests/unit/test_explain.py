@@ -14,6 +14,7 @@ import io
 import logging
 import multiprocessing
 import multiprocessing.pool
+import os
 import pickle
 import queue
 import re
@@ -26,12 +27,14 @@ import threading
 import time
 import types
 import weakref
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ipcbus
 from ipcbus.explain import Culprit, explain
 
 
@@ -709,6 +712,16 @@ def test_nothing_is_imported_for_an_explanation():
         "assert set(sys.modules) == before, set(sys.modules) - before"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_no_descriptor_is_handed_over_for_an_explanation():
+    with Path(__file__).open() as file, ipcbus.open("pipe:") as channel:
+        fd = ipcbus.Fd(os.dup(file.fileno()))
+        before = sorted(Path("/proc/self/fd").iterdir()), threading.active_count()
+        assert explain([channel, fd, ipcbus.OpenFile(file)]).travels
+        assert paths([channel, fd, ipcbus.OpenFile(file), lock()]) == ["obj[3]"]
+        assert (sorted(Path("/proc/self/fd").iterdir()), threading.active_count()) == before
+        fd.close()
 
 
 # ----------------------------------------------------------------------------------------------------------- reducers

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import errno
 import os
 import pickle
@@ -189,6 +190,22 @@ def test_what_is_returned_when_the_handle_could_not_be_sent_on_is_the_reply(subj
 
     serving = subject.thread(channel.serve, handle)
     assert channel.request("anything", PATIENCE) == "busy"
+    channel.shutdown()
+    serving.result()
+
+
+def test_to_look_at_a_request_gives_it_to_nobody(subject):
+    channel = subject.open()
+
+    def handle(message):
+        handle = message.reply_to
+        assert ipcbus.explain(handle).travels
+        assert not ipcbus.explain([handle, lambda: 1]).travels
+        assert copy.copy(handle) is copy.deepcopy(handle) is handle
+        assert not handle.given
+
+    serving = subject.thread(channel.serve, handle)
+    assert channel.request("anything", PATIENCE) is None
     channel.shutdown()
     serving.result()
 
