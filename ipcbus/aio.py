@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.channel import asking
-from ipcbus.errors import ChannelEmpty, ChannelFull
+from ipcbus.errors import ChannelEmpty, ChannelError, ChannelFull
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import refused
 
@@ -52,19 +52,23 @@ class AsyncChannel:
 
     async def _send(self, frame: Frame, timeout: float | None) -> None:  # noqa: ASYNC109  as above
         end = self._end
-        link = end.tx or end.open_sender()
         deadline: Deadline | None = None
-        while True:
-            try:
-                link.send(frame, 0)
-            except ChannelFull:
-                deadline = deadline or Deadline(timeout)
-                if deadline.expired:
-                    raise
-                await self._sending.wait(link, deadline)
-                continue
-            end.sent += 1  # No await behind this: a cancellation there would seem to have prevented the sending.
-            return
+        try:
+            link = end.tx or end.open_sender()
+            while True:
+                try:
+                    link.send(frame, 0)
+                except ChannelFull:
+                    deadline = deadline or Deadline(timeout)
+                    if deadline.expired:
+                        raise
+                    await self._sending.wait(link, deadline)
+                    continue
+                end.sent += 1  # No await behind this: a cancellation there would seem to have prevented the sending.
+                return
+        except (ChannelError, asyncio.CancelledError):
+            end.codec.unsent(frame)
+            raise
 
     async def request(self, obj: Any, timeout: float | None = None, headers: Mapping[str, str] | None = None) -> Any:  # noqa: ASYNC109  the same signature as Channel.request
         """Send a request and return the reply; see ``Channel.request``. Cancelled, it gives the request up."""

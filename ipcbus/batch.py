@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel
+from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelError, ChannelFull, EndOfChannel
 from ipcbus.plumbing.clock import Deadline
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def _or_drop(end: Endpoint, objects: Iterable[Any], deadline: Deadline) -> Itera
     for obj in objects:
         done = _send_bytes(end, (obj,), 0)
         if not done:
-            done = int(end.send_or_drop(end.codec.encode(obj), deadline.remaining()))
+            frame = end.codec.encode(obj)
+            done = int(end.send_or_drop(frame, deadline.remaining()))
+            if not done:
+                end.codec.unsent(frame)
             end.sent += done
         yield done
 
@@ -70,7 +73,12 @@ def _together(end: Endpoint, objects: Sequence[Any], deadline: Deadline) -> Iter
         frames, problem = _encode(end.codec, objects[at : at + _MOST])
         at += len(frames)
         while frames:
-            done = link.send_many(frames, deadline.remaining())
+            try:
+                done = link.send_many(frames, deadline.remaining())
+            except ChannelError:
+                for frame in frames:
+                    end.codec.unsent(frame)
+                raise
             del frames[:done]
             end.sent += done
             yield done

@@ -11,6 +11,7 @@ from ipcbus import batch, endpoint
 from ipcbus.codec import COPIED
 from ipcbus.errors import (
     ChannelBroken,
+    ChannelError,
     Unsupported,
 )
 from ipcbus.options import URL, build
@@ -84,11 +85,16 @@ class Channel:
         # As Codec.encode, without the call: this runs for every message.
         pack = end.packs.get(type(obj))
         frame = pack(obj) if pack is not None and headers is None else end.codec.encode(obj, headers)
-        link = end.tx or end.open_sender()
-        if end.patient:
-            link.send(frame, timeout)
-        elif not end.send_or_drop(frame, timeout):
-            return
+        try:
+            link = end.tx or end.open_sender()
+            if end.patient:
+                link.send(frame, timeout)
+            elif not end.send_or_drop(frame, timeout):
+                end.codec.unsent(frame)
+                return
+        except ChannelError:
+            end.codec.unsent(frame)
+            raise
         end.sent += 1
 
     def send_many(self, objects: Iterable[Any], timeout: float | None = None) -> int:

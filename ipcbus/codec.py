@@ -25,6 +25,7 @@ from ipcbus.errors import (
 from ipcbus.message import Message
 from ipcbus.serializers.base import Serializer, serializers
 from ipcbus.serializers.raw import Raw
+from ipcbus.serializers.reducers import take_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -228,8 +229,13 @@ class Codec:
         except (TypeError, ValueError) as error:
             raise EncodeError(f"the message cannot travel: {error}; nothing was sent") from error
         if size > self.max_message:
+            self.unsent(parts)
             raise self._too_large(size)
         return parts
+
+    def unsent(self, frame: Frame) -> None:
+        """Take back what a frame that was made, and not sent, names: descriptors that would stay open for who receives it."""
+        take_back(lambda ticket: any(type(part) is bytes and ticket in part for part in frame))
 
     def decode(self, frame: Frame) -> Any:
         """Rebuild the object of a frame.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ipcbus.directory.server import Directory
 from ipcbus.directory.wire import Operation
 from ipcbus.errors import ChannelBroken
 from ipcbus.plumbing import forks, rundir
+from ipcbus.plumbing.fds import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +27,7 @@ __all__ = [
     "current",
     "detach",
     "drop",
+    "forget",
     "get",
     "keep",
     "keeper",
@@ -218,6 +221,16 @@ def get(address: str, key: bytes) -> Found:
 def take(address: str, key: bytes) -> Found:
     """Return what is under a key and have it forgotten there; raises ``ChannelBroken``."""
     return _fetch(address, Operation.TAKE, key)
+
+
+def forget(address: str, key: bytes) -> None:
+    """Have what was left under a key forgotten, if it is there still; nobody will come for it."""
+    kept = _here.kept.get(address)
+    if kept is not None:
+        kept.forget(key)
+        return
+    with contextlib.suppress(ChannelBroken):  # gone with its home, or taken
+        close_all(take(address, key).fds)
 
 
 def drop(address: str, key: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelEmpty
+from ipcbus.errors import ChannelEmpty, ChannelError
 from ipcbus.plumbing.clock import NEVER, Deadline
 from ipcbus.requests.inbox import inbox
 
@@ -86,8 +86,12 @@ def send(box: Inbox, end: Endpoint, obj: Any, timeout: float | None, headers: Ma
     future = box.enter()
     try:
         frame = end.codec.encode_routed(obj, box.route, future.number, timeout, headers)
-        link = end.tx or end.open_sender()
-        link.send(frame, timeout if end.patient else 0)  # a request that is dropped would never be answered
+        try:
+            link = end.tx or end.open_sender()
+            link.send(frame, timeout if end.patient else 0)  # a request that is dropped would never be answered
+        except ChannelError:
+            end.codec.unsent(frame)
+            raise
         box.expect(future, end)
     except BaseException:
         box.give_up(future)

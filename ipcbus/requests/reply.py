@@ -141,6 +141,7 @@ class Route:
         try:
             (end.tx or end.open_sender()).send(frame, timeout)
         except ChannelFull as error:
+            end.codec.unsent(frame)
             self._stuck = True  # who does not read its replies delays its answerers once, and not each time
             raise ChannelFull(f"the process that asked ({self.pid}) does not read its replies: {error}") from error
         self._stuck = False

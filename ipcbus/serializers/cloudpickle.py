@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle  # type: ignore[import-untyped]  # it ships no types
 
 from ipcbus.serializers.base import Serializer
-from ipcbus.serializers.pickle import OutOfBand, loads
+from ipcbus.serializers.pickle import OutOfBand, loads, retract
 from ipcbus.serializers.reducers import DispatchTable
 
 if TYPE_CHECKING:
@@ -39,7 +39,12 @@ class CloudPickle(Serializer):
         """Pickle an object by value; large buffers in it are left out of band."""
         file = io.BytesIO()
         buffers = OutOfBand()
-        self._pickler(file, 5, buffer_callback=buffers.keep).dump(obj)
+        pickler = self._pickler(file, 5, buffer_callback=buffers.keep)
+        try:
+            pickler.dump(obj)
+        except Exception:
+            retract(pickler)
+            raise
         return file.getvalue(), buffers.kept
 
     def loads(self, payload: Buffer, buffers: Sequence[Buffer]) -> Any:

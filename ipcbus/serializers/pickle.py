@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipcbus.frame import MAX_BUFFERS
 from ipcbus.serializers.base import Serializer
-from ipcbus.serializers.reducers import DispatchTable
+from ipcbus.serializers.reducers import DispatchTable, take_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from ipcbus.serializers.base import Explain, Finish, Pack
     from ipcbus.transport import Buffer, Frame
 
-    _Reused = tuple[Callable[[Any], None], Callable[[], None], list[bytes], list[memoryview]]
+    _Reused = tuple[Any, Callable[[], None], list[bytes], list[memoryview]]
     """A pickler's ``dump`` and ``clear_memo``, and the lists it writes to and leaves buffers in."""
 
-__all__ = ["OutOfBand", "Pickle", "loads"]
+__all__ = ["OutOfBand", "Pickle", "loads", "retract"]
 
 _OUT_OF_BAND = 4096
 """Buffers below this many bytes travel inside the pickle: a buffer of its own costs more than the copy."""
@@ -65,6 +65,7 @@ class Pickle(Serializer):
             try:
                 dump(obj)
             except Exception as error:  # noqa: BLE001  serializers raise what they like, and what is made of it says so
+                retract(dump.__self__)
                 raise explain(obj, error)  # noqa: B904  as above
             clear()
             if len(pieces) == 1 and not kept:
@@ -90,6 +91,12 @@ class Pickle(Serializer):
         if not buffers:
             return pickle.loads(payload)
         return loads(payload, buffers)
+
+
+def retract(pickler: Any) -> None:
+    """Take back what was left with directories for an object that a pickler then could not pickle."""
+    met = {part for _, part in pickler.memo.copy().values() if type(part) is bytes}
+    take_back(met.__contains__)
 
 
 def loads(payload: Buffer, buffers: Sequence[Buffer]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copyreg
 import gc
 import importlib.util
@@ -192,6 +193,62 @@ class TestDescriptors:
         file.close()
         for thing in (sock, reader, ipcbus.OpenFile(file)):
             assert "closed" in refused(thing)
+
+
+class TestWhatWasNotSent:
+    """Its descriptors were left for who receives it, and nobody does."""
+
+    @pytest.mark.parametrize("serializer", ["pickle", "cloudpickle"])
+    def test_what_cannot_be_encoded_keeps_no_descriptor(self, serializer: str) -> None:
+        codec = private(serializer)
+        with ipcbus.Fd(os.dup(0)) as fd:
+            codec.encode([fd])  # makes the directory
+            before = open_descriptors()
+            for _ in range(3):
+                with pytest.raises(ipcbus.EncodeError):
+                    codec.encode([fd, threading.Lock()])
+            assert open_descriptors() == before
+
+    @pytest.mark.parametrize("how", ["send", "send_many", "submit", "aio", "cancelled", "too large", "closed"])
+    def test_what_finds_no_room_keeps_none(self, how: str) -> None:
+        with ipcbus.open("pipe:", capacity=1, max_message=4096) as full, ipcbus.Fd(os.dup(0)) as fd:
+            full.send(fd)
+            full.aio  # noqa: B018  and so is what this one takes
+            self._fail_to_send(how, full, fd)
+            before = open_descriptors()
+            for _ in range(3):
+                self._fail_to_send(how, full, fd)
+            assert open_descriptors() == before
+            if how != "closed":
+                full.recv().close()
+
+    def _fail_to_send(self, how: str, full: ipcbus.Channel, fd: ipcbus.Fd) -> None:
+        async def cancelled() -> None:
+            sending = asyncio.create_task(full.aio.send(fd))
+            await asyncio.sleep(0)
+            sending.cancel()
+            await sending
+
+        ways: dict[str, Callable[[], Any]] = {
+            "send": lambda: full.send(fd, timeout=0),
+            "send_many": lambda: full.send_many([fd, fd], timeout=0),
+            "submit": lambda: full.submit(fd, timeout=0),
+            "aio": lambda: asyncio.run(full.aio.send(fd, timeout=0)),
+            "cancelled": lambda: asyncio.run(cancelled()),
+            "too large": lambda: full.send([fd, "x" * 4096]),
+            "closed": lambda: (full.close(), full.send(fd)),
+        }
+        with pytest.raises((ipcbus.ChannelError, asyncio.CancelledError)):
+            ways[how]()
+
+    def test_what_is_dropped_keeps_none(self) -> None:
+        with ipcbus.open("pipe:", capacity=1, overflow="drop_new") as full, ipcbus.Fd(os.dup(0)) as fd:
+            full.send(fd)
+            before = open_descriptors()
+            full.send(fd)
+            assert full.send_many([fd, fd]) == 0
+            assert open_descriptors() == before
+            full.recv().close()
 
 
 class TestFiles:
