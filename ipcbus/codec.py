@@ -407,7 +407,11 @@ class Codec:
         from ipcbus.remedies import say
 
         if serializer.name != "pickle":
-            made = EncodeError(f"{serializer.name} cannot encode {type(obj).__qualname__}: {say(error)}; nothing was sent")
+            from ipcbus.serializers.parts import find_refused
+
+            culprit = find_refused(obj, serializer.dumps, error)
+            where = f"{culprit.type_name} at {culprit.path}" if culprit.path != "obj" else type(obj).__qualname__
+            made = EncodeError(f"{serializer.name} cannot encode {where}: {culprit.reason}; nothing was sent", [culprit])
         else:
             from ipcbus.explain import explain
             from ipcbus.serializers.reducers import DispatchTable

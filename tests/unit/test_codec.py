@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,18 @@ PICKLE_ID = 2
 
 def make(serializer: str = "auto", accept: tuple[str, ...] | None = None, **more: Any) -> Codec:
     return Codec(serializer, accept, **{"private": True, "max_message": 1 << 20, **more})
+
+
+@dataclass(eq=False)
+class Holder:
+    it: Any
+
+
+class Endless(list[Any]):
+    """It holds itself."""
+
+    def __init__(self) -> None:
+        super().__init__([self])
 
 
 class TestAuto:
@@ -207,6 +220,35 @@ class TestFailures:
         inner = codec.decode(codec.encode([Nested(codec), "outer"]))
         assert inner[1] == "outer"
         assert codec.decode([inner[0]]) == [1, 2]
+
+    @pytest.mark.parametrize(
+        ("serializer", "obj", "said"),
+        [
+            ("json", {"a": [1, {"b": {2}}]}, r"json cannot encode set at obj\['a'\]\[1\]\['b'\]: TypeError"),
+            ("json", [1, Holder(threading.Lock())], r"Holder at obj\[1\]: TypeError: Object of type Holder"),
+            ("json", {"a": {(1, 2): 3}}, r"dict at obj\['a'\]: TypeError: keys must be"),
+            ("json", [Endless()], r"at obj\[0\]: ValueError: Circular"),
+            ("json", threading.Lock(), r"json cannot encode lock: "),
+            ("msgpack", [{"a": 1 << 64}], r"int at obj\[0\]\['a'\]: OverflowError"),
+            ("msgpack", [Holder([1j])], r"complex at obj\[0\]\.it\[0\]: TypeError"),
+            ("cloudpickle", [Holder({"a": threading.Lock()})], r"_thread\.lock at obj\[0\]\.it\['a'\]: TypeError"),
+            ("cloudpickle", ({1, Holder(1)}, [], (x for x in ())), r"generator at obj\[2\]: TypeError"),
+            ("raw", [b"x"], r"raw cannot encode list: TypeError"),
+            ("protobuf", {"a": 1}, r"protobuf cannot encode dict: TypeError"),
+        ],
+    )
+    def test_the_part_that_another_serializer_refuses_is_named(self, serializer: str, obj: Any, said: str) -> None:
+        with pytest.raises(ipcbus.EncodeError, match=said) as caught:
+            make(serializer).encode(obj)
+        assert len(caught.value.culprits) == 1
+
+    @pytest.mark.parametrize("serializer", ["json", "msgpack", "cloudpickle"])
+    def test_what_is_nested_too_deep_for_another_serializer_says_so(self, serializer: str) -> None:
+        deep: list[Any] = []
+        for _ in range(20_000):
+            deep = [deep]
+        with pytest.raises(ipcbus.EncodeError, match=rf"{serializer} cannot encode list: .*recursion"):
+            make(serializer).encode(deep)
 
 
 class OnlyPickles:
