@@ -226,7 +226,7 @@ class Codec:
         try:
             parts = make(*pieces)
             size = sum(memoryview(part).nbytes for part in parts)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, BufferError) as error:  # BufferError: of a view that is not contiguous
             raise EncodeError(f"the message cannot travel: {error}; nothing was sent") from error
         if size > self.max_message:
             self.unsent(parts)

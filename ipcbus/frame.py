@@ -342,7 +342,9 @@ def _parse_sections(
     return parsed
 
 
-def _write_headers(headers: Mapping[Any, Any]) -> bytes:
+def _write_headers(headers: Any) -> bytes:
+    if not hasattr(headers, "items"):
+        raise TypeError(f"headers are a dict of texts, not {headers!r}")
     for key, value in headers.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"headers are texts, not {key!r}: {value!r}")

@@ -86,10 +86,10 @@ class Serializer(ABC):
         def pack(obj: Any, start: bytes = head) -> Frame:
             try:
                 payload, buffers = dumps(obj)
+                if not buffers and len(payload) <= limit:
+                    return (start + payload,)
             except Exception as error:  # noqa: BLE001  serializers raise what they like, and what is made of it says so
                 raise explain(obj, error)  # noqa: B904  as above
-            if not buffers and len(payload) <= limit:
-                return (start + payload,)
             return finish(start, payload, buffers)
 
         return pack

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY = b"0123456789abcdef"
+GAPS = memoryview(bytes(6))[::2], ()
 COPIES = (copy.copy, copy.deepcopy, lambda message: pickle.loads(pickle.dumps(message)))
 PICKLE_ID = 2
 
@@ -514,6 +515,14 @@ class TestOwnSerializer:
         with pytest.raises(ipcbus.EncodeError, match="nothing was sent"):
             make("reverse").encode("abc")
 
+    @pytest.mark.parametrize("number", [0, 77])
+    @pytest.mark.parametrize("made", [b"bare", (None, ()), ("text", ()), ("x" * 20_000, ()), (b"x", ["text"]), (5, ()), GAPS])
+    def test_by_an_id_or_not(self, made: Any, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Reverse, "dumps", lambda _self, _obj: made)
+        monkeypatch.setattr(Reverse, "id", number)
+        with pytest.raises(ipcbus.EncodeError, match="nothing was sent"):
+            make("reverse").encode("abc")
+
 
 @pytest.mark.parametrize(
     "obj", [b"", b"x", {"a": [1]}, b"x" * 20_000, "x" * 16_380, bytearray(70_000)], ids=lambda obj: str(len(obj))
@@ -535,3 +544,9 @@ def test_headers_written_once_are_bounded() -> None:
     codec = make("raw", max_message=100)
     with pytest.raises(ipcbus.MessageTooLarge):
         codec.encode_headed(b"x" * 90, wire.Headed({"topic": "a"}))
+
+
+@pytest.mark.parametrize("headers", [[("a", "b")], "text", 5])
+def test_headers_that_are_no_dict_are_refused(headers: Any) -> None:
+    with pytest.raises(ipcbus.EncodeError, match=r"headers are a dict of texts, not .*nothing was sent"):
+        make().encode(1, headers)
