@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ipcbus.errors import ConfigError
 from ipcbus.explain import Culprit, explain, lines
 from ipcbus.options import nearest
-from ipcbus.remedies import say, type_name
+from ipcbus.remedies import rebuilding, say, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,20 +63,6 @@ def main():
 main()
 """
 
-# Looked for in "Type: text", first match wins. The texts are CPython's; where one changes, the last remedy still holds.
-_DECODE_REMEDIES = (
-    (("__main__",), "move it out of the script into a module that both sides import"),
-    (("ModuleNotFoundError",), "install the module on the other side, or put it on PYTHONPATH there"),
-    (
-        ("AttributeError: Can't get attribute", "ImportError", "AttributeError: module"),
-        "define it at the top level of its module: what is made at run time does not exist in a fresh process",
-    ),
-    (
-        ("TypeError",),
-        "give it a __reduce__ with the arguments its constructor wants (an exception: pass all to super().__init__())",
-    ),
-    (("RecursionError",), "send the parts as a flat list, linked by their index in it"),
-)
 _ROOT = re.compile(r"\Aobj\b")
 _OTHERWISE = "make its __setstate__ or __reduce__ work in a process in which nothing has been set up yet"
 
@@ -229,7 +215,7 @@ def _decode_elsewhere(data: bytes, decode: str, timeout: float) -> tuple[str, st
     if failure is None:
         return None
     text = ": ".join(part for part in failure if part)
-    return text, _remedy(text)
+    return text, rebuilding(text) or _OTHERWISE
 
 
 def _authkey() -> str:
@@ -242,10 +228,6 @@ def _death(code: int, noise: bytes) -> str:
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     last = noise.decode(errors="replace").strip().rpartition("\n")[2]
     return f"the fresh interpreter died ({how}){last and ': ' + last}"
-
-
-def _remedy(text: str) -> str:
-    return next((remedy for words, remedy in _DECODE_REMEDIES if any(word in text for word in words)), _OTHERWISE)
 
 
 def _compare(obj: Any, encode: Callable[[object], bytes], decode: str) -> bool | None:

@@ -44,6 +44,7 @@ AUTO = "auto"
 
 _FALLBACKS = ("msgpack", "json")
 """What ``auto`` uses, in this order, where pickle is not safe."""
+_PICKLES = ("pickle", "cloudpickle")
 _MAX_TYPES = 4096
 """Types remembered; programs that make classes without end must not fill memory with them."""
 COPIED = 1024
@@ -434,12 +435,13 @@ class Codec:
     def _undecodable(self, serializer: Serializer, payload: Buffer, error: Exception) -> Exception:
         if isinstance(error, DecodeError):
             return error
-        from ipcbus.remedies import say
+        from ipcbus.remedies import rebuilding, say
 
         view = memoryview(payload)
+        remedy = rebuilding(say(error)) if serializer.name in _PICKLES else ""
         return DecodeError(
             f"{serializer.content_type} of {view.nbytes} bytes cannot be rebuilt in this process: {say(error)}; "
-            "the message was dropped",
+            f"the message was dropped{remedy and ' -> ' + remedy}",
             serializer.content_type,
             view.nbytes,
             bytes(view[:64]),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-__all__ = ["Advice", "advise", "advise_name", "peek", "say", "short_repr", "swallows", "type_name"]
+__all__ = ["Advice", "advise", "advise_name", "peek", "rebuilding", "say", "short_repr", "swallows", "type_name"]
 
 _LONGEST_REPR = 60
 
@@ -298,6 +298,31 @@ def advise_name(obj: object, name: str | None, text: str) -> Advice:
 
 
 _NOWHERE = object()
+
+
+# Looked for in "Type: text", first match wins. The texts are CPython's; where one changes, the last remedy still holds.
+_DECODE_REMEDIES = (
+    (("__main__",), "move it out of the script into a module that both sides import"),
+    (("ModuleNotFoundError",), "install the module on the other side, or put it on PYTHONPATH there"),
+    (
+        ("AttributeError: Can't get attribute", "ImportError", "AttributeError: module"),
+        "define it at the top level of its module: what is made at run time does not exist in a fresh process",
+    ),
+    (
+        ("TypeError",),
+        "give it a __reduce__ with the arguments its constructor wants (an exception: pass all to super().__init__())",
+    ),
+    (("RecursionError",), "send the parts as a flat list, linked by their index in it"),
+)
+
+
+def rebuilding(text: str) -> str:
+    """Say what to do about an object that was pickled and cannot be rebuilt elsewhere; nothing where that is not known.
+
+    Args:
+        text: the error's type and text, as from :func:`say`.
+    """
+    return next((remedy for words, remedy in _DECODE_REMEDIES if any(word in text for word in words)), "")
 
 
 def _package(module: object) -> str:

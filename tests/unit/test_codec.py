@@ -50,6 +50,11 @@ class Endless(list[Any]):
         super().__init__([self])
 
 
+class Forgetful(Exception):
+    def __init__(self, code: int, _line: int) -> None:
+        super().__init__(code)
+
+
 class TestAuto:
     @pytest.mark.parametrize(
         ("obj", "content_type"),
@@ -250,6 +255,15 @@ class TestFailures:
             deep = [deep]
         with pytest.raises(ipcbus.EncodeError, match=rf"{serializer} cannot encode list: .*recursion"):
             make(serializer).encode(deep)
+
+    @pytest.mark.parametrize("obj", [{"result": Forgetful(1, 2)}, Forgetful(1, 2)])
+    @pytest.mark.parametrize("serializer", ["pickle", "cloudpickle"])
+    def test_what_pickles_and_cannot_be_rebuilt_says_what_to_do(self, obj: Any, serializer: str) -> None:
+        codec = make(serializer)
+        said = r"missing 1 required positional argument.*the message was dropped -> give it a __reduce__"
+        for _ in range(2):  # the first of its kind, and the next
+            with pytest.raises(ipcbus.DecodeError, match=said):
+                codec.decode(codec.encode(obj))
 
 
 class OnlyPickles:
