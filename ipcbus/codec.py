@@ -410,9 +410,9 @@ class Codec:
         if serializer.name != "pickle":
             from ipcbus.serializers.parts import find_refused
 
-            culprit = find_refused(obj, serializer.dumps, error)
-            where = f"{culprit.type_name} at {culprit.path}" if culprit.path != "obj" else type(obj).__qualname__
-            made = EncodeError(f"{serializer.name} cannot encode {where}: {culprit.reason}; nothing was sent", [culprit])
+            culprit = find_refused(obj, serializer.name, serializer.dumps, error)
+            where = "" if culprit.path == "obj" else f"{culprit.path}: "
+            made = EncodeError(f"{where}{culprit.reason}; nothing was sent", [culprit])
         else:
             from ipcbus.explain import explain
             from ipcbus.serializers.reducers import DispatchTable

@@ -21,12 +21,13 @@ __all__ = ["find_refused"]
 _REMEDY = "send what this serializer has a type for, or choose another one"
 
 
-def find_refused(obj: object, encode: Callable[[Any], object], error: Exception) -> Culprit:
+def find_refused(obj: object, name: str, encode: Callable[[Any], object], error: Exception) -> Culprit:
     """Find the innermost part that a serializer refuses, by giving it one part after the other.
 
     Args:
         obj: what was to be sent.
-        encode: the serializer; raises for what it refuses.
+        name: the serializer's.
+        encode: its ``dumps``; raises for what it refuses.
         error: what it raised for ``obj``.
     """
     search = _Search(obj, encode)
@@ -35,7 +36,8 @@ def find_refused(obj: object, encode: Callable[[Any], object], error: Exception)
         while (inner := next(search.inside(*found), None)) is not None:
             found = inner
     link, error = found
-    return Culprit(path_of(link), type_name(type(link[1])), say(error), _REMEDY)
+    kind = type(link[1])
+    return Culprit(path_of(link), type_name(kind), f"{name} cannot encode {kind.__qualname__}: {say(error)}", _REMEDY)
 
 
 class _Search:
