@@ -20,6 +20,7 @@ import textwrap
 from pathlib import Path
 
 import ipcbus
+from ipcbus.options import UNIT
 from ipcbus.settings import ChannelOptions
 from ipcbus.transport import Capabilities, Transport
 from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig
@@ -128,9 +129,8 @@ def fields(cls: type) -> str:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         default = "(required)" if required else "none" if field.default is dataclasses.MISSING else literal(field.default)
         meaning = said.get(field.name, "")
-        # Messages a second are no seconds.
-        kind = "seconds" if field.type == "float" and meaning.startswith("Seconds") else spell(field.type)
-        rows.append([f"`{field.name}`", kind, default, meaning])
+        kind = spell(field.type)
+        rows.append([f"`{field.name}`", field.metadata.get(UNIT, "seconds") if kind == "float" else kind, default, meaning])
     return table(["key", "value", "default", "meaning"], rows)
 
 
@@ -139,7 +139,7 @@ def spell(annotation: object) -> str:
     text = str(annotation).removesuffix(" | None")
     if text.startswith("Literal["):
         return " or ".join(f"`{choice}`" for choice in ast.literal_eval(text.removeprefix("Literal")))
-    words = {"str": "text", "int": "number", "float": "number", "bool": "`true` or `false`", "tuple[str, ...]": "texts"}
+    words = {"str": "text", "int": "number", "float": "float", "bool": "`true` or `false`", "tuple[str, ...]": "texts"}
     return words.get(text, "table")
 
 

@@ -16,13 +16,15 @@ from ipcbus.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["URL", "build", "nearest", "parse_url"]
+__all__ = ["UNIT", "URL", "build", "nearest", "parse_url", "rate"]
 
 T = TypeVar("T")
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):(?P<address>[^?]*)(?:\?(?P<query>.*))?", re.IGNORECASE)
 _SIZE = re.compile(r"(?P<number>\d{1,18})\s*(?P<unit>[KMG]i?B?|B)?", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+UNIT = "unit"
+"""Under which a field's metadata says what a float counts; one that says nothing counts seconds."""
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -78,6 +80,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "nothing is known here"
 
 
+def rate(default: float, what: str) -> Any:
+    """Declare an option that says how much of something there is a second.
+
+    Args:
+        default: its value where nothing is said.
+        what: what is counted, in the plural.
+    """
+    return dataclasses.field(default=default, metadata={UNIT: f"{what} a second"})
+
+
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Make a frozen dataclass of options from text or TOML values.
 
@@ -101,7 +113,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     made = {}
     for name, field in fields.items():
         if name in values:
-            made[name] = _convert(values[name], hints[name], f"{where}: {name}")
+            made[name] = _convert(values[name], hints[name], f"{where}: {name}", field.metadata.get(UNIT, "seconds"))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}: {name!r} is required")
     try:
@@ -112,12 +124,12 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
+def _convert(value: Any, hint: Any, where: str, unit: str = "seconds") -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, Union):
         if value is None and type(None) in arguments:
             return None
-        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+        return _convert(value, next(a for a in arguments if a is not type(None)), where, unit)
     if origin is Literal:
         if value in arguments:
             return value
@@ -137,10 +149,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if not hasattr(value, "items"):
             raise ConfigError(f"{where} must be a table, not {value!r}")
         return build(hint, value, where)  # type: ignore[arg-type]  # as above
-    return _scalar(value, hint, where)
+    return _scalar(value, hint, where, unit)
 
 
-def _scalar(value: Any, hint: Any, where: str) -> Any:
+def _scalar(value: Any, hint: Any, where: str, unit: str) -> Any:
     if hint is float and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -156,6 +168,5 @@ def _scalar(value: Any, hint: Any, where: str) -> Any:
             return _BOOLEANS[text]
         if hint is int and (match := _SIZE.fullmatch(text)):
             return int(match["number"]) * _UNITS[(match["unit"] or "")[:1]]
-    fraction = "a number" if where.endswith("_rate") else "a number of seconds"  # all other floats are times
-    names = {bool: "true or false", int: "a whole number", float: fraction, str: "a text"}
+    names = {bool: "true or false", int: "a whole number", float: f"a number of {unit}", str: "a text"}
     raise ConfigError(f"{where} must be {names.get(hint, getattr(hint, '__name__', hint))}, not {value!r}")

@@ -36,6 +36,7 @@ from typing import Literal
 
 from ipcbus.config import load_file
 from ipcbus.errors import ConfigError
+from ipcbus.options import rate
 from ipcbus.web.database import DatabaseConfig  # noqa: TC001  read at run time, by ipcbus.options.build
 from ipcbus.web.limits import networks
 from ipcbus.web.link import MAX_FRONTS, MAX_PAYLOAD
@@ -91,7 +92,7 @@ class FrontConfig:
     """Seconds that a connection may last; at nine tenths of it or a little later it is closed with 1001. 0 is no limit."""
     max_queue: int = 16
     """Messages of one client read ahead of what its service has taken."""
-    message_rate: float = 50.0
+    message_rate: float = rate(50.0, "messages")
     """Messages a second of one client, on average; 0 is no limit. One that sends faster is read more slowly."""
     message_burst: int = 100
     """Messages that it may send at once."""
@@ -99,7 +100,7 @@ class FrontConfig:
     """Bytes a second of one client, on average; as much at once; 0 is no limit."""
     rate_patience: float = 10.0
     """Seconds for which a client may go on sending too fast; after that it is closed with 4429. 0: for as long as it likes."""
-    frame_rate: float = 1000.0
+    frame_rate: float = rate(1000.0, "frames")
     """Pings, pongs and fragments a second of one client, on average, twice as many at once; 0 is no limit. Over that it is
     closed with 1008."""
     max_groups: int = 128
@@ -112,7 +113,7 @@ class FrontConfig:
     """Connections that one address may have in each front end; 0 is no limit."""
     exempt: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     """Networks whose addresses are not counted: a proxy on this machine speaks for everybody."""
-    accept_rate: float = 200.0
+    accept_rate: float = rate(200.0, "connections")
     """Connections a second that each front end accepts, on average; 0 is no limit. Others are told to come again (503)."""
     accept_burst: int = 500
     """Connections that may come at once."""
@@ -124,7 +125,7 @@ class FrontConfig:
     """A PEM file with its key, if that is not in the same file."""
     drain: float = 10.0
     """Seconds over which connections are closed (1001) when the server stops, so that clients do not all return at once."""
-    drain_rate: float = 500.0
+    drain_rate: float = rate(500.0, "connections")
     """Connections a second that are closed when it stops; faster only if ``drain`` would not do."""
     link_timeout: float = 10.0
     """Seconds after which a service that says nothing at all counts as away."""

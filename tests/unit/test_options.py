@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipcbus.errors import ConfigError
-from ipcbus.options import URL, build, nearest, parse_url
+from ipcbus.options import URL, build, nearest, parse_url, rate
 
 
 class TestURL:
@@ -94,6 +94,7 @@ class Options:
     size: int = 0
     fast: bool = False
     wait: float = 0.0
+    share: float = rate(1.0, "things")
     name: str = ""
     mode: Literal["a", "b"] = "a"
     tags: tuple[str, ...] | None = None
@@ -159,6 +160,7 @@ class TestBuild:
             ({"needed": 1, "wait": 10**400}, "here: wait must be a number of seconds, not 1000"),
             ({"needed": "9" * 5000}, "here: needed must be a whole number, not '9999"),
             ({"needed": 1, "wait": "inf"}, "here: wait must be a number of seconds, not 'inf'"),
+            ({"needed": 1, "share": "all"}, "here: share must be a number of things a second, not 'all'"),
             ({"needed": 1, "name": 5}, "here: name must be a text, not 5"),
             ({"needed": 1, "mode": "c"}, "here: mode must be one of 'a', 'b', not 'c'"),
             ({"needed": 1, "tags": 5}, "here: tags must be a list, not 5"),

@@ -617,7 +617,10 @@ def test_a_configuration_file_says_what_is_wrong(tmp_path: Path) -> None:
         (TOML.replace("processes = 1", "ping_interval = 0"), "ping_interval"),
         (TOML.replace("processes = 1", "write_limit = 10"), "write_limit"),
         (TOML.replace("processes = 1", "ping_timeout = nan"), "ping_timeout must be a number of seconds, not nan"),
-        (TOML.replace("processes = 1", "message_rate = 'fast'"), "message_rate must be a number, not 'fast'"),
+        (
+            TOML.replace("processes = 1", "message_rate = 'fast'"),
+            "message_rate must be a number of messages a second, not 'fast'",
+        ),
         (TOML + '\nshard = "room"', "shard must be 'connection' or 'query:NAME', not 'room'"),
         (TOML + '\nshard = "query:"', "shard must be"),
         (
