@@ -21,7 +21,7 @@ __all__ = ["UNIT", "URL", "build", "nearest", "parse_url", "rate"]
 T = TypeVar("T")
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):(?P<address>[^?]*)(?:\?(?P<query>.*))?", re.IGNORECASE)
-_SIZE = re.compile(r"(?P<number>\d{1,18})\s*(?P<unit>[KMG]i?B?|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>-?\d{1,18})\s*(?P<unit>[KMG]i?B?|B)?", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 UNIT = "unit"
 """Under which a field's metadata says what a float counts; one that says nothing counts seconds."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipcbus.codec import Codec
+from ipcbus.errors import ConfigError
 from ipcbus.options import URL, build, parse_url
 from ipcbus.settings import PRIVATE_MAX_MESSAGE, PUBLIC_MAX_MESSAGE, ChannelOptions, check, read_key, split
 
@@ -42,10 +43,17 @@ def resolve(url: str, **options: Any) -> Plan:
     settings = build(ChannelOptions, common, where)
     check(settings, transport, where)
     if settings.key_file is not None:  # read again by each process that the channel comes to, wherever that works
-        settings = dataclasses.replace(settings, key_file=str(Path(settings.key_file).absolute()))
+        settings = dataclasses.replace(settings, key_file=str(_found(settings.key_file, where)))
     private = not (transport.capabilities.crosses_hosts or transport.capabilities.addressable)
     limit = settings.max_message or (PRIVATE_MAX_MESSAGE if private else PUBLIC_MAX_MESSAGE)
     return Plan(transport, parsed, settings, own, private, limit)
+
+
+def _found(path: str, where: str) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"{where}: key_file {path!r} cannot be found: {error}; write the whole path") from error
 
 
 def make_codec(settings: ChannelOptions, *, private: bool, max_message: int, where: str) -> Codec:

@@ -78,7 +78,7 @@ def check(settings: ChannelOptions, transport: type[Transport], where: str) -> N
 
 
 def read_key(path: str | None, where: str) -> bytes | None:
-    """Return the secret that a file holds, None for no file; raises ``ConfigError``."""
+    """Return the secret that a file holds, without white space at its ends, None for no file; raises ``ConfigError``."""
     if path is None:
         return None
     file = Path(path)
@@ -90,5 +90,8 @@ def read_key(path: str | None, where: str) -> bytes | None:
     if state.st_mode & 0o077 or state.st_uid != os.geteuid():
         raise ConfigError(f"{where}: key_file {path!r} must belong to you alone; run: chmod 600 {path}")
     if len(key) < 16:
-        raise ConfigError(f"{where}: key_file {path!r} holds {len(key)} bytes; a key has at least 16")
+        raise ConfigError(
+            f"{where}: key_file {path!r} holds {len(key)} bytes, white space at its ends left out; a key has at least 16; "
+            "make one of 32 random bytes"
+        )
     return key

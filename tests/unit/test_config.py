@@ -12,6 +12,8 @@ import pytest
 
 import ipcbus
 from ipcbus.config import CONFIG_VARIABLE, TRANSPORT_VARIABLE, configured_transport, load, load_file
+from ipcbus.errors import ConfigError
+from ipcbus.settings import read_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,6 +139,33 @@ class TestAuto:
                 channel.send(n)
             with pytest.raises(ipcbus.ChannelFull):
                 channel.send(5)
+
+
+def test_a_key_file_in_the_home_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "orders.key").write_bytes(b"k" * 16)
+    (tmp_path / "orders.key").chmod(0o600)
+    with ipcbus.open("pipe:?key_file=~/orders.key") as channel:
+        channel.send("signed")
+        assert channel.recv(timeout=10) == "signed"
+    with pytest.raises(ConfigError, match=r"key_file '~nobody-of-this-name/key' cannot be found.*write the whole path"):
+        ipcbus.open("pipe:", key_file="~nobody-of-this-name/key")
+
+
+def test_white_space_at_the_ends_of_a_key_does_not_count(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(b" \n" + b"k" * 15 + b"\n")
+    file.chmod(0o600)
+    with pytest.raises(ConfigError, match=r"holds 15 bytes, white space at its ends left out; .* make one of 32"):
+        read_key(str(file), "here")
+    file.write_bytes(b"k" * 16 + b"\n")
+    assert read_key(str(file), "here") == b"k" * 16
+
+
+@pytest.mark.parametrize("least", ["capacity=-1", "max_message=-5"])
+def test_a_number_below_what_is_possible_is_told_what_is(least: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be at least \d+ (message|bytes), not -"):
+        ipcbus.open(f"pipe:?{least}")
 
 
 def test_a_relative_key_file_is_found_by_a_process_that_works_elsewhere(
