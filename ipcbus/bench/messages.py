@@ -107,13 +107,24 @@ def takes_size(target: str) -> bool:
 
 def same(got: Any, sent: Any) -> bool:
     """Tell whether what arrived is equal to what was sent; where it cannot be compared but by identity, its type decides."""
-    try:
-        return _equal(got, sent)
-    except RecursionError:  # it holds itself
-        return type(got) is type(sent)
+    waiting = [(got, sent)]
+    met: dict[tuple[int, int], tuple[Any, Any]] = {}  # kept, since an id is only good while its object lives
+    while waiting:
+        pair = other, own = waiting.pop()
+        if (id(other), id(own)) in met:
+            continue  # it holds itself
+        met[id(other), id(own)] = pair
+        inner = _compare(other, own)
+        if isinstance(inner, bool):
+            if not inner:
+                return False
+        else:
+            waiting += inner
+    return True
 
 
-def _equal(got: Any, sent: Any) -> bool:
+def _compare(got: Any, sent: Any) -> bool | list[tuple[Any, Any]]:
+    """Tell whether two objects are the same, or return the pairs of their parts that are to be."""
     try:
         if hasattr(sent, "dtype"):
             alike = type(got) is type(sent) and got.dtype == sent.dtype and got.shape == sent.shape
@@ -122,8 +133,6 @@ def _equal(got: Any, sent: Any) -> bool:
             return True
         own: object = type(sent).__eq__
         vague = own is object.__eq__ or bool(sent != sent)
-    except RecursionError:
-        raise
     except Exception:  # noqa: BLE001  a comparison of the user's may raise anything; that of a dict with arrays in it does
         vague = True
     if type(got) is not type(sent):
@@ -131,7 +140,7 @@ def _equal(got: Any, sent: Any) -> bool:
     parts, others = _parts(sent), _parts(got)
     if parts is None or others is None:
         return vague
-    return len(others) == len(parts) and all(map(_equal, others, parts))
+    return len(others) == len(parts) and [*zip(others, parts, strict=True)]
 
 
 def _parts(obj: Any) -> list[Any] | None:

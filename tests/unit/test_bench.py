@@ -78,13 +78,28 @@ class TestMessages:
         assert not same([np.zeros(2)], [np.zeros((2, 1))])
         assert not same([np.zeros(2)], [np.zeros(2, dtype=np.float32)])
 
-    def test_what_holds_itself_is_judged_by_its_type(self):
-        loop: list[object] = [1]
-        loop.append(loop)
-        other: list[object] = [1]
-        other.append(other)
-        assert same(other, loop)
-        assert not same(1, loop)
+    def test_what_holds_itself_is_compared_once(self):
+        def loop(first):
+            made: list[object] = [first]
+            made += [made, {"it": made}]
+            return made
+
+        assert same(loop(1), loop(1))
+        assert not same(loop(2), loop(1))
+        assert not same(1, loop(1))
+
+    @pytest.mark.parametrize("wrap", [lambda obj: [obj], lambda obj: (obj, obj)], ids=["deep", "shared"])
+    def test_how_deep_it_is_nested_does_not_matter(self, wrap):
+        import numpy as np
+
+        def nested(value):
+            made = np.array([value, float("nan")])
+            for _ in range(2000):
+                made = wrap(made)
+            return made
+
+        assert same(nested(1.0), nested(1.0))
+        assert not same(nested(2.0), nested(1.0))
 
     @pytest.mark.parametrize(
         ("text", "size"), [("64", 64), ("1KiB", 1024), ("1 kib", 1024), ("64K", 65536), ("1.5MiB", 3 << 19), ("2GB", 2 << 30)]
