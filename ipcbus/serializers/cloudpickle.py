@@ -31,7 +31,9 @@ class CloudPickle(Serializer):
 
     def __init__(self, *, private: bool = True) -> None:
         super().__init__(private=private)
-        table = DispatchTable(private=private, fallback=cloudpickle.CloudPickler.dispatch_table)
+        # But for its rule of files: what is sent must not come to hold all that a file does by mistake.
+        rules = {kind: rule for kind, rule in cloudpickle.CloudPickler.dispatch_table.items() if kind is not io.TextIOWrapper}
+        table = DispatchTable(private=private, fallback=rules)
         # CloudPickler has its table in the class, where one set on an instance is not looked for.
         self._pickler: Any = type("_Pickler", (cloudpickle.CloudPickler,), {"dispatch_table": table})
 

@@ -257,6 +257,12 @@ class TestFiles:
             assert "open file" in refused({"job": [file]})
             assert "open file" in refused(file.buffer)
 
+    def test_one_that_came_along_is_not_read_by_cloudpickle(self, tmp_path: Path) -> None:
+        (tmp_path / "secrets").write_text("all of it")
+        with (tmp_path / "secrets").open() as file:
+            assert "obj[0]['job']: cloudpickle cannot encode TextIOWrapper" in refused({"job": file}, private("cloudpickle"))
+            assert private("cloudpickle").encode(ipcbus.OpenFile(file))
+
     def test_text_keeps_position_encoding_and_name(self, child: Any, tmp_path: Path) -> None:
         path = tmp_path / "text"
         path.write_text("häßlich\nzweite\ndritte\n", encoding="latin-1")
