@@ -292,6 +292,8 @@ def _parse_sections(
     if flags & TYPE:
         (size,) = struct.unpack_from("<B", first, at)
         parsed.content_type, at = str(_take(first, at + 1, size), "ascii"), at + 1 + size
+        if not parsed.content_type.isprintable():
+            raise ValueError("its content type has control characters")  # which errors would bring to logs and terminals
     if bool(parsed.content_type) is bool(serializer):
         raise ValueError("a frame has either a serializer id or a content type")
     headers: memoryview | None = None

@@ -107,8 +107,8 @@ def _validate(name: str, thing: object) -> str | None:
     own = thing.__module__.startswith("ipcbus.serializers.")
     if not (thing.id == 0 or 32 <= thing.id <= 255 or (own and 1 <= thing.id <= 31)):
         return f"its id is {thing.id}; use 32 to 255, or 0 to be named by content type (1 to 31 are ipcbus's own)"
-    if not thing.content_type.isascii() or not 1 <= len(thing.content_type) <= 255:
-        return f"its content type {thing.content_type!r} is not 1 to 255 ASCII characters"
+    if not (thing.content_type.isascii() and thing.content_type.isprintable()) or not 1 <= len(thing.content_type) <= 255:
+        return f"its content type {thing.content_type!r} is not 1 to 255 printable ASCII characters"
     return None
 
 

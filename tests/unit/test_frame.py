@@ -169,6 +169,7 @@ class TestRefused:
             (made(0, b"", 0), "either a serializer id or a content type"),
             (made(wire.TYPE, b"\x03a/b", 2), "either a serializer id or a content type"),
             (made(wire.TYPE, b"\x00", 0), "either a serializer id or a content type"),
+            (made(wire.TYPE, b"\x04a\n\x1bb", 0), "its content type has control characters"),
             (made(wire.TYPE, b"\x09a/b", 0), "ends behind"),
             (made(wire.HEADERS, struct.pack("<I", 2**32 - 1)), "ends behind"),
             (made(wire.HEADERS, b"\x02\x00\x00\x00[]"), "object of texts"),
