@@ -101,6 +101,7 @@ class Channel:
         """Send objects in order under one timeout and return how many were sent.
 
         Those that were dropped because the channel was full (overflow ``drop_new``) do not count.
+        What found no room has been taken from the iterable: who goes on after that gives a list, not an iterator or a generator.
 
         Raises:
             ChannelFull: not even the first found room within the timeout. (If some did, their number is returned.)
