@@ -53,10 +53,7 @@ def _or_drop(end: Endpoint, objects: Iterable[Any], deadline: Deadline) -> Itera
     for obj in objects:
         done = _send_bytes(end, (obj,), 0)
         if not done:
-            frame = end.codec.encode(obj)
-            done = int(end.send_or_drop(frame, deadline.remaining()))
-            if not done:
-                end.codec.unsent(frame)
+            done = int(end.send_or_drop(end.codec.encode(obj), deadline.remaining()))
             end.sent += done
         yield done
 

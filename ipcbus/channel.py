@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import batch, endpoint
 from ipcbus.codec import COPIED
-from ipcbus.errors import (
-    ChannelBroken,
-    ChannelError,
-    Unsupported,
-)
+from ipcbus.errors import ChannelBroken, ChannelError, Unsupported
 from ipcbus.options import URL, build
 from ipcbus.plan import make_codec, resolve
 from ipcbus.plumbing.fds import loading, unpacking
@@ -90,7 +86,6 @@ class Channel:
             if end.patient:
                 link.send(frame, timeout)
             elif not end.send_or_drop(frame, timeout):
-                end.codec.unsent(frame)
                 return
         except ChannelError:
             end.codec.unsent(frame)
@@ -100,8 +95,8 @@ class Channel:
     def send_many(self, objects: Iterable[Any], timeout: float | None = None) -> int:
         """Send objects in order under one timeout and return how many were sent.
 
-        Those that were dropped because the channel was full (overflow ``drop_new``) do not count.
-        What found no room has been taken from the iterable: who goes on after that gives a list, not an iterator or a generator.
+        Those that were dropped because the channel was full (overflow ``drop_new``) do not count. The one that found no room
+        was taken from an iterator, too: to go on with the rest, give a list.
 
         Raises:
             ChannelFull: not even the first found room within the timeout. (If some did, their number is returned.)

@@ -195,6 +195,7 @@ class Endpoint:
                     raise
                 self.dropped += 1
                 if overflow == "drop_new":
+                    self.codec.unsent(frame)
                     return False
                 try:
                     discarded = link.discard_oldest()
