@@ -23,9 +23,9 @@ from ipcbus.errors import (
     UnknownSerializer,
 )
 from ipcbus.message import Message
+from ipcbus.plumbing.unsent import undo
 from ipcbus.serializers.base import Serializer, serializers
 from ipcbus.serializers.raw import Raw
-from ipcbus.serializers.reducers import take_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -235,8 +235,8 @@ class Codec:
         return parts
 
     def unsent(self, frame: Frame) -> None:
-        """Take back what a frame that was made, and not sent, names: descriptors that would stay open for who receives it."""
-        take_back(lambda ticket: any(type(part) is bytes and ticket in part for part in frame))
+        """Undo what was done for a frame that is not sent: left descriptors for its receiver, say, which would stay open."""
+        undo(lambda token: any(type(part) is bytes and token in part for part in frame))
 
     def decode(self, frame: Frame) -> Any:
         """Rebuild the object of a frame.

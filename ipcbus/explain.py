@@ -120,9 +120,9 @@ def explain(obj: object, *, reducers: Mapping[type, Callable[[Any], Any]] | None
     Returns:
         The explanation. No error is raised for any object, however strange.
     """
-    known = {**_own_reducers(), **(reducers or {})}
+    known = {**_refusals(), **(reducers or {})}
     walk = _Walk(obj, known, name)
-    with packing():  # else a descriptor would be duplicated for who is to receive it, and nobody is
+    with packing():  # else descriptors would be duplicated and requests given away, and nobody receives them
         refusal = _trial(obj, known)
         if refusal is None:
             return Explanation((), name)
@@ -134,14 +134,10 @@ def explain(obj: object, *, reducers: Mapping[type, Callable[[Any], Any]] | None
     return Explanation(tuple(walk.culprits), name)
 
 
-def _own_reducers() -> dict[type, Callable[[Any], Any]]:
-    # Nothing is imported for this: without the module there is no object of it.
+def _refusals() -> dict[type, Callable[[Any], Any]]:
+    # Nothing is imported for this: without the module there is no object of it to refuse.
     connection = getattr(sys.modules.get("multiprocessing.connection"), "Connection", None)
-    found: dict[type, Callable[[Any], Any]] = {} if connection is None else {connection: _refuse_connection}
-    handle = getattr(sys.modules.get("ipcbus.requests.reply"), "ReplyTo", None)
-    if handle is not None:
-        found[handle] = handle.reduction
-    return found
+    return {} if connection is None else {connection: _refuse_connection}
 
 
 def _refuse_connection(_connection: Any) -> Any:

@@ -30,9 +30,10 @@ from ipcbus.errors import (
 )
 from ipcbus.frame import Routed
 from ipcbus.plumbing import forks
-from ipcbus.plumbing.fds import TravellingFd, packing, unpacking
+from ipcbus.plumbing.fds import TravellingFd, is_packing, packing, unpacking
 from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.plumbing.locks import amid, is_mine
+from ipcbus.plumbing.unsent import note
 from ipcbus.requests.table import ANSWERED, GIVEN_UP, View
 from ipcbus.requests.told import describe
 
@@ -210,8 +211,8 @@ class ReplyTo:
         self._address = address
         self._here = here = _here
         """As it was when this came: each fork puts another one in its place, for then two processes have this."""
-        self.given = False
-        """Whether it was pickled, so that another process may answer. This one still may: the first answer counts."""
+        self.given = 0
+        """In how many messages it was sent, so that another process may answer. This one still may: the first answer counts."""
         self._way: Route | PeerDied
         try:
             self._way = here.routes.get(address) or route(address)
@@ -316,19 +317,23 @@ class ReplyTo:
             except RuntimeError:
                 unanswered.clear()  # there is no thread to be had, and the timeouts tell
 
-    def reduction(self) -> tuple[Any, ...]:
-        """Return what it pickles as, and give nothing away; raises ``ValueError``."""
+    def __reduce__(self) -> tuple[Any, ...]:
         if self.answered:
             raise ValueError("this request was answered; its reply handle is of no use to anybody")
-        return ReplyTo, (self._number, self._address)
+        request = self._number.to_bytes(8, "little") + self._address
+        if not is_packing():  # else it is only looked at
+            if isinstance(self._way, Route) and self._number:
+                # Who sends it on may end before it arrives, and that is then nobody's death.
+                self._way.give_away(self._number)
+            self.given += 1
+            note(request, self._keep)
+        return _arrive, (request,)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        reduction = self.reduction()
-        if isinstance(self._way, Route) and self._number:
-            # Who sends it on may end before it arrives, and that is then nobody's death.
-            self._way.give_away(self._number)
-        self.given = True
-        return reduction
+    def _keep(self) -> None:
+        """Have this process answer after all: the message that it was in was not sent."""
+        self.given -= 1
+        if not (self.given or self.answered) and isinstance(self._way, Route) and self._number:
+            self._way.take(self._number)
 
     def __copy__(self) -> ReplyTo:
         # There is one reply to give: the copy module, which goes by __reduce__, would give it away and keep none.
@@ -348,7 +353,7 @@ def _refuse(unanswered: deque[tuple[int, bytes]]) -> None:
             answer = ReplyTo(*unanswered.popleft())
         except IndexError:
             return
-        answer.given = True  # whatever comes of the next line, it is not tried again
+        answer.given = 1  # whatever comes of the next line, it is not tried again
         try:
             answer.fail(_no_answer("the process that received it has let go of it without an answer"), 0)
         except (ChannelError, Unsupported):
@@ -357,6 +362,10 @@ def _refuse(unanswered: deque[tuple[int, bytes]]) -> None:
 
 def _no_answer(why: str) -> Unsupported:
     return Unsupported(f"this request gets no answer: {why}")
+
+
+def _arrive(request: bytes) -> ReplyTo:
+    return ReplyTo(int.from_bytes(request[:8], "little"), request[8:])
 
 
 # ---------------------------------------------------------------------- routes

@@ -6,18 +6,18 @@ import fcntl
 import io
 import os
 import stat
-import threading
-from collections import deque
+from functools import partial
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from ipcbus.plumbing.fds import OwnedFd, TravellingFd, is_packing
+from ipcbus.plumbing.unsent import note
 
 if TYPE_CHECKING:
     import logging
     import socket
     import ssl
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from multiprocessing.connection import Connection
     from multiprocessing.synchronize import Condition, Event, SemLock
     from types import TracebackType
@@ -56,30 +56,6 @@ def _make_fd(arrived: TravellingFd) -> Fd:
     return Fd(arrived.detach())
 
 
-class _Left(threading.local):
-    """What this thread last left with directories: tickets and addresses."""
-
-    def __init__(self) -> None:
-        self.tickets: deque[tuple[bytes, str]] = deque(maxlen=_MOST_LEFT)
-
-
-_MOST_LEFT = 1024
-_left = _Left()
-
-
-def take_back(is_in: Callable[[bytes], bool]) -> None:
-    """Undo ``reduce_fd`` for what was not sent.
-
-    Args:
-        is_in: tells of a ticket whether it is in that.
-    """
-    from ipcbus.directory import client as directory
-
-    for ticket, address in list(_left.tickets):
-        if is_in(ticket):
-            directory.forget(address, ticket)
-
-
 def reduce_fd(fd: TravellingFd) -> tuple[Any, ...]:
     """Reduce a descriptor: it is left with a directory, and who receives the message takes it from there."""
     if is_packing():
@@ -88,7 +64,7 @@ def reduce_fd(fd: TravellingFd) -> tuple[Any, ...]:
 
     address, ticket = directory.where(), os.urandom(16)
     directory.put(address, ticket, b"", [fd.fileno()], held=False)
-    _left.tickets.append((ticket, address))
+    note(ticket, partial(directory.forget, address, ticket))
     return _take_fd, (address, ticket)
 
 

@@ -6,8 +6,9 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.frame import MAX_BUFFERS
+from ipcbus.plumbing.unsent import undo
 from ipcbus.serializers.base import Serializer
-from ipcbus.serializers.reducers import DispatchTable, take_back
+from ipcbus.serializers.reducers import DispatchTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,9 +95,9 @@ class Pickle(Serializer):
 
 
 def retract(pickler: Any) -> None:
-    """Take back what was left with directories for an object that a pickler then could not pickle."""
+    """Undo what was done for an object that a pickler then could not pickle."""
     met = {part for _, part in pickler.memo.copy().values() if type(part) is bytes}
-    take_back(met.__contains__)
+    undo(met.__contains__)
 
 
 def loads(payload: Buffer, buffers: Sequence[Buffer]) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["DispatchTable", "take_back"]
+__all__ = ["DispatchTable"]
 
 _BY_ITSELF = operator.methodcaller("__reduce_ex__", 5)
 _MAX_TYPES = 4096
@@ -117,17 +117,6 @@ class DispatchTable(dict[type, "Callable[[Any], Any]"]):
             return None if self.private or not rule.local else _Stays(rule.local)
         reducer: Callable[[Any], Any] = getattr(importlib.import_module(f"ipcbus.serializers.{rule.module}"), name)
         return reducer
-
-
-def take_back(is_in: Callable[[bytes], bool]) -> None:
-    """Take descriptors back that were left for who receives a message, which was not sent: each would stay open.
-
-    Args:
-        is_in: tells of a ticket, 16 random bytes by which a message names a descriptor, whether it is one of this message's.
-    """
-    local = sys.modules.get("ipcbus.serializers.local")
-    if local is not None:  # else nothing was left
-        local.take_back(is_in)
 
 
 class _Stays:

@@ -194,6 +194,34 @@ def test_what_is_returned_when_the_handle_could_not_be_sent_on_is_the_reply(subj
     serving.result()
 
 
+@pytest.mark.parametrize("how", ["no room", "cannot be encoded", "too large"])
+def test_a_request_that_was_not_sent_on_is_still_this_ones(subject, how):
+    channel, full = subject.open(), subject.open(capacity=1, max_message=4096)
+    full.send("no room behind this", PATIENCE)
+    more = {"no room": None, "cannot be encoded": lambda: 1, "too large": "x" * 4096}[how]
+
+    def handle(message):
+        with contextlib.suppress(ipcbus.ChannelError, ipcbus.EncodeError):
+            full.send([message.reply_to, more], timeout=0)
+
+    serving = subject.thread(channel.serve, handle)
+    assert channel.request("anything", PATIENCE) is None  # and not what waits for its timeout
+    channel.shutdown()
+    serving.result()
+
+
+def test_a_request_that_was_sent_on_before_stays_given(unanswered, subject):
+    other = subject.open(capacity=1)
+    asked = subject.thread(unanswered.request, "anything", PATIENCE)
+    message = unanswered.recv_message(PATIENCE)
+    other.send(message.reply_to, PATIENCE)
+    with pytest.raises(ipcbus.ChannelFull):
+        other.send(message.reply_to, timeout=0)
+    assert message.reply_to.given == 1
+    other.recv(PATIENCE).send("by the other")
+    assert asked.result() == "by the other"
+
+
 def test_to_look_at_a_request_gives_it_to_nobody(subject):
     channel = subject.open()
 
