@@ -41,10 +41,10 @@ def acquire(lock: RLock, timeout: float | None, waits: Callable[[], bool]) -> bo
 
     Args:
         lock: what only a call has that does not block, or waits.
-        timeout: seconds, counted only while ``waits``; None is without limit.
+        timeout: seconds, counted only while ``waits``; None is without limit, and a negative one has passed.
         waits: tells whether the thread that has the lock waits for the other side.
     """
-    patience = -1 if timeout is None or timeout > EVER else timeout
+    patience = -1 if timeout is None or timeout > EVER else max(0.0, timeout)  # to the lock, -1 is without limit
     while not lock.acquire(timeout=patience):
         if waits():
             return False

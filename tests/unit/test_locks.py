@@ -14,7 +14,7 @@ import pytest
 import ipcbus
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel, PeerDied
 
-from .rig import until
+from .rig import in_thread, until
 
 PATIENCE = 10
 PROBE = 0.001
@@ -111,6 +111,19 @@ def test_another_thread_waits_for_a_message(channel):
         channel.send("second")
     with pytest.raises(ChannelEmpty):
         channel.recv(timeout=0)
+
+
+@pytest.mark.parametrize("timeout", [-0.001, -1])
+def test_a_deadline_that_has_passed_while_another_thread_waits(channel, timeout):
+    with thread(channel.recv, PATIENCE):
+        until(lambda: channel._end.rx._waiting)
+        assert isinstance(in_thread(channel.recv, timeout)(), ChannelEmpty)
+        channel.send("second")
+    channel.send("third")
+    with thread(channel.send, "fourth", PATIENCE):
+        until(lambda: channel._end.tx._waiting)
+        assert isinstance(in_thread(channel.send, "fifth", timeout)(), ChannelFull)
+        assert [channel.recv(PATIENCE), channel.recv(PATIENCE)] == ["third", "fourth"]
 
 
 def test_another_thread_waits_for_room(channel):
