@@ -2,7 +2,8 @@
 
 A claim is a lock on one byte of a shared file (a memfd, or a small file in a private directory), held through an open
 file description that only the claiming process has. The kernel releases it when that process ends, however it ends. The
-owner leaves its pid beside the lock, for others to name and to watch. See fcntl(2), "Open file description locks".
+owner leaves its pid beside the lock, for others to name and to watch, and takes it away when it lets go: else the next
+owner would pass for this one until it has written its own. See fcntl(2), "Open file description locks".
 """
 
 from __future__ import annotations
@@ -31,16 +32,17 @@ class Claim:
         byte: which byte, 0 to 1000.
     """
 
-    __slots__ = ("__weakref__", "_byte", "_fd")
+    __slots__ = ("__weakref__", "_byte", "_fd", "_pid")
     _fd: int
 
     def __init__(self, fd: int, byte: int = 0) -> None:
+        self._byte = byte
+        self._pid = 0
         # A description of our own: one that came by inheritance is shared with the parent, and so would be its locks.
         # In a child that kept it, it would go on owning the byte when this process has let go or died.
         with forks.opening:
             keep(self, "_fd", os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
             forks.close_in_child(self)
-        self._byte = byte
 
     def take(self) -> int | None:
         """Take it.
@@ -56,15 +58,22 @@ class Claim:
                 if owner is not None:
                     return owner
                 continue  # it let go between the two calls
-            os.pwrite(self._fd, _PID.pack(os.getpid()), _PIDS_AT + _PID.size * self._byte)
+            self._pid = os.getpid()
+            self._say(self._pid)
             return None
 
     def close(self) -> None:
         """Give it up. Idempotent. In a forked child this frees the inherited descriptor and leaves the parent's claim."""
         with forks.opening:
+            if self._pid == os.getpid() and self._fd >= 0:
+                self._say(0)
+            self._pid = 0
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
+
+    def _say(self, pid: int) -> None:
+        os.pwrite(self._fd, _PID.pack(pid), _PIDS_AT + _PID.size * self._byte)
 
     @finalizer
     def __del__(self) -> None:
@@ -84,7 +93,7 @@ def holder(fd: int, byte: int = 0) -> int | None:
 
 
 def claimant(fd: int, byte: int = 0) -> int:
-    """Return the pid of the process that owned a byte last, alive or not; 0 if nobody ever did."""
+    """Return the pid of the process that owns a byte, or died when it did; 0 if nobody does, or it has not said so yet."""
     written = os.pread(fd, _PID.size, _PIDS_AT + _PID.size * byte)
     return int(_PID.unpack(written)[0]) if len(written) == _PID.size else 0
 

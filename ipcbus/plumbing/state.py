@@ -31,18 +31,16 @@ class Seat(Claim):
         flags: its shared bytes.
     """
 
-    __slots__ = ("_flags", "_pid")
+    __slots__ = ("_flags",)
 
     def __init__(self, fd: int, flags: mmap.mmap) -> None:
         self._flags = flags
-        self._pid = 0
         super().__init__(fd)
 
     def take(self) -> int | None:
         """Take it; return as ``Claim.take``."""
         owner = super().take()
         if owner is None:
-            self._pid = os.getpid()
             self._flags[_ATTACHED] = 1
         return owner
 
@@ -50,7 +48,6 @@ class Seat(Claim):
         """Leave it. Idempotent. In a forked child this frees the inherited descriptor and leaves the parent's seat."""
         if self._pid == os.getpid() and not self._flags.closed:
             self._flags[_ATTACHED] = 0
-        self._pid = 0
         super().close()
 
 

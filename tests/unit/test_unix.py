@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import multiprocessing
 import os
 import socket
 import threading
@@ -21,6 +22,7 @@ from .rig import Ends, descriptors, drain, in_thread, readable
 
 PATIENCE = 10
 BIG = bytes(200_000)
+SHM = pytest.param("shm:", marks=pytest.mark.skipif(not importlib.util.find_spec("ipcbus_shm"), reason="not installed"))
 
 
 class Socket(Ends):
@@ -212,6 +214,26 @@ class TestDescriptors:
         sender.send([b"1"], 0)
         sender.send([b"2"], 0)
         assert drain(receiver) == [b"1", b"2"]
+
+    @pytest.mark.parametrize("url", ["unix:", SHM])
+    def test_receiver_that_is_coming_is_not_taken_for_the_one_before(self, monkeypatch, url):
+        with ipcbus.open(url, capacity=1) as channel:
+            channel.send("first")
+            before = multiprocessing.get_context("fork").Process(target=channel.recv, args=(PATIENCE,))
+            before.start()
+            before.join(PATIENCE)
+            channel.send("second")
+            write = os.pwrite
+
+            def meanwhile(*args):
+                monkeypatch.undo()
+                with pytest.raises(ChannelFull):
+                    channel.send("third", timeout=0.01)
+                return write(*args)
+
+            monkeypatch.setattr(os, "pwrite", meanwhile)
+            assert channel.recv(PATIENCE) == "second"
+            assert os.pwrite is write
 
     def test_failed_opening_claims_nothing(self, make, no_descriptors):
         ends = make(capacity=1)
