@@ -161,6 +161,8 @@ class Keeper:
         assert bell is not None
         try:
             for program in [program for group in self._groups for program in group]:
+                if self._stopping:
+                    break
                 if (why := self._launch(program, 0)) is not None:
                     self._give_up(program, why)
                     break

@@ -563,6 +563,18 @@ def test_an_interruption_while_it_starts_leaves_nothing_running(programs: Any, m
     assert supervisor.pids == {}
 
 
+def test_a_stop_while_it_starts_lets_no_further_one_begin(programs: Any) -> None:
+    def stop(occurrence: Occurrence) -> None:
+        if occurrence.what == "started":
+            supervisor.request_stop()
+
+    wanted = [Program(name, programs.stay) for name in ("a", "b", "c")]
+    supervisor = Supervisor(wanted, start_method="fork", on_event=stop)
+    with supervisor:
+        assert supervisor.wait(PATIENCE)
+    assert happened(supervisor, "started") == happened(supervisor, "stopped") == ["a"]
+
+
 def test_without_a_thread_there_is_none(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
