@@ -35,14 +35,19 @@ class Program:
     """Seconds: once it is ready it calls ``life.beat()`` more often than that, or is killed as stuck. 0: it need not."""
 
     def __post_init__(self) -> None:
-        """Refuse what would be noticed only when the process dies.
+        """Refuse what would be noticed only when the process dies, or never.
 
         Raises:
             ValueError: ``restart`` is none of the three, or ``heartbeat`` makes no sense, or ``target`` would not be awaited.
+            TypeError: ``target`` cannot be called, or ``args`` is neither a tuple nor a list.
         """
+        if not callable(self.target):
+            raise TypeError(f"{self.name}: target must be a function, not {self.target!r}; name it, and do not call it")
+        if not isinstance(self.args, (tuple, list)):  # the process would receive from a channel until its end
+            raise TypeError(f"{self.name}: args must be a tuple, not {self.args!r}; one argument is written (x,)")
         if inspect.iscoroutinefunction(self.target):
             raise ValueError(f"{self.name}: {self.target!r} is a coroutine function; name a function that calls asyncio.run()")
-        if self.heartbeat < 0 or (self.heartbeat and not self.handshake):
+        if not self.heartbeat >= 0 or (self.heartbeat and not self.handshake):
             raise ValueError(f"{self.name}: heartbeat is in seconds, and needs a Life to beat with: handshake=True")
         if self.restart not in ("always", "on-failure", "never"):
             raise ValueError(f"{self.name}: restart must be 'always', 'on-failure' or 'never', not {self.restart!r}")

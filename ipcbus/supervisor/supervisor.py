@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipcbus.errors import GaveUp, StartFailed, Unsupported
+from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.deaf import deaf_threads
 from ipcbus.supervisor.forkserver import prepare
 from ipcbus.supervisor.keeper import Keeper
@@ -39,6 +40,9 @@ class Supervisor:
         on_event: called with everything that happens, by that thread: it must return at once, and of what is below it may
             call what begins something and does not wait. Others receive from ``events``.
 
+    Raises:
+        ValueError: a name comes twice, or a number or the start method makes no sense.
+
     Attributes:
         events: what happens, as a stream to receive from.
     """
@@ -61,6 +65,14 @@ class Supervisor:
             raise ValueError(f"program names must be unique: {', '.join(names)}")
         if start_method not in (None, *multiprocessing.get_all_start_methods()):
             raise ValueError(f"start_method must be 'fork', 'spawn', 'forkserver' or None, not {start_method!r}")
+        for what, number in (
+            ("intensity", intensity),
+            ("period", period),
+            ("ready_timeout", ready_timeout),
+            ("stop_timeout", stop_timeout),
+        ):
+            if not number >= 0:  # nor is NaN
+                raise ValueError(f"{what} must be a number from 0 on, not {number}")
         self._start_method = start_method
         self._keeper = Keeper(
             groups,
@@ -127,7 +139,7 @@ class Supervisor:
             Unsupported: by the supervisor's own thread, or in a forked child of its process.
         """
         self._check_waits()
-        if not self._keeper.idle.wait(timeout):
+        if not self._keeper.idle.wait(Deadline(timeout).remaining()):
             return False
         if (failure := self._keeper.failure) is not None:
             self._told = True

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import multiprocessing
 import os
 import select
@@ -371,6 +372,25 @@ def test_what_makes_no_sense_is_refused_at_once(programs: Any) -> None:
         Program("a", programs.returns, restart="sometimes")  # type: ignore[arg-type]  # the same
     with pytest.raises(ValueError, match=r"a: .*sleep.* is a coroutine function; .*asyncio\.run"):
         Program("a", asyncio.sleep, (1,), handshake=False)
+    for name in ("intensity", "period", "ready_timeout", "stop_timeout"):
+        for number in (-1, math.nan):
+            with pytest.raises(ValueError, match=f"{name} must be a number from 0 on, not {number}"):
+                Supervisor(**{name: number})
+
+
+def test_what_is_no_function_or_are_no_arguments_is_refused_at_once(programs: Any, channel: ipcbus.Channel) -> None:
+    with pytest.raises(TypeError, match=r"a: target must be a function, not None; name it, and do not call it"):
+        Program("a", None)  # type: ignore[arg-type]  # this is what is to be refused
+    channel.send("not for it")
+    with pytest.raises(TypeError, match=r"a: args must be a tuple, not <ipcbus\.Channel.*>; one argument is written \(x,\)"):
+        Program("a", programs.returns, channel)  # type: ignore[arg-type]  # the same
+    assert channel.recv(PATIENCE) == "not for it"
+
+
+@pytest.mark.parametrize("timeout", [1e10, math.inf])
+def test_a_wait_may_be_longer_than_the_system_can_wait(timeout: float) -> None:
+    with Supervisor([Program("a", int, handshake=False, restart="never")], start_method="fork") as supervisor:
+        assert supervisor.wait(timeout)
 
 
 # ---------------------------------------------------------------------- plain functions, and who is started again
@@ -909,7 +929,7 @@ def test_a_beat_waits_for_nobody(heartbeat: float) -> None:
         assert heard.poll() == bool(heartbeat)
 
 
-@pytest.mark.parametrize("changed", [{"heartbeat": -1.0}, {"heartbeat": 1.0, "handshake": False}])
+@pytest.mark.parametrize("changed", [{"heartbeat": -1.0}, {"heartbeat": math.nan}, {"heartbeat": 1.0, "handshake": False}])
 def test_a_heartbeat_that_makes_no_sense(changed: Any) -> None:
     with pytest.raises(ValueError, match="heartbeat"):
         Program("x", signal.pause, **changed)
