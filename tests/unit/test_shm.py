@@ -29,7 +29,7 @@ from ipcbus.errors import (
     PeerDied,
 )
 
-from .rig import Ends, in_thread, readable, until
+from .rig import Ends, descriptors, in_thread, readable, until
 
 shm = pytest.importorskip("ipcbus_shm")
 
@@ -162,6 +162,26 @@ class TestExtents:
         for n, view in enumerate(kept):
             assert view == bytes([n]) * BIG
         assert ends.states().count(HELD) == 64
+
+    def test_what_is_kept_of_many_channels_takes_few_descriptors(self, make):
+        before, kept = len(descriptors()), []
+
+        def keep(n):
+            ends = make()
+            sender, receiver = ends.both()
+            sender.send([bytes([n]) * BIG], 0)
+            kept.append(receiver.recv(0)[0])
+            for thing in (sender, receiver):
+                thing.close()
+            ends.handle.release()
+            return len(descriptors()) - before
+
+        each = keep(0)
+        assert max(keep(n) for n in range(1, 100)) <= 64 * each
+        in_child(int)  # all that is kept is this process's own from here on
+        assert keep(100) <= each
+        for n, view in enumerate(kept):
+            assert view == bytes([n]) * BIG
 
     def test_what_arrives_can_be_written_to_and_is_nobody_elses(self, make):
         ends = make(receivers="many")

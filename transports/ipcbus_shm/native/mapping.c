@@ -5,7 +5,7 @@
 /* A receiver's mapping of one extent. It is private: what is written to it is seen by nobody else. */
 typedef struct Mapping {
     PyObject_HEAD
-    Segment *segment;
+    Segment *segment; /* none once it is not needed any more: it has descriptors */
     struct held held; /* no owner once the memory is this process's own */
     void *memory;
     size_t size;
@@ -18,25 +18,31 @@ static PyTypeObject *MappingType;
  * are only so many, and a receiver may keep as many arrays as it wants. */
 #define MOST_HELD 64
 
-static struct {
-    pthread_mutex_t lock; /* forks may come from threads without the interpreter's */
+struct list {
     Mapping *oldest, *newest;
     unsigned count;
+};
+
+static struct {
+    pthread_mutex_t lock; /* forks may come from threads without the interpreter's */
+    struct list held;     /* whose extents are in use */
+    struct list own;      /* whose memory is this process's own, but whose segments have yet to be let go of */
 } live = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-static void enlist(Mapping *self)
+static void enlist(struct list *list, Mapping *self)
 {
-    self->older = live.newest;
-    *(live.newest ? &live.newest->newer : &live.oldest) = self;
-    live.newest = self;
-    live.count++;
+    self->older = list->newest;
+    self->newer = NULL;
+    *(list->newest ? &list->newest->newer : &list->oldest) = self;
+    list->newest = self;
+    list->count++;
 }
 
-static void delist(Mapping *self)
+static void delist(struct list *list, Mapping *self)
 {
-    *(self->older ? &self->older->newer : &live.oldest) = self->newer;
-    *(self->newer ? &self->newer->older : &live.newest) = self->older;
-    live.count--;
+    *(self->older ? &self->older->newer : &list->oldest) = self->newer;
+    *(self->newer ? &self->newer->older : &list->newest) = self->older;
+    list->count--;
 }
 
 void mapping_give_back(Segment *segment, struct held *held)
@@ -55,10 +61,24 @@ static void privatise(Mapping *self)
         unsigned char found = __atomic_load_n(memory + at, __ATOMIC_RELAXED);
         __atomic_compare_exchange_n(memory + at, &found, found, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     }
-    delist(self);
+    delist(&live.held, self);
+    enlist(&live.own, self);
     struct owner *owner = self->held.owner;
     mapping_give_back(self->segment, &self->held);
     owner_drop(owner);
+}
+
+/* Let go of the segments of those whose memory is this process's own: arrays that are kept must not keep the descriptors of
+ * channels that were closed long ago. The interpreter's lock is held, too. */
+static void let_go(void)
+{
+    while (live.own.oldest) {
+        Mapping *self = live.own.oldest;
+        PyObject *segment = (PyObject *)self->segment;
+        delist(&live.own, self);
+        self->segment = NULL;
+        Py_DECREF(segment);
+    }
 }
 
 /* ------------------------------------------------------------------ forks */
@@ -67,8 +87,8 @@ static void privatise(Mapping *self)
 static void before_fork(void)
 {
     pthread_mutex_lock(&live.lock);
-    while (live.oldest)
-        privatise(live.oldest);
+    while (live.held.oldest)
+        privatise(live.held.oldest);
 }
 
 static void in_parent(void)
@@ -103,13 +123,13 @@ static void mapping_dealloc(Mapping *self)
     pthread_mutex_lock(&live.lock);
     munmap(self->memory, self->size); /* before somebody else may write to it */
     struct owner *owner = self->held.owner;
-    if (owner) {
-        delist(self);
+    if (self->segment)
+        delist(owner ? &live.held : &live.own, self);
+    if (owner)
         mapping_give_back(self->segment, &self->held);
-    }
     pthread_mutex_unlock(&live.lock);
     owner_drop(owner);
-    Py_DECREF((PyObject *)self->segment);
+    Py_XDECREF((PyObject *)self->segment);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
     Py_DECREF(type);
@@ -149,9 +169,10 @@ PyObject *mapping_frame(Segment *segment, const struct held *held, void *memory,
     self->memory = memory;
     self->size = held->size;
     pthread_mutex_lock(&live.lock);
-    enlist(self);
-    if (live.count > MOST_HELD)
-        privatise(live.oldest);
+    enlist(&live.held, self);
+    if (live.held.count > MOST_HELD)
+        privatise(live.held.oldest);
+    let_go();
     pthread_mutex_unlock(&live.lock);
     PyObject *view = PyMemoryView_FromObject((PyObject *)self);
     Py_DECREF((PyObject *)self);
