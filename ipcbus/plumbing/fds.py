@@ -19,6 +19,7 @@ __all__ = [
     "OwnedFd",
     "TravellingFd",
     "close_all",
+    "close_last",
     "exhausted",
     "is_packing",
     "keep",
@@ -67,9 +68,14 @@ def keep(owner: object, name: str, opener: Callable[..., int], *arguments: objec
 
 
 def close_all(held: list[int]) -> None:
-    """Close the descriptors in a list and empty it; each is taken out and closed in one step in C, as in ``keep``."""
+    """Close the descriptors in a list and empty it."""
     while held:
-        deque(map(os.close, map(list.pop, (held,))), 0)
+        close_last(held)
+
+
+def close_last(held: list[Any]) -> None:
+    """Close the descriptor that is the last in a list; it is taken out and closed in one step in C, as in ``keep``."""
+    deque(map(os.close, map(list.pop, (held,))), 0)
 
 
 class _Basket(threading.local):

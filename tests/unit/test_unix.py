@@ -215,6 +215,27 @@ class TestDescriptors:
         sender.send([b"2"], 0)
         assert drain(receiver) == [b"1", b"2"]
 
+    def test_a_child_forked_while_one_is_closed_leaves_its_number_alone(self, make, monkeypatch):
+        ends = make()
+        sender, receiver = ends.both()
+        sender.send([BIG], 0)
+        close, closed = os.close, []
+
+        def meanwhile(fd):
+            message = "ipcbus-message" in os.readlink(f"/proc/self/fd/{fd}")
+            close(fd)
+            if message and not closed:
+                with Path(os.devnull).open() as another:
+                    closed.append((fd, another.fileno()))
+                    receiver.abandon()  # as in a child that another thread forks in this instant
+                    os.fstat(another.fileno())
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", meanwhile)
+            assert receiver.recv(0) == (BIG,)
+        ((number, same),) = closed
+        assert number == same
+
     @pytest.mark.parametrize("url", ["unix:", SHM])
     def test_receiver_that_is_coming_is_not_taken_for_the_one_before(self, monkeypatch, url):
         with ipcbus.open(url, capacity=1) as channel:

@@ -24,7 +24,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelBroken, ChannelEmpty, EndOfChannel
-from ipcbus.plumbing.fds import REMEDY, refused
+from ipcbus.plumbing.fds import REMEDY, close_last, refused
 from ipcbus.plumbing.locks import amid
 from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus_unix._board import LARGE, LARGE_MAY_COME, LARGE_WAITS, NEVER, SLOT
@@ -135,7 +135,8 @@ class Intake:
         self._header = memoryview(header).cast("B").cast("Q")  # quicker than by its attributes
         self._call = ((self._fd,), (ctypes.byref(header),), (_FLAGS,))
         self._got: list[Any] = []
-        """What the careful call returned for the message that is in the memory; then None once its descriptor was closed."""
+        """What the careful call returned for the message that is in the memory; behind that, once its descriptors are about to
+        be closed, None and those that are not."""
 
     def begin_alone(self) -> None:
         """Take the quick way, until large messages may come: to be called once nobody else takes messages.
@@ -269,6 +270,7 @@ class Intake:
         """Return the content of a large message; None if there is none. Whatever interrupts this, it may be done again."""
         got, fds = self._got, self._descriptors()
         if len(got) != 1:
+            self._close_descriptors()
             got.clear()  # interrupted when all was done but to hand it out; or a signal handler has taken it
             return None
         if got[0] != MARK.size or tag < LARGE or len(fds) > 1:
@@ -300,9 +302,13 @@ class Intake:
         return tuple(fds)
 
     def _close_descriptors(self) -> None:
-        # Closed and noted in one step in C, as above, so that none is closed twice.
-        if len(self._got) == 1:
-            self._got.extend(map(os.close, self._descriptors()))
+        # Taken out and closed in one step in C, as above, so that none is closed twice. In this order: another thread may fork
+        # when one is closed, and in the child its number may be that of another file by then.
+        got = self._got
+        if len(got) == 1:
+            got.extend((None, *self._descriptors()))
+        while len(got) > 2:
+            close_last(got)
 
     def close(self) -> None:
         """Let go of a message that an interruption left here. Idempotent."""
