@@ -222,7 +222,7 @@ class TestDescriptors:
         close, closed = os.close, []
 
         def meanwhile(fd):
-            message = "ipcbus-message" in os.readlink(f"/proc/self/fd/{fd}")
+            message = "ipcbus-message" in str(Path(f"/proc/self/fd/{fd}").readlink())
             close(fd)
             if message and not closed:
                 with Path(os.devnull).open() as another:
