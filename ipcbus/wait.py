@@ -33,6 +33,7 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
         ChannelBusy: a channel among them has its one receiver in another process.
         ChannelBroken: there is no descriptor left to wait with; none is needed without a channel.
         TypeError: one object was passed instead of several, or one of them has no descriptor.
+        ValueError: one of them that is no channel is closed, or a number among them is that of no open descriptor.
     """
     if hasattr(objects, "fileno"):  # to iterate over a channel is to receive from it
         raise TypeError(f"wait takes several objects, and was given {objects!r} alone; write wait([...])")
@@ -43,6 +44,8 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
     watched: dict[int, list[Any]] = {}
     for thing in waiting:
         fd = thing if isinstance(thing, int) else _descriptor(thing)
+        if fd < 0:
+            raise _nothing_open(thing)
         watched.setdefault(fd, []).append(thing)
         poller.register(fd, select.POLLIN)
     sets = [thing._watchers() for thing in channels if hasattr(thing, "_watchers")]  # noqa: SLF001  of this package
@@ -70,6 +73,10 @@ def _descriptor(thing: Any) -> int:
     return fd
 
 
+def _nothing_open(thing: Any) -> ValueError:
+    return ValueError(f"{thing!r} is no open descriptor, and cannot be waited for; of a process, pass its sentinel")
+
+
 class _Bell(Wakeup):
     """Rung when a channel is closed by another thread: nothing else wakes a wait on its descriptor then.
 
@@ -87,7 +94,11 @@ def _wait(
     while True:
         # A channel may hold messages that no descriptor shows any more, so it is asked before each sleep.
         ready = {id(channel) for channel in channels if _is_ready(channel)}
-        for fd, _ in poller.poll(0 if ready else deadline.milliseconds()):
+        for fd, events in poller.poll(0 if ready else deadline.milliseconds()):
+            if events & select.POLLNVAL:
+                for thing in watched[fd]:
+                    if not hasattr(thing, "ready"):  # a channel says by itself that it was closed
+                        raise _nothing_open(thing)
             ready.update(id(thing) for thing in watched[fd] if not hasattr(thing, "ready") or _is_ready(thing))
         if ready or deadline.expired:
             return [thing for thing in waiting if id(thing) in ready]

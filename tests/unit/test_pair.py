@@ -2,6 +2,8 @@
 
 import asyncio
 import multiprocessing
+import re
+import socket
 
 import pytest
 
@@ -30,6 +32,15 @@ def test_what_cannot_be_waited_for_is_named(ends):
     worker = multiprocessing.Process()
     with pytest.raises(TypeError, match=r"Process.* has no descriptor to wait for; of a process, pass its sentinel"):
         ipcbus.wait([*ends, worker], 0)
+
+
+def test_what_is_not_open_has_not_ended(ends):
+    with socket.socket() as closed:
+        pass
+    for thing in (closed, 1_000_000, -1):  # the second could be a pid
+        for things in ([thing], [*ends, thing]):
+            with pytest.raises(ValueError, match=rf"{re.escape(repr(thing))} is no open descriptor.*pass its sentinel"):
+                ipcbus.wait(things, 0)
 
 
 def test_the_end_of_one_way_is_not_that_of_the_other(ends):
