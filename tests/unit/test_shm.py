@@ -132,6 +132,14 @@ class TestRing:
         assert sender.ready()
         sender.send([bytes(10_000)], 0)
 
+    @pytest.mark.parametrize("limit", [2**64 - 1, 2**64, 10**30])
+    def test_limit_beyond_all_messages(self, make, limit):
+        sender, receiver = make(max_message=limit).both()
+        frames = [[b"x" * 1000], [b"y" * BIG], [b"z" * 1000, b""]]
+        for frame in frames:
+            sender.send(frame, 0)
+        assert [[bytes(part) for part in receiver.recv(0)] for _ in frames] == frames
+
     def test_capacity_is_the_channels(self, make):
         ends = make(capacity=3)
         one, two = ends.sender(), ends.sender()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ class ShmReceiver(RecvLink):
     def __init__(self, handle: ShmHandle) -> None:
         self._handle = handle
         segment = handle.segment
-        self._core = Receiver(segment, handle.spec.max_message, handle.options.spin_us * 1000)
+        limit = min(handle.spec.max_message, sys.maxsize)  # the ring counts with 64 bits, and the user with any number
+        self._core = Receiver(segment, limit, handle.options.spin_us * 1000)
         self._lock = threading.RLock()
         self._set: select.epoll | None = None
         self.recv = self._core.recv
