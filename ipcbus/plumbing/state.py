@@ -100,7 +100,9 @@ class SharedState:
         """Return the pid of the receiver if it ended without letting go and nobody took over, else None."""
         if not self.flags[_ATTACHED] or self.receiver() is not None:
             return None
-        return claimant(self._fd.fileno()) if self.flags[_ATTACHED] else None
+        dead = claimant(self._fd.fileno())
+        # Looked at again: it may have let go, and another one have come, between the first two looks.
+        return dead if self.flags[_ATTACHED] and self.receiver() is None else None
 
     def close(self) -> None:
         """Free this process's view of it. Idempotent."""

@@ -13,6 +13,7 @@ import pytest
 
 import ipcbus
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel
+from ipcbus.plumbing.claim import holder
 from ipcbus.plumbing.state import SharedState
 from ipcbus_unix import Unix, _board
 from ipcbus_unix._board import LARGE, STEP
@@ -255,6 +256,22 @@ class TestDescriptors:
             monkeypatch.setattr(os, "pwrite", meanwhile)
             assert channel.recv(PATIENCE) == "second"
             assert os.pwrite is write
+
+    def test_receiver_that_let_go_while_its_death_is_looked_for(self, make, monkeypatch):
+        state = make().handle.state
+        before, _ = state.attach()
+        after = []
+
+        def meanwhile(fd):
+            monkeypatch.undo()
+            before.close()
+            found = holder(fd)
+            after.append(state.attach()[0])
+            return found
+
+        monkeypatch.setattr("ipcbus.plumbing.state.holder", meanwhile)
+        assert state.died() is None
+        after.pop().close()
 
     def test_failed_opening_claims_nothing(self, make, no_descriptors):
         ends = make(capacity=1)
