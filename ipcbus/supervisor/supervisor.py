@@ -38,7 +38,8 @@ class Supervisor:
         stop_timeout: seconds a group has for stopping; after that it is killed.
         at_end: called once everything has stopped, in whichever way, by a thread of the supervisor's.
         on_event: called with everything that happens, by that thread: it must return at once, and of what is below it may
-            call what begins something and does not wait. Others receive from ``events``.
+            call what begins something and does not wait. Others receive from ``events``. That thread takes no SIGTERM, SIGINT
+            or SIGHUP, and what it starts with ``subprocess`` would never hear one.
 
     Raises:
         ValueError: a name comes twice, or a number or the start method makes no sense.
