@@ -279,6 +279,7 @@ def test_how_one_ended_may_be_told_to_another_thread(monkeypatch: pytest.MonkeyP
     with Supervisor([Program("a", int, handshake=False, restart="on-failure")], start_method="fork") as supervisor:
         assert until(supervisor, "a", "done").exitcode == 0
     assert happened(supervisor, "died") == []
+    monkeypatch.undo()
     told.pop().join()
     multiprocessing.active_children()  # forgets those that have ended
 
