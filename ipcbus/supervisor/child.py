@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
+from multiprocessing import process
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,6 @@ _LONGEST = 4000
 """Bytes that a process may be told at a time."""
 _PROVEN = 1.0
 """Seconds for which a function that cannot say that it is ready must have run, for its start to have succeeded."""
-_TOLD = 0.1
-"""Seconds for which another thread may have to itself how a process ended."""
-_LOOK = 0.001
-"""Seconds between two looks at that."""
 
 
 class Child:
@@ -79,6 +75,9 @@ class Child:
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # Whenever another thread starts a process, multiprocessing asks how all of those in there have ended. What it is told
+        # of ours in that instant, nobody can be told again: this one is none of its business.
+        process._children.discard(self.process)  # type: ignore[attr-defined]  # noqa: SLF001  there is no other way
         self.line.hand_over()
         self.deadline = Deadline(ready_timeout)
         try:
@@ -165,15 +164,6 @@ class Child:
             self.stopping = True
             self.deadline = Deadline(timeout)
             self.process.terminate()
-
-    def join(self) -> None:
-        """Wait until it has ended, and for a moment until it is known how."""
-        self.process.join()
-        # A thread that starts a process of its own has multiprocessing ask the kernel about all of them. It may have been
-        # told just now, and not have written it down: how this one ended says whether it is started again.
-        until = Deadline(_TOLD)
-        while self.exitcode is None and not until.expired:
-            threading.Event().wait(_LOOK)  # nothing tells
 
     def kill(self) -> None:
         """End it (SIGKILL), and wait until it has ended."""

@@ -252,7 +252,7 @@ class Keeper:
     # ------------------------------------------------------------------ deaths
 
     def _ended(self, child: Child) -> None:
-        child.join()
+        child.process.join()
         child.listen()
         if self.roster.is_heir(child):
             self._disinherit(child, child.fate)

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from multiprocessing import popen_fork
 from pathlib import Path
 from typing import Any
 
@@ -263,25 +262,10 @@ def test_so_does_that_of_one_that_cannot_say_that_it_is_ready(
     assert pauses[:3] == [" in 0.1 seconds", " in 0.2 seconds", " in 0.4 seconds"]
 
 
-def test_how_one_ended_may_be_told_to_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    poll, told = popen_fork.Popen.poll, []
-
-    def as_if_just_told(process: popen_fork.Popen, flag: int = os.WNOHANG) -> int | None:
-        code = poll(process, flag)
-        if code is not None and not told:
-            process.returncode = None
-            told.append(threading.Timer(0.01, setattr, (process, "returncode", code)))
-            told[0].start()
-            return None
-        return code
-
-    monkeypatch.setattr(popen_fork.Popen, "poll", as_if_just_told)
-    with Supervisor([Program("a", int, handshake=False, restart="on-failure")], start_method="fork") as supervisor:
-        assert until(supervisor, "a", "done").exitcode == 0
-    assert happened(supervisor, "died") == []
-    monkeypatch.undo()
-    told.pop().join()
-    multiprocessing.active_children()  # forgets those that have ended
+@each_method
+def test_how_one_ended_is_told_to_no_other_thread(programs: Any, method: Any) -> None:
+    with Supervisor([Program("a", programs.stay)], start_method=method):
+        assert multiprocessing.active_children() == []  # whoever starts a process asks how all of these have ended
 
 
 @pytest.mark.parametrize("wanted", ["restart", "replace", "stop", "start"])
