@@ -38,7 +38,7 @@ from ipcbus_zmq import _parking as parking
 from ipcbus_zmq import _place as places
 from ipcbus_zmq._protocol import MARK, Kind, encode
 
-from .rig import Ends, spec, until
+from .rig import Ends, in_thread, spec, until
 
 PATIENCE = 10
 SOON = 1.0
@@ -867,6 +867,19 @@ def test_a_death_is_told_to_who_waits_for_room(make):
             pass
     finally:
         sending.join(PATIENCE)
+
+
+def test_a_death_is_told_to_all_threads_that_wait_for_room(make):
+    ends = make(capacity=1)
+    tx = ends.sender()
+    tx.send([b"hello"], 0)
+    with receiving_process(ends) as process:
+        assert process.stdout.readline() == "hello\n"
+        tx.send([b"1"], PATIENCE)
+        results = [in_thread(tx.send, [b"2"], PATIENCE) for _ in range(3)]
+        until(lambda: len(tx._post._waiters) == len(results))
+        process.kill()
+        assert [type(result()) for result in results] == [PeerDied] * 3
 
 
 def test_a_forked_child_of_the_receiver_does_not_hide_its_death(make):

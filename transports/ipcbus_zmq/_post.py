@@ -77,7 +77,8 @@ class Post:
         self._pid = os.getpid()
         self.socket: Socket | None = None
         self._monitor: Socket | None = None
-        self._silent = select.poll()
+        self._told_by: list[int] = []
+        """The descriptors of zmq's own news."""
         context = _context.acquire()
         try:
             self._bell = Wakeup()
@@ -113,10 +114,9 @@ class Post:
         name = f"inproc://ipcbus-{os.urandom(8).hex()}"
         self._monitor.connect(name)
         self.socket.monitor(name, events | _STOPPED)
-        watched = [int(self.socket.get(zmq.FD)), *([int(self._monitor.get(zmq.FD))] if events else [])]
-        for fd in watched:
+        self._told_by = [int(self.socket.get(zmq.FD)), *([int(self._monitor.get(zmq.FD))] if events else [])]
+        for fd in self._told_by:
             self._epoll.register(fd, select.EPOLLIN)
-            self._silent.register(fd, select.POLLIN)
         self._epoll.register(self._bell.fileno(), select.EPOLLIN)
 
     def fileno(self) -> int:
@@ -155,7 +155,7 @@ class Post:
             seconds: None is without limit.
             bell: whether the bell ends the sleep; without it, nothing but the time does if this end is closed.
         """
-        sleep = self._epoll.poll if bell else self._silent.poll
+        sleep = self._epoll.poll if bell else self._silent().poll
         me = get_ident()
         interruption: BaseException | None = None
         try:
@@ -181,6 +181,13 @@ class Post:
                 self._left.set()
             if interruption is not None:
                 raise interruption
+
+    def _silent(self) -> select.poll:
+        """Return what shows zmq's own news and no bell: a new one, for two threads may not sleep in the same."""
+        poller = select.poll()
+        for fd in self._told_by:
+            poller.register(fd, select.POLLIN)
+        return poller
 
     def events(self) -> list[int]:
         """Return what the monitor has seen since the last call, oldest first; the lock is held."""
