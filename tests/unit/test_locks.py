@@ -1,5 +1,6 @@
 """A call beside another on the same end: in a thread that is busy there for a moment, or waits; or in a signal handler."""
 
+import functools
 import importlib.util
 import multiprocessing
 import select
@@ -136,6 +137,30 @@ def test_another_thread_waits_for_room(channel):
         assert not tx.ready()
         assert not ipcbus.wait([channel.sender], timeout=0.01)
         assert [channel.recv(PATIENCE), channel.recv(PATIENCE)] == ["second", "third"]
+
+
+@pytest.mark.parametrize("receives", [True, False])
+@pytest.mark.parametrize("url", ["pipe:", "unix:", SHM])
+def test_the_wait_for_another_thread_is_part_of_the_timeout(url, receives):
+    if url == "shm:" and receives:
+        pytest.skip("its receivers wait beside each other")
+    with ipcbus.open(url, capacity=1) as channel:
+        channel.send("first")
+        if receives:
+            assert channel.recv(PATIENCE) == "first"
+        link = channel._end.rx if receives else channel._end.tx or channel._end.open_sender()
+        call = channel.recv if receives else functools.partial(channel.send, "second")
+        with thread(call, PATIENCE):
+            until(lambda: is_waiting(link))
+            # So late that who has waited for the first of them, and then waits as long again for itself, shows.
+            other = functools.partial(channel.send, "late") if receives else functools.partial(channel.recv, PATIENCE)
+            late = threading.Timer(0.8, other)
+            late.start()
+            start = time.monotonic()
+            with pytest.raises((ChannelEmpty, ChannelFull)):
+                call(timeout=1)
+            assert time.monotonic() - start < 1.5
+            late.join(PATIENCE)
 
 
 @pytest.mark.parametrize("capacity", [4, 16])

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
-from ipcbus.plumbing.clock import EVER
+from ipcbus.plumbing.clock import EVER, Deadline
 from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.locks import acquire, amid, release
 from ipcbus.plumbing.memfiles import open_sealed
@@ -88,7 +88,7 @@ class PipeReceiver(RecvLink):
         """Take the next message of any sender."""
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
-                self._acquire(timeout)
+                timeout = self._acquire(timeout)
             while not self._items:  # again: a signal handler may have received meanwhile
                 if (frame := self._refill(timeout)) is not None:
                     return frame
@@ -115,9 +115,11 @@ class PipeReceiver(RecvLink):
             except RuntimeError:
                 pass
 
-    def _acquire(self, timeout: float | None) -> None:
+    def _acquire(self, timeout: float | None) -> float | None:
+        deadline = Deadline(timeout)
         if not acquire(self._lock, timeout, self._is_waiting):
             raise ChannelEmpty("no message within the timeout: another thread is waiting for one already")
+        return deadline.remaining()
 
     def _is_waiting(self) -> bool:
         return self._waiting

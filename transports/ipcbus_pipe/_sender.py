@@ -69,7 +69,7 @@ class PipeSender(SendLink):
         """Write one message into this process's lane."""
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
-                self._acquire(timeout)
+                timeout = self._acquire(timeout)
             body = frame[0] if len(frame) == 1 else b"".join(frame) if _buffers.size(frame) <= _ATOMIC else None
             data = None if body is None or (size := len(body)) > _ATOMIC else _starts[size] + body
             if self._flags[0] or self._closed:
@@ -77,7 +77,7 @@ class PipeSender(SendLink):
             # From these looks to the write nothing is called, so that no signal handler can begin something in between.
             pipe = self._pipe
             while pipe is None or pipe.sent >= pipe.limit or pipe.begun:
-                pipe = self._make_room(timeout)
+                pipe, timeout = self._make_room(timeout)
             if data is None:
                 self._send_larger(pipe, frame, _buffers.size(frame), timeout)
             else:
@@ -190,7 +190,7 @@ class PipeSender(SendLink):
         """Send what one write does not hand over whole."""
         begun = None if size > pipe.large else Begun(_stream.streamed(frame, size), size + 2 * _stream.HEAD)
         while pipe.sent >= pipe.limit or pipe.begun:  # as in send
-            pipe = self._make_room(timeout)
+            pipe, timeout = self._make_room(timeout)
         pipe.sent += 1
         try:
             if begun is None:
@@ -249,15 +249,17 @@ class PipeSender(SendLink):
 
     # ------------------------------------------------------------------ waiting
 
-    def _acquire(self, timeout: float | None) -> None:
+    def _acquire(self, timeout: float | None) -> float | None:
+        deadline = Deadline(timeout)
         if not acquire(self._lock, timeout, self._is_waiting):
             raise ChannelFull(f"no room within {timeout} s: another thread is waiting for room already")
+        return deadline.remaining()
 
     def _is_waiting(self) -> bool:
         return self._waiting
 
-    def _make_room(self, timeout: float | None) -> SenderLane:
-        """Have a lane with a credit and nothing begun, or raise."""
+    def _make_room(self, timeout: float | None) -> tuple[SenderLane, float | None]:
+        """Return a lane with a credit and nothing begun, and what is left of the timeout, or raise."""
         deadline = Deadline(timeout)
         pipe = self._pipe or self._open_lane(deadline)
         while True:
@@ -270,7 +272,7 @@ class PipeSender(SendLink):
                     self._wait(pipe, deadline, for_bytes=True)
             elif pipe.sent < pipe.limit or self._collect(pipe):
                 self._echo.ring()
-                return pipe
+                return pipe, deadline.remaining()
             else:
                 self._wait(pipe, deadline, for_bytes=False)
 

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelClosed
-from ipcbus.plumbing.clock import EVER
+from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.locks import release
 from ipcbus.plumbing.wakeup import Echo, Wakeup
@@ -69,9 +69,8 @@ class ShmSender(SendLink):
         """Sleep until there may be room for some bytes; say whether there was some before that."""
         # One thread at a time: what wakes one is not seen by another, who may be the one that has room now.
         try:
-            if seconds is not None and seconds > EVER:
-                seconds = None
-            if not self._waiting.acquire(timeout=-1 if seconds is None else seconds):
+            deadline = Deadline(seconds)
+            if not self._waiting.acquire(timeout=-1 if (left := deadline.remaining()) is None else left):
                 return False
             epoll, wakeup = self._open_epoll()
             if self._finds_room(epoll, wakeup, wanted):
@@ -81,7 +80,7 @@ class ShmSender(SendLink):
             try:
                 self._sleeps = True
                 # A close is looked for when there is something that it can wake.
-                if not self._core.closed and (epoll.poll(seconds) or sleeps):
+                if not self._core.closed and (epoll.poll(deadline.remaining()) or sleeps):
                     self._echo.ring()
             finally:
                 self._sleeps = sleeps

@@ -63,7 +63,7 @@ class UnixReceiver(RecvLink):
         """Take the oldest message."""
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
-                self._acquire(timeout)
+                timeout = self._acquire(timeout)
             # From here on as Intake.take, without the calls: this runs for every message.
             intake = self._intake
             if not intake.plain:
@@ -104,9 +104,11 @@ class UnixReceiver(RecvLink):
         frame = self._intake.take() if size < 0 else self._intake.settle(size)
         return self._wait(timeout) if frame is None else frame
 
-    def _acquire(self, timeout: float | None) -> None:
+    def _acquire(self, timeout: float | None) -> float | None:
+        deadline = Deadline(timeout)
         if not acquire(self._lock, timeout, self._is_waiting):
             raise ChannelEmpty("no message within the timeout: another thread is waiting for one already")
+        return deadline.remaining()
 
     def _is_waiting(self) -> bool:
         return self._waiting

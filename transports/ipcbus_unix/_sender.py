@@ -79,7 +79,7 @@ class UnixSender(SendLink):
         """Hand one message to the kernel."""
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
-                self._acquire(timeout)
+                timeout = self._acquire(timeout)
             tag = self._tag + STEP
             if tag > self._limit:
                 deadline = Deadline(timeout)
@@ -209,9 +209,11 @@ class UnixSender(SendLink):
 
     # ------------------------------------------------------------------ room
 
-    def _acquire(self, timeout: float | None) -> None:
+    def _acquire(self, timeout: float | None) -> float | None:
+        deadline = Deadline(timeout)
         if not acquire(self._lock, timeout, self._is_waiting):
             raise ChannelFull(f"no room within {timeout} s: another thread is waiting for room already")
+        return deadline.remaining()
 
     def _is_waiting(self) -> bool:
         return self._waiting
