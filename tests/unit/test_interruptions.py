@@ -50,6 +50,20 @@ def test_the_close_of_a_receiving_end(url):
     run("closing", url)
 
 
+@pytest.mark.parametrize("scheme", ["zmq", "zmq+tcp"])
+def test_the_close_of_a_receiving_end_that_keeps_nothing(scheme):
+    run("replacing", f"{scheme}:" if scheme != "zmq+tcp" else f"zmq+tcp://127.0.0.1:{free_port()}")
+
+
+@pytest.mark.parametrize("url", [*LOCAL, "zmq:"])
+def test_the_close_of_a_sending_end(url):
+    run("left", url)
+
+
+def test_the_close_of_a_sending_end_that_nobody_has_received_from():
+    run("left_to_nobody", "zmq:")
+
+
 @pytest.mark.parametrize("size", [10, 3_000, 300_000])
 @pytest.mark.parametrize("way", ["send", "recv"])
 @pytest.mark.parametrize("url", [*LOCAL, "zmq:"])

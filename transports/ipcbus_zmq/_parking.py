@@ -63,10 +63,12 @@ def write(directory: Path, frames: Iterable[Frame]) -> Path:
     return Path(name)
 
 
-def publish(file: Path) -> None:
-    """Let receivers see what was written."""
+def publish(file: Path, frames: list[Frame]) -> None:
+    """Let receivers see what was written, and empty the list of it."""
     # Named after the time since boot: what one process parked twice comes out in order.
-    file.rename(file.with_name(f"{_PREFIX}{time.monotonic_ns():020}-{os.getpid()}"))
+    public = file.with_name(f"{_PREFIX}{time.monotonic_ns():020}-{os.getpid()}")
+    # In one step in C: a signal handler that raises cannot come in between, after which they would be left here twice.
+    frames[:] = filter(None, map(os.rename, (file,), (public,)))
 
 
 def parked(directory: Path) -> dict[Path, list[Frame]]:

@@ -87,7 +87,7 @@ class Place(Protocol):
         """Leave messages for a later receiver, unless there is one.
 
         Args:
-            frames: the messages.
+            frames: the messages; emptied in the very step in which they are left here.
             end: makes sure that they do not reach a receiver otherwise; says false if they may.
 
         Returns:
@@ -219,7 +219,7 @@ class PrivatePlace:
             with parking.Door(fd, exclusive=False):
                 if holder(fd, _RECEIVER) is not None or not end():
                     return False
-                parking.publish(file)
+                parking.publish(file, frames)
                 file = None
         except OSError:
             return False

@@ -23,7 +23,7 @@ from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus_zmq import _context
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from zmq.backend import Context
 
@@ -67,6 +67,9 @@ class Post:
         self.watched = False
         """Whether somebody may sleep on the descriptors: then the bell must tell what zmq tells only once."""
         self.closing = False
+        self._closed = False
+        self._closer = 0
+        """The thread that is closing."""
         self._shown = False
         self._rung = False
         self._waiters: list[int] = []
@@ -203,18 +206,34 @@ class Post:
             if monitor.get(zmq.RCVMORE):
                 seen.append(struct.unpack_from("<H", part)[0])
 
-    def begin_close(self) -> bool:
-        """Turn everybody away and wait until no other thread sleeps in ``wait``; False when this was done before."""
+    def close_by(self, finish: Callable[[], None]) -> None:
+        """Turn everybody away, wait until no other thread sleeps in ``wait``, and call ``finish``. Idempotent.
+
+        What interrupts it leaves the end half closed, and the next call goes on with it.
+        """
         me = get_ident()
+        if self._closer == me:
+            return  # a signal handler amid it
+        try:
+            if self._begin_close(me):
+                finish()
+                self._closed = True
+        finally:
+            if self._closer == me:
+                self._closer = 0
+
+    def _begin_close(self, me: int) -> bool:
         with self.lock:
             self.owner = me
             try:
-                if self.closing:
+                if self._closer or self._closed:
                     return False
+                self._closer = me
                 self.closing = True
                 self.watched = False
-                self._rung = False
-                self.ring(on=True)
+                if self.socket is not None:
+                    self._rung = False
+                    self.ring(on=True)
                 self._stuck = self._waiters.count(me)
                 if len(self._waiters) == self._stuck:
                     return True
@@ -224,29 +243,33 @@ class Post:
         return True
 
     def close(self, linger: float) -> None:
-        """End the socket, which nobody uses any more: hand over what is queued for up to ``linger`` seconds, then free all."""
+        """End the socket, which nobody uses any more: hand over what is queued for up to ``linger`` seconds, then free all.
+
+        Idempotent, also where it was interrupted; the first ``linger`` holds.
+        """
         socket, monitor = self.socket, self._monitor
-        assert socket is not None
-        assert monitor is not None
-        deadline, gone = Deadline(linger + _GRACE), False
-        try:
-            socket.close(int(linger * 1000))
-            gone = self._await_end(monitor, deadline)
-        finally:  # what interrupts the wait does not keep the rest from being freed
-            if gone:
-                monitor.close(0)
-            self.socket = self._monitor = None
-            _context.release(None if gone else monitor)
-            self._free()
+        if socket is None or monitor is None:
+            return
+        socket.close(int(linger * 1000))
+        gone = monitor.closed or self._await_end(monitor, Deadline(linger + _GRACE))
+        if gone:
+            monitor.close(0)
+        self.socket = self._monitor = None
+        _context.release(None if gone else monitor)
+        self._free()
 
     def _await_end(self, monitor: Socket, deadline: Deadline) -> bool:
         """Wait until zmq's threads are done with the socket: the last that its monitor says."""
         poller = select.poll()
         poller.register(int(monitor.get(zmq.FD)), select.POLLIN)
         while _STOPPED not in self.events():
+            state = int(monitor.get(zmq.EVENTS))
+            if not state & zmq.POLLOUT:
+                return True  # who says it is gone: an interruption has lost the word
             if deadline.expired:
                 return False
-            poller.poll(deadline.milliseconds())
+            if not state & zmq.POLLIN:
+                poller.poll(deadline.milliseconds())
         return True
 
     def abandon(self) -> None:

@@ -414,23 +414,25 @@ class Receiver(RecvLink):
 
     def close(self) -> None:
         """Tell the senders and stop listening. Messages that came and were not received are lost."""
-        if self._post.later.postpone(self._post.owner, self.close) or not self._post.begin_close():
-            return
-        me = get_ident()
+        if not self._post.later.postpone(self._post.owner, self.close):
+            self._post.close_by(self._finish)
+
+    def _finish(self) -> None:
         with self._lock:
-            self._post.owner = me
+            self._post.owner = get_ident()
             self._special = True
             try:
-                self._meet_the_last()
-                self._telling.grant_all()
-                self._telling.tell_all(Kind.GONE)
+                if not self._socket.closed:  # else what was interrupted is done again
+                    self._meet_the_last()
+                    self._telling.grant_all()
+                    self._telling.tell_all(Kind.GONE)
             finally:
                 try:
                     self._post.close(_FAREWELL)
                 finally:  # whatever interrupts that: who cannot receive any more must not keep others from it
+                    self._post.owner = 0
                     self._place.release()
                     self._alarm.close()
-                    self._post.owner = 0
 
     def _meet_the_last(self) -> None:
         """Drop what came, and learn who is there: a sender that has connected and is told nothing takes this for a death."""

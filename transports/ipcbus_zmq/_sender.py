@@ -331,36 +331,47 @@ class Sender(SendLink):
 
     def close(self) -> None:
         """Hand over what is queued, for up to ``LINGER`` seconds while a receiver may come for it, and release this end."""
-        if self._post.later.postpone(self._post.owner, self.close) or not self._post.begin_close():
-            return
-        linger, me = 0.0, get_ident()
+        if not self._post.later.postpone(self._post.owner, self.close):
+            self._post.close_by(self._finish)
+
+    def _finish(self) -> None:
+        linger = 0.0
         try:
             with self._lock:
-                self._post.owner = me
+                self._post.owner = get_ident()
                 try:
-                    try:
-                        self._look()
-                        if self._connected:
-                            self._part(Kind.FIN)
-                    finally:
-                        copies = self._copies
-                        if copies:
-                            self._place.park(copies, lambda: self._end_alone(copies))
-                        linger = self._linger()
-                        self._window.limit = -1  # every send looks from here on, and sees that this end is closed
+                    linger = self._last_words()
                 finally:
                     self._post.owner = 0
-        finally:
-            # Without the lock: whoever else uses this end is to be told at once that it is closed.
-            if self._post.socket is not None:
-                self._post.close(linger)
-            self._place.release()
+        except Exception:  # and no interruption: what it leaves is said by the next close
+            self._let_go(0.0)
+            raise
+        # Without the lock: whoever else uses this end is to be told at once that it is closed.
+        self._let_go(linger)
+
+    def _last_words(self) -> float:
+        """Say that no more comes, leave what nobody has come for, and return the seconds for handing over the rest."""
+        if not self._socket.closed:
+            self._look()
+            if self._connected:
+                self._part(Kind.FIN)
+        if copies := self._copies:
+            self._place.park(copies, lambda: self._end_alone(copies))
+        linger = self._linger()
+        self._copies = None  # from here on they are zmq's to hand over, or left behind
+        self._window.limit = -1  # every send looks from here on, and sees that this end is closed
+        return linger
+
+    def _let_go(self, linger: float) -> None:
+        self._post.close(linger)
+        self._place.release()
 
     def _end_alone(self, copies: list[Frame] | None) -> bool:
         """End the socket unless a receiver has, or may have, what is to be parked; say whether it was ended."""
-        self._look()
-        if self._connected or self._copies is not copies:
-            return False
+        if not self._socket.closed:  # else what was interrupted is done again
+            self._look()
+            if self._connected or self._copies is not copies:
+                return False
         self._post.close(0.0)
         return True
 

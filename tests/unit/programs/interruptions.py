@@ -239,6 +239,59 @@ def closing(url):
     every_instant(attempt)
 
 
+def leaving(url, received):
+    """A sending end whose close was interrupted is closed by the next, and what it accepted arrives, once."""
+
+    def attempt(instants):
+        with open_channel(url, capacity=4) as channel:
+            sender = channel.sender
+            for number in range(4):
+                sender.send(number, PATIENCE)
+            got = [channel.recv(PATIENCE) for _ in range(received)]
+            interrupted = instants.call(sender.close)
+            sender.close()
+            got += [channel.recv(PATIENCE) for _ in range(received, 4)]
+            with contextlib.suppress(ChannelEmpty):
+                got.append(channel.recv(0))
+            assert got == [0, 1, 2, 3], f"of what was sent arrived {got}"
+            return interrupted
+
+    every_instant(attempt)
+
+
+def left(url):
+    """While there is a receiver."""
+    leaving(url, 1)
+
+
+def left_to_nobody(url):
+    """Where no receiver has come yet."""
+    leaving(url, 0)
+
+
+def replacing(url):
+    """A receiving end whose close was interrupted is closed by the next, and another can receive what is sent from then on."""
+
+    def attempt(instants):
+        with open_channel(url) as channel:
+            passed_on = pickle.dumps(channel.receiver)
+            channel.send("first", PATIENCE)
+            receiver = channel.receiver
+            assert receiver.recv(PATIENCE) == "first"
+            interrupted = instants.call(receiver.close)
+            receiver.close()
+            with contextlib.closing(pickle.loads(passed_on)) as successor:
+                successor.fileno()
+                until = time.monotonic() + PATIENCE
+                while not ipcbus.wait([successor], timeout=0.1):  # what is sent while a receiver ends may be lost with it
+                    assert time.monotonic() < until, "nobody can receive any more"
+                    channel.send("second", PATIENCE)
+                assert successor.recv(PATIENCE) == "second"
+            return interrupted
+
+    every_instant(attempt)
+
+
 def later(url, way, size):
     """At most the message in hand is lost; what follows is whole and in order."""
     with open_channel(url) as channel:
@@ -338,5 +391,5 @@ if __name__ == "__main__":
     elif size:
         later(url, scenario, int(*size))
     else:
-        others = (first_receive, first_parked, first_send, first_look, closing)
+        others = (first_receive, first_parked, first_send, first_look, closing, replacing, left, left_to_nobody)
         {other.__name__: other for other in others}[scenario](url)
