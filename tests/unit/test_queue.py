@@ -109,6 +109,21 @@ class TestWhatItLeansOn:
         assert max(written) <= 4096
 
 
+def test_what_a_closed_end_still_moves_comes_before_what_the_next_one_is_given(make):
+    ends = make(capacity=40)
+    large = [bytes(20_000) + bytes([n]) for n in range(20)]  # more than the pipe holds
+    small = [bytes([n]) for n in range(20, 40)]
+    first = ends.sender()
+    for message in large:
+        first.send([message], 0)
+    first.close()
+    second = ends.sender()
+    for message in small:
+        second.send([message], 0)
+    rx = ends.receiver()
+    assert [rx.recv(PATIENCE)[0][-1] for _ in range(40)] == [*range(40)]
+
+
 class TestTraces:
     def test_nothing_with_a_name_and_no_tracker(self):
         said = run_script(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import struct
 import threading
+import weakref
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from typing import TYPE_CHECKING
@@ -17,7 +19,7 @@ from ipcbus_queue.shared import OVER, TORN, WRITING
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Sized
+    from collections.abc import Callable, Sized
 
     from ipcbus_queue.shared import Shared
 
@@ -50,6 +52,9 @@ class Feeder(Queue):  # type: ignore[type-arg]  # generic for type checkers only
             raise
         state = (True, shared.capacity, pipe, pipe, None, threading.Lock(), _Room(shared), os.getpid())
         self.__setstate__(state)  # type: ignore[arg-type]  # ours for the semaphores and the locks
+        self._channel = os.fstat(shared.file.fileno()).st_ino
+        if before := _finishing.get(self._channel):
+            self._send_bytes = functools.partial(_send_after, before, pipe.send_bytes)
         self._ready = False
         self._failure: RuntimeError | None = None
         self._starting = threading.Lock()
@@ -102,6 +107,7 @@ class Feeder(Queue):  # type: ignore[type-arg]  # generic for type checkers only
 
     def finish(self) -> None:
         """Let the thread end once it has moved everything, and see to it that the interpreter's exit does not wait for it."""
+        _finishing[self._channel] = self
         self.close()
         self.cancel_join_thread()
 
@@ -121,6 +127,17 @@ class Feeder(Queue):  # type: ignore[type-arg]  # generic for type checkers only
     def _on_queue_feeder_error(self, error: BaseException, obj: object) -> None:  # noqa: ARG002  multiprocessing's hook
         """Say that the channel is broken: a message that was accepted is lost."""
         self._sem.shared.tear()  # type: ignore[attr-defined]  # the _Room that __init__ gave it
+
+
+_finishing: weakref.WeakValueDictionary[int, Feeder] = weakref.WeakValueDictionary()
+"""By the file of a channel, the queue that was closed last; its thread, as long as there is one, keeps it alive."""
+
+
+def _send_after(before: Feeder, send: Callable[[memoryview], None], buf: memoryview) -> None:
+    """Write a message once the thread of a closed queue has moved what was put before."""
+    if before._thread is not None:  # noqa: SLF001  of this module
+        before._thread.join()  # noqa: SLF001  the same
+    send(buf)
 
 
 class _Pipe(Connection):
