@@ -410,6 +410,28 @@ def test_too_many_parts_do_not_swallow_what_others_send(make, stranger, parts):
     assert good == list(range(20))
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("lasts", [True, False])
+def test_what_follows_a_broken_connection_comes_behind_what_that_one_brought(make_tcp, stranger, known, lasts):
+    ends = make_tcp(capacity=1000)
+    rx, first = ends.receiver(), stranger(ends.endpoint)
+    first.send(encode(Kind.HELLO))
+    for n in range(400):
+        first.send(b"%d" % n)
+    got = [whole(rx.recv(PATIENCE))] if known else []
+    if not lasts:
+        first.close(linger=PATIENCE * 1000)
+    second = stranger(ends.endpoint)  # as zmq connects anew: what it still has comes before the next greeting
+    for n in range(400, 500):
+        second.send(b"%d" % n)
+    second.send(encode(Kind.HELLO, 0, 500))
+    for n in range(500, 600):
+        second.send(b"%d" % n)
+    threading.Event().wait(0.3)  # so that all are likely to be here; in order they must be either way
+    got += [whole(rx.recv(PATIENCE)) for _ in range(600 - len(got))]
+    assert got == [b"%d" % n for n in range(600)]
+
+
 @pytest.mark.parametrize("announced", [0, 1, 3, 4_000_000_000])
 def test_a_wrong_number_of_parts_is_dropped(make_private, stranger, announced):
     ends = make_private()

@@ -41,8 +41,8 @@ _FAREWELL = 0.2
 """Seconds for telling the senders that this receiver goes."""
 _INTRODUCTION = 0.05
 """Seconds that a sender which has connected gets to say its first word to a receiver that goes."""
-_AT_CLOSE = 10_000
-"""Messages at most that a receiver that closes takes off the socket to see who is there."""
+_AT_MOST = 10_000
+"""Messages that a receiver takes off the socket before it goes on, to see who is there when it closes, or what came before."""
 _AT_ONCE = 16
 """Messages taken off the socket in one go when they stand in a queue."""
 _STREAK = 8
@@ -70,6 +70,10 @@ class Receiver(RecvLink):
         """Messages that wait to be received: taken off the socket, or parked before this end opened."""
         self._taken: list[Account] = []
         """The senders of those that were taken off the socket, and of those received since ``ready`` was empty."""
+        self._aside: dict[bytes, deque[tuple[Account, Frame]]] = {}
+        """By connection, the messages of those that may follow one that broke, whose messages come first."""
+        self._aside_left = 0
+        """How many messages may still be taken off the socket to find that."""
         self._at_once = min(_AT_ONCE, self._ledger.batch)
         self._streak = 0
         """How often in a row there was a message."""
@@ -193,10 +197,16 @@ class Receiver(RecvLink):
                     taken.append(account)
                 else:
                     self._sort(identity, first)
+                    if self._aside and self._aside_left:
+                        self._aside_left -= 1
+                        continue
                     if self._special:
+                        self._make_aside_ready()
                         break
                 at_once -= 1
         except zmq.Again:
+            if self._aside:
+                self._make_aside_ready()
             if identity and not _is_name(identity):
                 ready.append((identity,))  # out of step, as below
             self._drained = True
@@ -278,7 +288,7 @@ class Receiver(RecvLink):
             self._torn = False
         if not self._post.closing:
             self._place.welcome(self._ready)  # here and not at the opening, which may be interrupted and come to nothing
-        self._special = self._ending.begun or self._post.closing
+        self._special = self._ending.begun or self._post.closing or bool(self._aside)
 
     def _sort(self, identity: bytes, first: bytes) -> None:
         """Put a message that is not plainly data where it belongs."""
@@ -288,7 +298,7 @@ class Receiver(RecvLink):
             self._carried = first
             self._ready.append((identity,))
             return
-        account = self._accounts.get(identity) or self._meet(identity)
+        account = self._accounts.get(identity) or self._meet(identity, first)
         if not first or first[0] != MARK:
             self._put(account, (first,))
             return
@@ -306,10 +316,25 @@ class Receiver(RecvLink):
             self.strays += 1
             return
         if frame is not None:
-            self._ready.append(frame)
             if self._ending.begun:
                 self._ending.heard()
+            if (aside := self._aside.get(account.identity)) is not None:
+                aside.append((account, frame))
+                return
+            self._ready.append(frame)
         self._taken.append(account)
+
+    def _make_aside_ready(self) -> None:
+        """Let what may follow a broken connection come behind all that was there, and what came by older connections first."""
+        while self._aside:
+            some = next(iter(self._aside))
+            identity = min(self._aside, key=lambda name: _later(some, name))
+            aside = self._aside[identity]
+            while aside:
+                account, frame = aside.popleft()
+                self._ready.append(frame)
+                self._taken.append(account)
+            del self._aside[identity]
 
     def _collect(self, number: int) -> Frame | None:
         """Take the parts of a message; None when it is not whole."""
@@ -328,18 +353,26 @@ class Receiver(RecvLink):
         self.strays += 1
         return None
 
-    def _meet(self, identity: bytes) -> Account:
+    def _meet(self, identity: bytes, first: bytes) -> Account:
         self._count_connections()  # here, too: where there always is a message, they would pile up
         self._unheard -= 1
         if len(self._accounts) >= self._prune_at:
             self._telling.tell_all(Kind.GRANT)
             self._prune_at = max(_PRUNE_FROM, 2 * len(self._accounts))
+        control = parse(first)
+        if control is None or control.kind is not Kind.HELLO or control.count:
+            # It has sent before, perhaps here: zmq takes what connections brought by turns, and not the older one's first.
+            if not self._aside:
+                self._aside_left = _AT_MOST
+            self._aside[identity] = deque()
+            self._special = True
         return self._ledger.open(identity)
 
     def _obey(self, account: Account, control: Control) -> None:
         kind = control.kind
         if kind is Kind.HELLO:
-            self._ledger.hello(account, control.count - self._taken.count(account))
+            here = self._taken.count(account) + len(self._aside.get(account.identity, ()))
+            self._ledger.hello(account, control.count - here)
             self._telling.tell(account, Kind.GRANT, account.granted)
             if self._ending.begun:
                 self._ending.heard()
@@ -439,7 +472,7 @@ class Receiver(RecvLink):
         deadline = Deadline(_INTRODUCTION)
         while True:
             self._drained = False
-            for _ in range(_AT_CLOSE):
+            for _ in range(_AT_MOST):
                 self._ready.clear()
                 self._taken.clear()
                 if self._drained:
@@ -460,3 +493,8 @@ class Receiver(RecvLink):
 def _is_name(part: bytes) -> bool:
     """Tell whether a part can be zmq's name for a connection."""
     return len(part) == 5 and part[0] == 0
+
+
+def _later(one: bytes, other: bytes) -> int:
+    """Return a number that is the larger the later the other connection was made: zmq's names count on, and begin anywhere."""
+    return (int.from_bytes(other, "big") - int.from_bytes(one, "big") + 2**31) % 2**32
