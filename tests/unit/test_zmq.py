@@ -410,6 +410,17 @@ def test_too_many_parts_do_not_swallow_what_others_send(make, stranger, parts):
     assert good == list(range(20))
 
 
+def test_a_closed_end_has_nothing_left_to_receive(make_private, monkeypatch):
+    monkeypatch.setattr("ipcbus_zmq._receiver._AT_MOST", 2)  # as if more had come than a closing receiver looks at
+    tx, rx = make_private(capacity=100).both()
+    for n in range(50):
+        tx.send([b"%d" % n], PATIENCE)
+    assert whole(rx.recv(PATIENCE)) == b"0"
+    rx.close()
+    with pytest.raises(ChannelClosed):
+        rx.recv(0)
+
+
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("lasts", [True, False])
 def test_what_follows_a_broken_connection_comes_behind_what_that_one_brought(make_tcp, stranger, known, lasts):

@@ -473,11 +473,11 @@ class Receiver(RecvLink):
         while True:
             self._drained = False
             for _ in range(_AT_MOST):
+                self._greet()
                 self._ready.clear()
                 self._taken.clear()
                 if self._drained:
                     break
-                self._greet()
             self._count_connections()
             if deadline.expired or self._unheard <= 0:
                 return
