@@ -164,6 +164,31 @@ class TestHandingOver:
         receiver.close()
         assert ends.handle.state.receiver() is None
 
+    def test_what_an_interrupted_close_and_the_next_hand_on_is_kept_once(self, make, monkeypatch):
+        ends = make(large=4096, kept_bytes=0)
+        before = descriptors()
+        sender, receiver = ends.sender(), ends.receiver()
+        messages = [b"small", b"large" * 2000]
+        for message in messages:
+            sender.send([message], 0)
+        receiver._open_door()
+        hand_over = receiver._hand_over
+
+        def interrupted():
+            hand_over()
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(receiver, "_hand_over", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                receiver.close()
+        receiver.close()
+        successor = ends.receiver()
+        assert drain(successor) == messages
+        sender.close()
+        successor.close()
+        assert descriptors() == before
+
     def test_stream_without_sense_ends_alone(self, make, another_process):
         ends = make()
         bad, receiver = ends.sender(), ends.receiver()

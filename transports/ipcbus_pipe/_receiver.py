@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
 from ipcbus.plumbing.clock import EVER, Deadline
-from ipcbus.plumbing.fds import refused
+from ipcbus.plumbing.fds import close_all, refused
 from ipcbus.plumbing.locks import acquire, amid, release
 from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus.plumbing.wakeup import Wakeup
@@ -287,15 +287,24 @@ class PipeReceiver(RecvLink):
             if isinstance(note, Large):
                 known = self._names.get(note.lane)
                 if known is not None:
-                    known.large |= note.files
+                    known.large = note.files | known.large
                 elif note not in self._orphans:
                     self._orphans.append(note)
             elif note.lane not in self._names:
                 self._add(note)
             self._notes.popleft()
-            if isinstance(note, Lane) and len(note.fds) > 2:
-                os.close(note.fds[2])
+            close_all(self._left_over(note))
         self._settle()
+
+    def _left_over(self, note: Lane | Large) -> list[int]:
+        """Return the descriptors of a note that was dealt with which are not kept.
+
+        Of what was handed on twice, by a close that was interrupted and by the next, that is all of the second.
+        """
+        lane = self._names.get(note.lane)
+        if isinstance(note, Large):
+            return [fd for number, (fd, _) in note.files.items() if lane is not None and lane.large[number][0] != fd]
+        return [*note.fds[2 if lane is not None and lane.fd == note.fds[0] else 0 :]]
 
     def _settle(self) -> None:
         """Begin with the lanes that came. Only when the door is empty: which lanes there are is known only then."""
