@@ -240,6 +240,41 @@ def test_an_unknown_host_says_so():
         ZmqTcp.create(spec("//no-such-host.invalid:5555"), NoOptions()).open_sender()
 
 
+def test_what_is_no_name_of_a_host_says_so():
+    with pytest.raises(ChannelBroken, match="has no address"):
+        ZmqTcp.create(spec("//ü..de:5555"), NoOptions()).open_sender()
+
+
+def link_local():
+    """Return an address that means something in one network only, and the name of that; None where there is none."""
+    for line in Path("/proc/net/if_inet6").read_text().splitlines():
+        number, *_, name = line.split()
+        if number.startswith("fe80"):
+            return f"[{socket.inet_ntop(socket.AF_INET6, bytes.fromhex(number))}%{name}]"
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists() or link_local() is None, reason="no such address here")
+def test_a_link_local_address_is_found_in_its_network(stack):
+    tx, rx = Ends(stack, ZmqTcp, address=f"//{link_local()}:{free_port()}").both()
+    tx.send([b"m"], 0)
+    assert whole(rx.recv(PATIENCE)) == b"m"
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.EACCES, "from 1024 on"), (errno.EMFILE, "ulimit -n"), (errno.EAFNOSUPPORT, "cannot listen at")]
+)
+def test_a_port_that_the_system_refuses_says_why(code, remedy, monkeypatch):
+    class Refused(socket.socket):
+        def bind(self, address):
+            raise OSError(code, os.strerror(code))
+
+    handle = ZmqTcp.create(spec(f"//127.0.0.1:{free_port()}"), NoOptions())
+    monkeypatch.setattr(places.socket, "socket", Refused)
+    with pytest.raises(ChannelBroken, match=remedy):
+        handle.open_receiver()
+
+
 def test_an_address_of_another_machine_says_so():
     with pytest.raises(ChannelBroken, match="must run where"):
         ZmqTcp.create(spec("//192.0.2.1:5555"), NoOptions()).open_receiver()

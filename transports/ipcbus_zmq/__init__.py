@@ -15,7 +15,7 @@ from ipcbus_zmq._sender import Sender
 
 __all__ = ["Zmq", "ZmqHandle", "ZmqTcp", "ZmqTcpHandle"]
 
-_ADDRESS = re.compile(r"//(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^/:\[\]]+)):(?P<port>[^/:]+)/?")
+_ADDRESS = re.compile(r"//(?:\[(?P<v6>[0-9A-Fa-f:.%\w-]+)\]|(?P<host>[^/:\[\]]+)):(?P<port>[^/:]+)/?")
 _EXAMPLE = "write zmq+tcp://127.0.0.1:5555"
 _WILDCARDS = ("*", "0.0.0.0", "::", "0", "")  # noqa: S104  refused, not used
 

@@ -36,6 +36,11 @@ _RECEIVER = 1
 _BACKLOG = 1024
 _HEARTBEAT: Mapping[int, int] = {zmq.HEARTBEAT_IVL: 2000, zmq.HEARTBEAT_TIMEOUT: 6000}
 """Milliseconds: a machine that vanishes says no goodbye, so each side asks whether the other is there."""
+_REMEDIES = {
+    errno.EADDRNOTAVAIL: "the receiver must run where this address belongs",
+    errno.EACCES: "this user may not use the port; take one from 1024 on",
+}
+"""What to do where an address cannot be listened at."""
 
 
 Shut: TypeAlias = bytearray | mmap.mmap
@@ -314,29 +319,30 @@ class TcpPlace:
             family, _, _, _, address = socket.getaddrinfo(known, port, type=socket.SOCK_STREAM)[0]
         except OSError as error:
             raise ChannelBroken(f"{host!r} has no address: {error.strerror}") from error
+        except UnicodeError as error:
+            raise ChannelBroken(f"{host!r} has no address: no name of a machine is written like this") from error
         self._family, self._address = family, address
         self._listener: socket.socket | None = None
         number = str(address[0])
         if number in ("0.0.0.0", "::"):  # noqa: S104  refused, not used
             raise InsecureConfiguration(f"{host!r} means every network this machine is in; name the one address that is meant")
         v6 = family == socket.AF_INET6
-        self.endpoint = f"tcp://[{number}]:{port}" if v6 else f"tcp://{number}:{port}"
+        scope = f"%{address[-1]}" if v6 and address[-1] else ""  # of a link-local address: the network it is in
+        self.endpoint = f"tcp://[{number}{scope}]:{port}" if v6 else f"tcp://{number}:{port}"
         self.bind_options: Mapping[int, int] = {**_HEARTBEAT, zmq.IPV6: int(v6)}
         self.connect_options: Mapping[int, int] = {**self.bind_options, zmq.RECONNECT_IVL: 50, zmq.RECONNECT_IVL_MAX: 250}
 
     def listen(self) -> int:
         """Bind; only one process can."""
-        listener = self._listener = socket.socket(self._family, socket.SOCK_STREAM)
         try:
+            listener = self._listener = socket.socket(self._family, socket.SOCK_STREAM)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a killed receiver linger
             listener.bind(self._address)
             listener.listen(_BACKLOG)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ChannelBusy(f"another process receives at {self.endpoint} or uses the port otherwise") from error
-            raise ChannelBroken(
-                f"cannot listen at {self.endpoint}: {error.strerror}; the receiver must run where this address belongs"
-            ) from error
+            raise refused(f"cannot listen at {self.endpoint}", error, _REMEDIES.get(error.errno or 0, "")) from error
         return listener.fileno()
 
     def delivered(self) -> None:
