@@ -177,6 +177,18 @@ class TestTraces:
         with pytest.raises(ChannelBroken, match="ulimit -n"):
             make()
 
+    def test_no_descriptors_left_for_a_call(self, make, no_descriptors):
+        tx, rx = make().both()
+        with no_descriptors(), pytest.raises(ChannelBroken, match="nothing was sent; close some descriptors"):
+            tx.send([b"1"], 0)
+        tx.send([b"2"], 0)
+        assert rx.recv(PATIENCE) == (b"2",)
+        rx.shutdown()
+        with no_descriptors(), pytest.raises(ChannelBroken, match="ulimit -n"):
+            rx.recv(0)
+        with pytest.raises(EndOfChannel):
+            rx.recv(PATIENCE)
+
 
 class TestThread:
     def test_cannot_be_started(self, ends, monkeypatch):

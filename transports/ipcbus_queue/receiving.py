@@ -6,9 +6,10 @@ import select
 from threading import get_ident
 from typing import TYPE_CHECKING
 
-from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelEmpty, ChannelError, EndOfChannel
+from ipcbus.errors import ChannelBusy, ChannelEmpty, ChannelError, EndOfChannel
 from ipcbus.plumbing.alarm import Alarm
 from ipcbus.plumbing.clock import Deadline
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.finalizers import finalizer
 from ipcbus.plumbing.locks import alone, amid
 from ipcbus.transport import LINGER, Frame, RecvLink
@@ -93,7 +94,7 @@ class QueueRecvLink(RecvLink):
                     except ChannelError:
                         raise
                     except OSError as error:
-                        raise ChannelBroken(f"the queue: channel cannot be read: {error}") from error
+                        raise refused("the queue: channel cannot be read", error) from error
                     finally:
                         gate.owner = 0
             finally:

@@ -182,5 +182,5 @@ class QueueSendLink(SendLink):
         try:
             self._feeder = Feeder(self._shared)
         except OSError as error:
-            raise ChannelBroken(f"a queue: channel cannot be sent to from here: {error}") from error
+            raise refused("a queue: channel cannot be sent to from here", error, "nothing was sent") from error
         return self._feeder
