@@ -327,7 +327,7 @@ class TcpPlace:
         if number in ("0.0.0.0", "::"):  # noqa: S104  refused, not used
             raise InsecureConfiguration(f"{host!r} means every network this machine is in; name the one address that is meant")
         v6 = family == socket.AF_INET6
-        scope = f"%{address[-1]}" if v6 and address[-1] else ""  # of a link-local address: the network it is in
+        scope = f"%{int(address[-1])}" if v6 and address[-1] else ""  # of a link-local address: the network it is in
         self.endpoint = f"tcp://[{number}{scope}]:{port}" if v6 else f"tcp://{number}:{port}"
         self.bind_options: Mapping[int, int] = {**_HEARTBEAT, zmq.IPV6: int(v6)}
         self.connect_options: Mapping[int, int] = {**self.bind_options, zmq.RECONNECT_IVL: 50, zmq.RECONNECT_IVL_MAX: 250}
