@@ -324,6 +324,32 @@ class TestPauseAfterShutdown:
         self.write(ends, self.MIDDLE)
         self.finish(ends, receiver)
 
+    @pytest.mark.parametrize("instant", [1, 2, 3])
+    def test_an_interruption_of_the_first_look_for_the_end(self, make, monkeypatch, instant):
+        monkeypatch.setattr(receiving, "LINGER", 0.1)
+        ends = make()
+        receiver = ends.receiver()
+        os.eventfd_read(ends.handle._shared.room.fileno())  # a message that never comes
+        receiver.shutdown()
+        epoll, changes = receiver._gate.epoll, []
+
+        class Interrupted:
+            def __getattr__(self, name):
+                def call(*args):
+                    changes.append(getattr(epoll, name)(*args))
+                    if len(changes) == instant:
+                        raise KeyboardInterrupt
+                    return changes[-1]
+
+                return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(receiver._gate, "epoll", Interrupted())
+            with pytest.raises(KeyboardInterrupt):
+                receiver.recv(0)
+        with pytest.raises(EndOfChannel):
+            receiver.recv(PATIENCE)
+
     def test_it_only_looked(self, begun):
         ends, receiver = begun
         self.write(ends, self.MIDDLE)

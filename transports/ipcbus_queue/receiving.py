@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 from threading import get_ident
 from typing import TYPE_CHECKING
@@ -110,13 +111,15 @@ class QueueRecvLink(RecvLink):
         if self._ended or not shared.page[OVER]:
             return self._ended
         if self._alarm is None:
-            self._alarm = Alarm()
+            alarm = Alarm()
             # From now on the latch would only keep the wait from sleeping; room that comes back is news instead. Each
             # return is an edge, however much room there was before.
-            gate.epoll.unregister(shared.latch.fileno())
-            gate.epoll.register(shared.room.fileno(), select.EPOLLIN | select.EPOLLET)
-            gate.epoll.register(self._alarm.fileno(), select.EPOLLIN)
-            self._alarm.set(LINGER / _PARTS)
+            gate.epoll.modify(shared.latch.fileno(), select.EPOLLIN | select.EPOLLET)
+            with contextlib.suppress(FileExistsError):  # there since an interruption
+                gate.epoll.register(shared.room.fileno(), select.EPOLLIN | select.EPOLLET)
+            gate.epoll.register(alarm.fileno(), select.EPOLLIN)
+            alarm.set(LINGER / _PARTS)
+            self._alarm = alarm  # last: until then all of it is done again
         # The edges are taken off before the room is counted: one that comes later wakes the next wait.
         news = [fd for fd, _ in gate.epoll.poll(0)]
         seen = (shared.outstanding(), self._reader.held())
