@@ -29,6 +29,8 @@ _EARLIEST_PING = 0.9
 """The part of the interval after which a client is pinged at the earliest: who came together is not pinged together."""
 _END = b"\r\n\r\n"
 """What a request ends with."""
+_SLICE = 16 << 10
+"""Bytes taken at once: a read from the network may bring 256 KiB, which are 43,000 of the smallest frames."""
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Type: text/plain\r\n"
     b"Content-Length: 10\r\n\r\ntoo many.\n"
@@ -86,7 +88,7 @@ class Socket(ServerConnection):
     grant: Grant | None = None
     cid = 0
     link: ServiceLink
-    _tail = b""
+    _tail = _unread = b""
     _frames: Bucket
     _ending: asyncio.TimerHandle | None = None
 
@@ -99,7 +101,7 @@ class Socket(ServerConnection):
             self.ping_interval *= random.uniform(_EARLIEST_PING, 1)  # noqa: S311  a spread, not a secret
         if self.keeper.knock(self) is None:
             super().connection_made(transport)
-            self.recv_messages.pause = self._pause_reading
+            self.recv_messages.pause, self.recv_messages.resume = self._pause_reading, self._resume_reading
             return
         self.refused = True
         self.transport = transport  # type: ignore[assignment]  # the library casts it in the same way
@@ -112,6 +114,7 @@ class Socket(ServerConnection):
             return
         if self._ending is not None:
             self._ending.cancel()
+        self._unread = b""  # with a connection that breaks goes what nobody has read, here and in the kernel
         self.keeper.lost(self)
         super().connection_lost(exc)
 
@@ -122,10 +125,32 @@ class Socket(ServerConnection):
         if self.protocol.state is State.CONNECTING:
             data = self._of_request(data)
         if data:
-            super().data_received(data)
+            self._take(data)
         if self._ending is None and self.protocol.close_expected():
             # The library waits for ever for who broke the protocol and then keeps the connection open.
             self._ending = self.loop.call_later(self.close_timeout or 0, self.transport.abort)
+
+    def _take(self, data: bytes) -> None:
+        """Take bytes for as long as it is read: the library would take all the frames in them, and others would wait."""
+        if self._unread:
+            self._unread += data
+            return
+        if len(data) > _SLICE:
+            for start in range(0, len(data), _SLICE):
+                if self.recv_messages.paused:
+                    self._unread = data[start:]
+                    return
+                super().data_received(data[start : start + _SLICE])
+        else:
+            super().data_received(data)
+
+    def _go_on(self) -> None:
+        data, self._unread = self._unread, b""
+        if not data:
+            return  # it has ended
+        self.data_received(data)
+        if not self.recv_messages.paused:
+            self.transport.resume_reading()
 
     def _of_request(self, data: bytes) -> bytes:
         """Return what of the bytes belongs to its request; what follows is dropped.
@@ -177,6 +202,12 @@ class Socket(ServerConnection):
     def _pause_reading(self) -> None:
         self.transport.pause_reading()
         self._excuse()
+
+    def _resume_reading(self) -> None:
+        if self._unread:
+            self.loop.call_soon(self._go_on)  # not now: who reads would go on and on, and nobody else would
+        else:
+            self.transport.resume_reading()
 
     def _excuse(self) -> None:
         """Take all pings for answered: it has sent something whole, or its answers wait behind what we do not read.

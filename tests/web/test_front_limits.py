@@ -501,6 +501,43 @@ async def test_a_flood_of_small_frames_is_closed(opcode: Opcode) -> None:
         await fine(rig)
 
 
+async def test_of_many_small_messages_at_once_few_are_taken_at_once() -> None:
+    class Sink(Service):
+        path, codec = "/sink", "bytes"
+
+        def __init__(self) -> None:
+            self.most = 0
+            self.got: list[bytes] = []
+
+        def on_message(self, conn: Connection, message: bytes) -> None:
+            self.got.append(message)
+            (peer,) = rig.fronts[0].all_routes[0].table.peers.values()
+            self.most = max(self.most, len(peer.ws.recv_messages.frames))
+
+    sink, count = Sink(), 30_000
+    async with Rig(sink, message_rate=0, byte_rate=0) as rig:
+        _, writer = await raw(rig, b"/sink")
+        writer.write(b"".join(masked(Opcode.BINARY, b"%d" % number) for number in range(count)))
+        await eventually(lambda: len(sink.got) == count)
+        assert sink.got == [b"%d" % number for number in range(count)]
+        assert sink.most < 3000  # what is in 16 KiB; a read from the network brings 16 times as much
+
+
+async def test_who_goes_with_much_that_is_unread_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    async with Rig(Echo(), message_rate=10, message_burst=1) as rig:
+        _, writer = await raw(rig)
+        await eventually(lambda: rig.fronts[0].counts.opened)
+        (peer,) = rig.fronts[0].all_routes[0].table.peers.values()
+        writer.write(masked(Opcode.TEXT, b"") * 20_000)
+        await eventually(lambda: peer.ws._unread)
+        peer.ws.transport.abort()
+        peer.ws.recv_messages.resume()  # as by who reads, in the moment before it has heard
+        await eventually(lambda: rig.fronts[0].counts.closed)
+        await fine(rig)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("frames", "code"),
     [
