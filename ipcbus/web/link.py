@@ -38,6 +38,7 @@ __all__ = [
     "MAX_FRONTS",
     "MAX_PAYLOAD",
     "OWN",
+    "SNAP_BYTES",
     "SNAP_ENTRIES",
     "TEXT",
     "VERSION",
@@ -165,7 +166,9 @@ LATEST: Final = "latest:"
 """Policy, followed by a key: a client that much waits for gets the newest message of that key, once it has caught up."""
 
 SNAP_ENTRIES: Final = 500
-"""Connections in one SNAP."""
+"""Connections in one SNAP, at most."""
+SNAP_BYTES: Final = 1 << 20
+"""Bytes that these take, about, unless a single one takes more: a request may bring a megabyte of headers."""
 CREDIT: Final = 1024
 """MSG events that may be on their way from one front end to one service process."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ipcbus.web.link import FRESH, OWN, SNAP_ENTRIES, Event
+from ipcbus.web.link import FRESH, OWN, SNAP_BYTES, SNAP_ENTRIES, Event
 from ipcbus.web.rooms import Rooms
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Table:
 
     def snapshot(self, owner: int) -> Iterator[tuple[Any, ...]]:
         """Yield the SNAP events that tell a process all of it, with a last one even if there is nothing."""
-        entries = [
+        entries: list[list[Any]] = [
             [
                 peer.cid,
                 peer.request,
@@ -133,5 +133,18 @@ class Table:
                 *((departed.peer, departed.groups) for departed in self.leaving(owner)),
             )
         ]
-        for begin in range(0, max(len(entries), 1), SNAP_ENTRIES):
-            yield Event.SNAP, entries[begin : begin + SNAP_ENTRIES], begin + SNAP_ENTRIES >= len(entries)
+        begin = size = 0
+        for end, entry in enumerate(entries):
+            weight = _weight(entry)
+            if end - begin == SNAP_ENTRIES or (end > begin and size + weight > SNAP_BYTES):
+                yield Event.SNAP, entries[begin:end], False
+                begin, size = end, 0
+            size += weight
+        yield Event.SNAP, entries[begin:], True
+
+
+def _weight(entry: list[Any]) -> int:
+    """Return how many bytes an entry takes, about: what is in it is the client's and the service's choice."""
+    _, request, state, groups, _ = entry
+    headers = request["headers"].values()
+    return len(request["path"]) + len(request["query"]) + len(state) + sum(map(len, headers)) + sum(map(len, groups))

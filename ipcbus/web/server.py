@@ -50,7 +50,7 @@ _PRELOAD = ("ipcbus.web.server", "ipcbus.web.host", "ipcbus.requests", "ipcbus.a
 _PRELOAD_DATABASE = ("sqlalchemy.orm", "ipcbus.web.database")
 """And where there is a database: SQLAlchemy takes longer to import than everything else together."""
 LARGEST = 2 * MAX_PAYLOAD
-"""Bytes that a message of a link may have: one of a client, or what there is to tell of 500 clients."""
+"""Bytes that a message of a link may have: one of a client, or what there is to tell of some clients: see ``SNAP_BYTES``."""
 STOP_TIMEOUT = 10.0
 """Seconds that a process may take to stop, besides the time in which connections are closed or handlers finish."""
 _ENDED = frozenset({"died", "done", "late", "stuck", "stopped", "killed"})

@@ -376,6 +376,22 @@ async def test_a_killed_service_loses_no_client_and_no_message() -> None:
         assert not any(route.table.departed for front in rig.fronts for route in front.all_routes)
 
 
+async def test_a_service_is_attached_whatever_its_clients_have_in_their_requests() -> None:
+    class Narrow(Rig):
+        def _channel(self) -> ipcbus.Channel:
+            url = f"inproc:?max_message={3 << 20}"
+            return self.stack.enter_context(ipcbus.open(url, serializer="msgpack", accept=("msgpack",)))
+
+    async with Narrow(Echo()) as rig:
+        much = [("User-Agent", "x" * 8000)] * 110  # as much as a request may have, nearly
+        clients = [await rig.connect("/echo", user_agent_header=None, additional_headers=much) for _ in range(4)]
+        await rig.kill(rig.hosts[0])
+        await rig.start_service(0, Echo())
+        for number, ws in enumerate(clients):
+            await ws.send(str(number))
+            assert await receive(ws) == number
+
+
 async def test_a_replaced_service_hands_over_without_losing_anything() -> None:
     async with Rig(Memory(), fronts=2, message_rate=0) as rig:
         ada, bob = await rig.connect("/memory?name=Ada", 0), await rig.connect("/memory?name=Bob", 1)
