@@ -23,6 +23,7 @@ __all__ = [
     "exhausted",
     "is_packing",
     "keep",
+    "lacking",
     "loading",
     "packing",
     "refused",
@@ -36,6 +37,14 @@ REMEDY = "close some descriptors or raise 'ulimit -n'"
 def exhausted(error: OSError) -> bool:
     """Tell whether what is lacking is a descriptor."""
     return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def lacking(error: ChannelBroken) -> bool:
+    """Tell whether a channel can go on once there is a descriptor; what could not be done then has not been done at all.
+
+    Its text is looked at, which says what the system has said, also where a transport in C has raised it.
+    """
+    return any(os.strerror(code) in str(error) for code in (errno.EMFILE, errno.ENFILE))
 
 
 def refused(what: str, error: OSError, then: str = "") -> ChannelBroken:

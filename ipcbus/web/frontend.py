@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
-from ipcbus.errors import ConfigError, SerializationError
+from ipcbus.errors import ChannelBroken, ConfigError, SerializationError
 from ipcbus.web.counts import Counts
 from ipcbus.web.delivery import Delivery
 from ipcbus.web.doors import Doors, draw_numbers
@@ -23,6 +23,7 @@ from ipcbus.web.orders import Orders
 from ipcbus.web.paths import both_want
 from ipcbus.web.peers import Peer
 from ipcbus.web.reading import read
+from ipcbus.web.scarcity import outlast
 from ipcbus.web.servicelink import Grant, Route, ServiceInbox, ServiceLink
 from ipcbus.web.socket import Socket
 from ipcbus.web.terms import GOING_AWAY, Terms
@@ -392,6 +393,9 @@ class FrontEnd:
                     raise LinkError(f"service process {batch.sender} does not exist")  # noqa: TRY301  handled as any other nonsense
             except EOFError:
                 return
+            except ChannelBroken as error:
+                await outlast(error, f"front end {self._index}")
+                continue
             except (SerializationError, LinkError) as error:
                 self.counts.nonsense += 1
                 logger.warning("front end %d: a message in the inbox is dropped: %s", self._index, error)

@@ -11,7 +11,7 @@ import re
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ConfigError, PeerDied, SerializationError
+from ipcbus.errors import ChannelBroken, ConfigError, PeerDied, SerializationError
 from ipcbus.web.failures import FAILURES, pass_on_cancellation
 from ipcbus.web.frontlink import FrontLink
 from ipcbus.web.hub import Counts, Hub
@@ -20,6 +20,7 @@ from ipcbus.web.link import CREDIT, EVENTS, Batch, Command, Event, LinkError, Se
 from ipcbus.web.moments import pause
 from ipcbus.web.outside import Outside, answers
 from ipcbus.web.pump import Pump
+from ipcbus.web.scarcity import outlast
 from ipcbus.web.service import Service
 
 if TYPE_CHECKING:
@@ -82,10 +83,8 @@ class Host:
         self._index = index
         self._front_inboxes = fronts
         self._fronts: list[FrontLink] = []
-        self._link_timeout = link_timeout
-        self._tick = min(1.0, link_timeout / 4)
-        self._finish_timeout = finish_timeout
-        self._paths = paths
+        self._link_timeout, self._tick = link_timeout, min(1.0, link_timeout / 4)
+        self._finish_timeout, self._paths = finish_timeout, paths
         self._refs = itertools.count(1)
         self._queries: dict[int, tuple[int, asyncio.Future[Any]]] = {}
         self._everywhere: list[int] = []
@@ -348,6 +347,9 @@ class Host:
                     raise LinkError(f"front end {batch.sender} does not exist")  # noqa: TRY301  handled as any other nonsense
             except EOFError:
                 return
+            except ChannelBroken as error:
+                await outlast(error, self.name)
+                continue
             except (SerializationError, LinkError) as error:
                 self.counts.nonsense += 1
                 logger.warning("%s: a message in the inbox is dropped: %s", self.name, error)

@@ -8,8 +8,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.bus.bus import Bus
-from ipcbus.errors import ChannelError, ConfigError, EncodeError, IpcbusError, SerializationError
+from ipcbus.errors import ChannelBroken, ChannelError, ConfigError, EncodeError, IpcbusError, SerializationError
 from ipcbus.web.failures import FAILURES, pass_on_cancellation
+from ipcbus.web.scarcity import outlast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -118,6 +119,10 @@ class Outside:
             except SerializationError as error:  # who asked is told, and nobody else is concerned
                 free.release()
                 logger.warning("%s: a request is dropped: %s", self._name, error)
+                continue
+            except ChannelBroken as error:
+                free.release()
+                await outlast(error, self._name)
                 continue
             task = asyncio.create_task(self._answer(handler, message))
             self._answering.add(task)

@@ -7,7 +7,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, EncodeError, MessageTooLarge, PeerDied
+from ipcbus.plumbing.fds import lacking
 from ipcbus.web.link import Batcher
+from ipcbus.web.scarcity import outlast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +23,8 @@ logger = logging.getLogger("ipcbus.web")
 
 HIGH_EVENTS = 2048
 HIGH_BYTES = 1 << 20
+MOST_TRIES = 10
+"""How often, within some seconds, what needs a descriptor is tried again; what is small need not wait behind it for longer."""
 
 
 class Pump:
@@ -50,6 +54,7 @@ class Pump:
         self._idle = asyncio.Event()
         self._idle.set()
         self._apart = 0  # events at the head of what waits that go one by one
+        self._tries = 0  # how often the batch at its head was put back for want of a descriptor
         self.lost = 0
         """Events that could not be delivered because the receiver was dead, or that the channel cannot carry."""
 
@@ -107,7 +112,7 @@ class Pump:
             self._wake.clear()
             while (batch := self._batcher.take(1) if self._apart else self._batcher.take()) is not None:
                 try:
-                    await self._send(aio, batch)
+                    sent = await self._send(aio, batch)
                 except ChannelClosed:
                     self._batcher.discard()
                     self._settle()
@@ -115,8 +120,8 @@ class Pump:
                 except (EncodeError, MessageTooLarge) as error:
                     self._refuse(batch, error)
                 else:
-                    if self._apart:
-                        self._apart -= 1
+                    if sent:
+                        self._apart, self._tries = max(0, self._apart - 1), 0
                 self._settle()
 
     def _refuse(self, batch: tuple[Any, ...], error: Exception) -> None:
@@ -132,7 +137,8 @@ class Pump:
         self.lost += 1
         logger.error("what was to be said to %s cannot be sent and is left out (op %d): %s", self._name, events[0][0], error)
 
-    async def _send(self, aio: AsyncChannel, batch: tuple[Any, ...]) -> None:
+    async def _send(self, aio: AsyncChannel, batch: tuple[Any, ...]) -> bool:
+        """Send a batch, or have what becomes of those whose receiver is dead; return False if it is to be tried again."""
         try:
             try:
                 await aio.send(batch)
@@ -140,6 +146,11 @@ class Pump:
                 # The receiver has died since the last send. If its replacement is there by now, a second try reaches it.
                 await aio.send(batch)
         except ChannelBroken as error:
+            if lacking(error) and self._tries < MOST_TRIES:
+                self._tries += 1
+                self._batcher.back(batch)
+                await outlast(error, f"to {self._name}")
+                return False
             if isinstance(error, PeerDied):
                 self._batcher.back(batch)  # nothing of it was sent
                 lost = 0
@@ -150,6 +161,7 @@ class Pump:
             self.lost += lost
             if lost:
                 logger.warning("%d events for %s are dropped: %s", lost, self._name, error)
+        return True
 
     def _settle(self) -> None:
         waiting = len(self._batcher)

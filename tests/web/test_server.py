@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -188,6 +190,26 @@ def test_a_reload_loses_nothing(programs: Any, join: Join) -> None:
             assert heard == list(range(sent))
         # The storm of twenty made one more restart, or two.
         assert 3 <= sum(entry.what == "started" and entry.name == "chat" for entry in server.history) <= 5
+
+
+@pytest.mark.parametrize("name", ["echo", "front-0"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_process_without_descriptors_keeps_its_clients_and_loses_nothing(scheme: str, name: str, programs: Any) -> None:
+    front = FrontConfig(bind="127.0.0.1:0", processes=1, max_size=1 << 20)
+    config = ServerConfig({"echo": ServiceConfig("web_programs:Echo")}, front, transport=channel_url(scheme))
+    with Server(config) as server, connect(f"ws://{server.address}/echo", proxy=None, open_timeout=PATIENCE) as ws:
+        pids, large = server.pids, "x" * (512 << 10)
+        taken = {int(entry.name) for entry in Path(f"/proc/{pids[name]}/fd").iterdir()}
+        free = next(fd for fd in itertools.count() if fd not in taken)
+        before = resource.prlimit(pids[name], resource.RLIMIT_NOFILE, (free, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        for number in range(3):
+            ws.send(str(number))
+            assert ws.recv(PATIENCE) == str(number)
+        ws.send(large)
+        assert ws.ping().wait(PATIENCE)  # it is on its way then, or waits
+        resource.prlimit(pids[name], resource.RLIMIT_NOFILE, before)
+        assert ws.recv(PATIENCE) == large
+        assert server.pids == pids
 
 
 def test_a_service_that_dies_again_and_again_stops_the_server(programs: Any) -> None:
