@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -303,6 +303,25 @@ def test_a_killed_process_is_replaced_and_the_gap_is_marked() -> None:
         assert news(feed).kind == "connected"
         out.send("after")
         assert news(feed).data == "after"
+
+
+def test_what_has_ended_is_not_tried_again_by_the_next_process() -> None:
+    with served(obey) as place, ipcbus.open("unix:") as feed, ExitStack() as stack:
+        outgoing = [stack.enter_context(ipcbus.open("unix:")) for _ in range(2)]
+        with connect([place.url, place.url], feed, outgoing, **QUICK) as client:
+            assert {news(feed).connection for _ in range(2)} == {0, 1}
+            outgoing[0].send("close 4400")
+            assert news(feed)[:2] == ("ended", "as you wish")
+            deadline = time.monotonic() + PATIENCE
+            while 0 not in client._over and time.monotonic() < deadline:
+                time.sleep(0.005)  # nothing tells of it
+            (pid,) = client.pids
+            os.kill(pid, signal.SIGKILL)
+            assert [news(feed)[:3:2] for _ in range(2)] == [("disconnected", 1), ("connected", 1)]
+            outgoing[1].send("close 4400")
+            assert news(feed)[:3] == ("ended", "as you wish", 1)
+            assert client.wait(PATIENCE)
+        assert rest(feed) == []
 
 
 def read_and_report(feed: ipcbus.Channel, report: ipcbus.Channel) -> None:

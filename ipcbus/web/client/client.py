@@ -12,6 +12,7 @@ from ipcbus.options import build
 from ipcbus.supervisor import Program, Supervisor
 from ipcbus.web.client.connection import Counts
 from ipcbus.web.client.incoming import Incoming
+from ipcbus.web.client.marks import Marks
 from ipcbus.web.client.options import ClientOptions, tls_context
 from ipcbus.web.client.work import Spec, Work, run_connections
 from ipcbus.web.headers import is_header
@@ -85,24 +86,26 @@ class Client:
         start_method: Literal["spawn", "forkserver", "fork"] | None,
     ) -> None:
         names = [f"client-{index}" for index in range(len(shares))]
-        self._snapshots = Snapshots(names)
+        self._snapshots = page = Snapshots(names)
+        over = self._over = Marks(sum(map(len, shares)))
         self._thread: _Thread | None = None
         self._supervisor: Supervisor | None = None
         try:
             if start_method is None:
-                self._thread = _Thread(shares[0], into, options, self._snapshots.slot(names[0]))
+                self._thread = _Thread(shares[0], into, options, page.slot(names[0]), over)
                 return
             self._supervisor = Supervisor(
                 [
                     # One that has nothing left to try ends by itself; one that was killed is started again.
-                    Program(name, run_connections, (share, into, options, self._snapshots.slot(name)), restart="on-failure")
+                    Program(name, run_connections, (share, into, options, page.slot(name), over), restart="on-failure")
                     for name, share in zip(names, shares, strict=True)
                 ],
                 start_method=start_method,
             )
             self._supervisor.start()
         except BaseException:
-            self._snapshots.close()
+            page.close()
+            over.close()
             raise
 
     def close(self) -> None:
@@ -116,6 +119,7 @@ class Client:
         if self._thread is not None:
             self._thread.stop()
         self._snapshots.close()
+        self._over.close()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until no connection will be tried again.
@@ -156,10 +160,10 @@ class Client:
 class _Thread:
     """A thread with an event loop, and the connections on it."""
 
-    def __init__(self, specs: list[Spec], into: Channel, options: ClientOptions, slot: Slot) -> None:
+    def __init__(self, specs: list[Spec], into: Channel, options: ClientOptions, slot: Slot, over: Marks) -> None:
         from multiprocessing.util import Finalize
 
-        self._args = (specs, into, options, slot)
+        self._args = (specs, into, options, slot, over)
         self._work: Work | None = None
         self._error: Exception | None = None
         self._ready = threading.Event()

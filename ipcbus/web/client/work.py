@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ipcbus.channel import Channel
     from ipcbus.supervisor import Life
+    from ipcbus.web.client.marks import Marks
     from ipcbus.web.client.options import ClientOptions
     from ipcbus.web.snapshots import Slot
 
@@ -43,10 +44,12 @@ class Work:
         into: the channel for all that they bring.
         options: how they are kept up.
         slot: where what is counted goes.
+        over: those that an earlier process has seen end for good, which are not tried again; those that do here are added.
     """
 
-    def __init__(self, specs: list[Spec], into: Channel, options: ClientOptions, slot: Slot) -> None:
-        self._specs = specs
+    def __init__(self, specs: list[Spec], into: Channel, options: ClientOptions, slot: Slot, over: Marks) -> None:
+        self._specs = [spec for spec in specs if spec.number not in over]
+        self._over = over
         self._into = into
         self._options = options
         self._counts = Counts()
@@ -68,7 +71,11 @@ class Work:
         gate = asyncio.Semaphore(HANDSHAKES)
         connections = asyncio.gather(
             *(
-                Connection(spec.number, spec.url, self._options, self._into, spec.outgoing, self._counts, gate).run(again=again)
+                self._keep(
+                    spec.number,
+                    Connection(spec.number, spec.url, self._options, self._into, spec.outgoing, self._counts, gate),
+                    again=again,
+                )
                 for spec in self._specs
             )
         )
@@ -84,17 +91,21 @@ class Work:
                     task.cancel()
                 await asyncio.gather(connections, stopping, return_exceptions=True)
 
+    async def _keep(self, number: int, connection: Connection, *, again: bool) -> None:
+        await connection.run(again=again)
+        self._over.set(number)
+
     def stop(self) -> None:
         """Make ``run`` return. From any thread, and from signal handlers."""
         self._loop.call_soon_threadsafe(self._stop.set)
 
 
-def run_connections(life: Life, specs: list[Spec], into: Channel, options: ClientOptions, slot: Slot) -> None:
+def run_connections(life: Life, specs: list[Spec], into: Channel, options: ClientOptions, slot: Slot, over: Marks) -> None:
     """Be a process of a client, until SIGTERM or until there is nothing left to try."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(processName)s[%(process)d] %(name)s: %(message)s")
 
     async def main() -> None:
-        work = Work(specs, into, options, slot)
+        work = Work(specs, into, options, slot, over)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.stop)
         await work.run(life.ready, again=life.incarnation > 0)
 
