@@ -94,11 +94,13 @@ class Database:
         connections: how many this process may have; None: all that the configuration allows.
 
     Raises:
-        ConfigError: the URL makes no sense, or it is a SQLite database in memory, of which each process would have its own.
+        ConfigError: the URL makes no sense or its driver is not installed, or it is a SQLite database in memory, of which each
+            process would have its own.
     """
 
     def __init__(self, config: DatabaseConfig, connections: int | None = None) -> None:
         url = _url(config.url)
+        _find_driver(url)  # so that a mistake is told here, and not by each process that uses it
         # Read now: the environment of the processes that it is passed to may be that of a fork server which began long ago.
         self._config = replace(config, url=url.render_as_string(hide_password=False))
         self._connections = config.connections if connections is None else connections
@@ -309,28 +311,36 @@ def _url(text: str) -> URL:
     return _parse(found)
 
 
-def _engine(config: DatabaseConfig, connections: int) -> Engine:
-    url = _parse(config.url)
-    from sqlalchemy import create_engine, event
+def _find_driver(url: URL) -> None:
+    """Make sure that there is what speaks to such a database; raises ``ConfigError``."""
+    from sqlalchemy import create_engine
     from sqlalchemy.exc import NoSuchModuleError
-    from sqlalchemy.pool import QueuePool
+    from sqlalchemy.pool import NullPool
 
-    is_sqlite = url.get_backend_name() == "sqlite"
     try:
-        engine = create_engine(
-            url,
-            poolclass=QueuePool,
-            pool_size=connections,
-            max_overflow=0,
-            pool_timeout=config.timeout,
-            pool_recycle=-1 if is_sqlite else _SECONDS_TO_KEEP,
-            pool_pre_ping=not is_sqlite,  # a server may have been started again
-            connect_args={"timeout": config.timeout, "check_same_thread": False} if is_sqlite else {},
-        )
+        create_engine(url, poolclass=NullPool)  # which opens nothing
     except NoSuchModuleError as error:
         raise ConfigError(f"database: no SQLAlchemy dialect is called {url.drivername!r}") from error
     except ImportError as error:
         raise ConfigError(f"database: {url.drivername} needs a driver that is not installed: {error}") from error
+
+
+def _engine(config: DatabaseConfig, connections: int) -> Engine:
+    url = _parse(config.url)
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.pool import QueuePool
+
+    is_sqlite = url.get_backend_name() == "sqlite"
+    engine = create_engine(
+        url,
+        poolclass=QueuePool,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=config.timeout,
+        pool_recycle=-1 if is_sqlite else _SECONDS_TO_KEEP,
+        pool_pre_ping=not is_sqlite,  # a server may have been started again
+        connect_args={"timeout": config.timeout, "check_same_thread": False} if is_sqlite else {},
+    )
     event.listen(engine, "connect", _connected)
     event.listen(engine, "before_cursor_execute", _before)
     if is_sqlite:

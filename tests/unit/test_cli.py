@@ -303,6 +303,11 @@ class TestDemo:
         assert [row[:2] for row in rows if len(row) > 3 and row[0].endswith(":")] == [["inproc:", "FAILED"], ["pipe:", "ok"]]
         assert said.stderr == "ipcbus: the chat failed over inproc:\n"
 
+    def test_a_database_that_nothing_speaks_to_is_named_in_one_line(self, run):
+        said = run("demo", "--port", "0", "--database", "nope://")
+        assert said.exit_code == 2
+        assert said.stderr.splitlines() == ["ipcbus: database: no SQLAlchemy dialect is called 'nope'"]
+
     def test_one_chat_has_one_transport(self, run):
         said = run("demo", "--transport", "pipe:", "--transport", "queue:")
         assert said.exit_code == 2

@@ -332,8 +332,8 @@ def test_the_ceiling_is_divided_and_none_is_left_over(processes: int, more: int)
         (lambda: Database(DatabaseConfig(url="sqlite:///file:name?mode=memory&uri=true")), "in memory"),
         (lambda: Database(DatabaseConfig(url="no url")), "cannot be read"),
         (lambda: Database(DatabaseConfig(url="$IPCBUS_NO_SUCH_VARIABLE")), "is not set"),
-        (lambda: Database(DatabaseConfig(url="nosuch://host/name")).engine, "no SQLAlchemy dialect is called 'nosuch'"),
-        (lambda: Database(DatabaseConfig(url="mysql+pymysql://host/name")).engine, "needs a driver that is not installed"),
+        (lambda: Database(DatabaseConfig(url="nosuch://host/name")), "no SQLAlchemy dialect is called 'nosuch'"),
+        (lambda: Database(DatabaseConfig(url="mysql+pymysql://host/name")), "needs a driver that is not installed"),
     ],
 )
 def test_what_is_wrong_is_named(make: Any, why: str) -> None:
