@@ -33,6 +33,7 @@ FLAGS = (
 )
 PATIENCE = 20_000
 """Milliseconds, as the browser's driver wants them."""
+sync_api.expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(autouse=True)
@@ -417,3 +418,28 @@ def test_long_names_end_in_dots(visit: Callable[..., Any]) -> None:
         assert name.evaluate("it => it.scrollWidth > it.clientWidth && getComputedStyle(it).textOverflow === 'ellipsis'")
         box = name.evaluate("it => [it.getBoundingClientRect().right, it.closest('aside, nav').getBoundingClientRect().right]")
         assert box[0] <= box[1]
+
+
+def test_messages_take_the_focus_from_nobody_who_has_only_a_keyboard(visit: Callable[..., Any]) -> None:
+    one, other = visit("Kim", "desk"), visit("Lee", "desk")
+    one.get_by_label("Name of another room").fill("window")
+    one.get_by_role("button", name="Join this room").press("Enter")
+    desk = one.get_by_role("navigation").get_by_role("button", name="desk")
+    desk.focus()
+    say(other, "you there?")
+    sync_api.expect(one.get_by_role("navigation").get_by_role("button", name="desk 1 unread")).to_be_focused()
+    one.get_by_role("button", name="Prices", exact=True).press("Enter")
+    one.get_by_role("button", name="Close the prices").press("Enter")
+    sync_api.expect(one.get_by_role("button", name="Prices", exact=True)).to_be_focused()
+    for _ in range(2):
+        one.get_by_role("button", name="Leave").press("Enter")
+    sync_api.expect(one.get_by_label("Name of another room")).to_be_focused()
+
+
+def test_what_people_write_has_the_direction_of_its_script(visit: Callable[..., Any]) -> None:
+    page = visit("שלום", "script")
+    for text, direction in (("مرحبا, world!", "rtl"), ("hello, עולם!", "ltr")):
+        say(page, text)
+        sync_api.expect(messages(page).last).to_have_text(text)
+        sync_api.expect(messages(page).last).to_have_css("direction", direction)
+    sync_api.expect(people(page).locator("span").last).to_have_css("direction", "rtl")
