@@ -171,15 +171,19 @@ class Doors:
         return None
 
     async def _find(self, path: str, cid: int, query: str) -> ServiceLink | None:
-        """Return the service process for a new connection once it is up; None if there is no such service."""
+        """Return the service process for a new connection once it is up or gone; None if there is no such service."""
         while True:
             route = self._house.routes.get(path)
             if route is not None:
                 link = route.link(cid, dict(parse_qsl(query)) if len(route.links) > 1 else {})
                 if link.up or link.gone:
                     return link
-            elif all(known.path is not None for known in self._house.all_routes):
-                return None
+            else:
+                unknown = [link for known in self._house.all_routes if known.path is None for link in known.links]
+                if not unknown:
+                    return None
+                if all(link.gone for link in unknown):
+                    return unknown[0]  # it may be the path of one of them, and no more can be said of those
             await self._house.news.wait()
 
     async def _ask(self, ws: Socket, link: ServiceLink, cid: int, request: Request) -> Grant | Refusal:

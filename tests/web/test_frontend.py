@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import socket
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -313,6 +314,27 @@ async def test_a_handshake_waits_for_its_service_and_not_for_ever() -> None:
         ws = await waiting
         await ws.send("x")
         assert await ws.recv() == "x"
+
+
+async def test_a_path_that_may_be_that_of_a_service_which_never_came_is_waited_for_until_that_is_gone() -> None:
+    class Late(Service):
+        path = "/late"
+
+    async with AsyncExitStack() as stack:
+        rig = Rig(Echo(), Late(), grace=0.1)
+        await stack.enter_async_context(rig.stack)
+        await rig.start_service(0)
+        front = await rig.start_front(0, incarnation=1)  # one that takes the place of another waits for nobody
+        await eventually(lambda: front.links[1].gone)
+        async with asyncio.timeout(rig.config.open_timeout / 2):  # nobody waits any more
+            for path in ("/late", "/nowhere"):
+                assert await refused(rig, path) == 503
+        await rig.start_service(1)
+        assert await refused(rig, "/nowhere") == 404
+        await rig.connect("/late")
+        for part in (front, *rig.hosts):
+            part.stop()
+            await rig.tasks[part]
 
 
 # ---------------------------------------------------------------------- one side begins anew
