@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ipcbus.codec import Codec
 from ipcbus.errors import ConfigError
 from ipcbus.options import URL, build, parse_url
-from ipcbus.settings import PRIVATE_MAX_MESSAGE, PUBLIC_MAX_MESSAGE, ChannelOptions, check, read_key, split
+from ipcbus.settings import ChannelOptions, check, max_message, read_key, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +45,7 @@ def resolve(url: str, **options: Any) -> Plan:
     if settings.key_file is not None:  # read again by each process that the channel comes to, wherever that works
         settings = dataclasses.replace(settings, key_file=str(_found(settings.key_file, where)))
     private = not (transport.capabilities.crosses_hosts or transport.capabilities.addressable)
-    limit = settings.max_message or (PRIVATE_MAX_MESSAGE if private else PUBLIC_MAX_MESSAGE)
-    return Plan(transport, parsed, settings, own, private, limit)
+    return Plan(transport, parsed, settings, own, private, max_message(settings, transport, private=private))
 
 
 def _found(path: str, where: str) -> Path:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ipcbus.transport import Transport
 
-__all__ = ["PRIVATE_MAX_MESSAGE", "PUBLIC_MAX_MESSAGE", "ChannelOptions", "check", "read_key", "split"]
+__all__ = ["PRIVATE_MAX_MESSAGE", "PUBLIC_MAX_MESSAGE", "ChannelOptions", "check", "max_message", "read_key", "split"]
 
 PRIVATE_MAX_MESSAGE = 1 << 30
 """Bytes of the largest frame of a channel that only this user's processes can reach, where nothing else is said."""
@@ -42,7 +42,7 @@ class ChannelOptions:
     overflow: Literal["block", "fail", "drop_new", "drop_old"] = "block"
     """What a send does when the channel is full: wait, raise ``ChannelFull``, or drop the newest or oldest message."""
     max_message: int | None = None
-    """Bytes of the largest frame; None: 1 GiB on private channels, else 64 MiB."""
+    """Bytes of the largest frame; None: 1 GiB on private channels, else 64 MiB, or less where the medium carries less."""
     checksum: bool = False
     """Whether frames carry a CRC-32."""
     key_file: str | None = None
@@ -69,12 +69,26 @@ def check(settings: ChannelOptions, transport: type[Transport], where: str) -> N
         raise ConfigError(f"{where}: capacity must be {least}, not {settings.capacity}")
     if settings.max_message is not None and settings.max_message < 64:
         raise ConfigError(f"{where}: max_message must be at least 64 bytes, not {settings.max_message}")
+    most = transport.capabilities.max_message
+    if settings.max_message is not None and most is not None and settings.max_message > most:
+        raise Unsupported(
+            f"{where!r} can carry messages of at most {most} bytes, not max_message={settings.max_message}; "
+            "use another transport, such as pipe:"
+        )
     if settings.accept == ():
         raise ConfigError(f"{where}: accept names no serializer, so nothing could be received; name one, or leave it out")
     if settings.receivers == "many" and not transport.capabilities.many_receivers:
         raise Unsupported(f"{where!r} has one receiver; receivers='many' needs another transport, such as unix:")
     if settings.overflow == "drop_old" and not transport.capabilities.drops_old:
         raise Unsupported(f"{where!r} cannot drop old messages; use overflow='drop_new' or another transport")
+
+
+def max_message(settings: ChannelOptions, transport: type[Transport], *, private: bool) -> int:
+    """Return how many bytes the largest frame of a channel has: what is asked for, else what is usual and can be carried."""
+    if settings.max_message is not None:
+        return settings.max_message
+    usual = PRIVATE_MAX_MESSAGE if private else PUBLIC_MAX_MESSAGE
+    return min(usual, transport.capabilities.max_message or usual)
 
 
 def read_key(path: str | None, where: str) -> bytes | None:

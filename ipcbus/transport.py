@@ -104,7 +104,10 @@ class Capabilities:
     durable: bool = False
     """Messages survive every process that uses the channel."""
     max_message: int | None = None
-    """Largest message in bytes that the medium itself can carry; None where only ``max_message`` bounds it."""
+    """Bytes of the largest message that the medium can carry, at least 64; None where only the channel's limit bounds it.
+
+    It is what a channel has where nothing else is asked for, so that no link is handed more; more is ``Unsupported``.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = [
+    "AddsHeader",
     "AlwaysReady",
     "Beheads",
     "BreaksOrder",
@@ -429,6 +430,15 @@ class WritesAtOnce(Sender):
 
     def send(self, frame: Frame, timeout: float | None) -> None:
         if len(frame) > 1024:
+            raise OSError(errno.EMSGSIZE, "Message too long")
+        super().send(frame, timeout)
+
+
+class AddsHeader(Sender):
+    """Writes pages, of which eight bytes are its own."""
+
+    def send(self, frame: Frame, timeout: float | None) -> None:
+        if sum(memoryview(part).nbytes for part in frame) > 4096 - 8:
             raise OSError(errno.EMSGSIZE, "Message too long")
         super().send(frame, timeout)
 

@@ -6,8 +6,9 @@ the contract is worth what its checks notice.
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipcbus
@@ -17,7 +18,7 @@ from ipcbus.testing.subject import Subject
 from ipcbus.transport import ChannelSpec, Handle, NoOptions, RecvLink, SendLink, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ipcbus.transport import Capabilities, Guarantees
 
@@ -89,6 +90,8 @@ class Mutant:
     receiver: type[broken.Receiver] = broken.Receiver
     handle: type[_Handle] = _Handle
     respec: Callable[[ChannelSpec], ChannelSpec] = lambda spec: spec
+    declares: Mapping[str, Any] = field(default_factory=dict)
+    """Capabilities that are others than inproc's."""
     tamper: Callable[[ipcbus.Channel], None] = lambda _: None
     """Called with each channel; for what is wrong above the transport."""
 
@@ -113,7 +116,7 @@ def register() -> None:
             facts = {
                 "__module__": __name__,
                 "scheme": mutant.scheme,
-                "capabilities": inproc.capabilities,
+                "capabilities": dataclasses.replace(inproc.capabilities, **mutant.declares),
                 "guarantees": inproc.guarantees,
                 "mutant": mutant,
             }
@@ -123,8 +126,6 @@ def register() -> None:
 
 
 def _one_more(spec: ChannelSpec) -> ChannelSpec:
-    import dataclasses
-
     return dataclasses.replace(spec, capacity=spec.capacity + 1)
 
 
@@ -144,7 +145,7 @@ def _lose_room(channel: ipcbus.Channel) -> None:
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("mutant-none", "does nothing wrong", ""),
+    Mutant("mutant-none", "does nothing wrong", "", declares={"max_message": 32 << 20}),
     Mutant("mutant-drop", "drops messages that end in byte 255", "every_value_travels", sender=broken.DropsRareValue),
     Mutant("mutant-duplicate", "delivers empty messages twice", "empty_messages", sender=broken.DuplicatesEmpty),
     Mutant("mutant-order", "lets a message overtake", "fifo", receiver=broken.BreaksOrder),
@@ -171,6 +172,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mutant-arrive", "keeps a descriptor each time its handle arrives", "value", handle=_LeakyHandle),
     Mutant("mutant-reuse", "writes the next message over the one received", "many_buffers", receiver=broken.Reuses),
     Mutant("mutant-gather", "cannot send more than 1024 buffers", "many_buffers", sender=broken.WritesAtOnce),
+    Mutant(
+        "mutant-frame",
+        "forgets its own header in what it says it carries",
+        "most_that_is_carried",
+        sender=broken.AddsHeader,
+        declares={"max_message": 4096},
+    ),
     Mutant("mutant-hold", "keeps the caller's buffers after send() returned", "snapshot", sender=broken.HoldsBuffers),
     Mutant("mutant-unmoved", "tells no sender that waits for room of a shutdown", "wait_wakes", sender=broken.WaitsForRoomOnly),
     Mutant("mutant-endless", "takes bytes after a shutdown", "shutdown", sender=broken.BytesAfterEnd),

@@ -8,6 +8,7 @@ import pytest
 from ipcbus.testing import contract, mutants
 from ipcbus.testing.runner import run_apart
 from ipcbus.testing.subject import Subject
+from ipcbus.transport import Capabilities
 
 CHECKS = {check.name: check for check in contract.CHECKS}
 KILLABLE = [mutant for mutant in mutants.MUTANTS if mutant.killed_by]
@@ -45,6 +46,16 @@ def test_what_other_programs_make_is_not_blamed_on_a_channel(tmp_path, monkeypat
     verdict = run_apart(CHECKS["close_frees"], lambda: Subject("inproc:"), timeout=30)
     other.communicate(b"enough", timeout=30)
     assert verdict.passed, verdict.report
+
+
+def test_a_transport_is_sent_nothing_that_its_medium_cannot_carry():
+    def names(capabilities):
+        return {check.name for check in contract.checks_for(capabilities)}
+
+    every, fitting = names(Capabilities()), names(Capabilities(max_message=4000))
+    assert fitting - every == {"most_that_is_carried"}
+    assert {"large_message", "child", "sender_killed", "close_frees"} <= every - fitting
+    assert {"fifo", "capacity", "inherited", "request"} <= fitting
 
 
 def test_there_are_enough():

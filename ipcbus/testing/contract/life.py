@@ -161,7 +161,7 @@ def check_close_unused(subject: Subject) -> None:
     raises(ChannelClosed, channel.recv, timeout=0)
 
 
-@check(13)
+@check(13, largest=4 << 20)
 def check_close_wakes(subject: Subject) -> None:
     """Close wakes a blocked call of another thread, which gets ChannelClosed."""
     channel = subject.open(capacity=1)
@@ -214,7 +214,7 @@ def check_close_keeps(subject: Subject) -> None:
     assert got == [1, 2, 3], f"of what waited when the receiving end closed, the next got {got}"
 
 
-@check(13)
+@check(13, largest=300_000)
 def check_close_frees(subject: Subject) -> None:
     """Close frees every descriptor, thread and name that a channel used."""
 
@@ -240,7 +240,7 @@ def check_close_frees(subject: Subject) -> None:
     assert not left, "three channels were used and closed, and left behind:\n" + "\n".join(left)
 
 
-@check(15)
+@check(15, largest=30_000)
 def check_threads(subject: Subject) -> None:
     """Four sending and two receiving threads share a channel: every message arrives exactly once, in each sender's order."""
     channel = subject.open(capacity=16)

@@ -137,7 +137,7 @@ def check_endless_timeout(subject: Subject) -> None:
     patient[1].result()
 
 
-@check(10)
+@check(10, largest=4 << 20)
 def check_send_deadline(subject: Subject) -> None:
     """A full channel raises ChannelFull at the deadline, for small and large messages alike."""
     channel = subject.open(capacity=2)
@@ -154,7 +154,7 @@ def check_send_deadline(subject: Subject) -> None:
     raises(ChannelEmpty, channel.recv, timeout=0)
 
 
-@check(10, 11)
+@check(10, 11, largest=5 << 20)
 def check_large_send_deadline(subject: Subject) -> None:
     """A large message that nobody receives is accepted or refused by the deadline; refused, it never arrives."""
     channel = subject.open(capacity=4)
@@ -184,7 +184,7 @@ def check_large_send_deadline(subject: Subject) -> None:
     raises(ChannelEmpty, channel.recv, timeout=0)
 
 
-@check(10, 11)
+@check(10, 11, largest=4 << 20)
 def check_impatient_receiver(subject: Subject) -> None:
     """A receiver that times out again and again in the middle of large messages gets each of them whole."""
     channel = subject.open(capacity=4)
@@ -220,7 +220,7 @@ def check_room_after_drain(subject: Subject) -> None:
         raises(ChannelFull, channel.send, 0, timeout=0)
 
 
-@check(10, 11)
+@check(10, 11, largest=400_000)
 def check_impatient_sender(subject: Subject) -> None:
     """Sends that time out beside a slow receiver: what was accepted arrives whole, what was refused never does."""
     channel = subject.open(capacity=2)
@@ -285,7 +285,7 @@ def check_blocked_send_resumes(subject: Subject) -> None:
     assert channel.recv(timeout=PATIENCE) == "second", "the message that had to wait did not arrive"
 
 
-@check(11)
+@check(11, largest=400_000)
 def check_interrupted_send(subject: Subject) -> None:
     """Sends interrupted by a raising signal handler, hundreds of times: the channel goes on, every message is whole."""
     child = subject.start(children.interrupted_send, subject.fresh_url(), subject.settings(), start_method="forkserver")
@@ -293,7 +293,7 @@ def check_interrupted_send(subject: Subject) -> None:
     assert interrupts > 20, f"only {interrupts} calls were interrupted: the check proved nothing"
 
 
-@check(11)
+@check(11, largest=400_000)
 def check_interrupted_recv(subject: Subject) -> None:
     """Receives interrupted by a raising signal handler: at most the one in hand is lost, every other arrives whole."""
     child = subject.start(children.interrupted_recv, subject.fresh_url(), subject.settings(), start_method="forkserver")
@@ -319,7 +319,7 @@ def check_many_at_once(subject: Subject) -> None:
     raises(ChannelEmpty, channel.recv_many, 3, timeout=0)
 
 
-@check(1, 3, 9)
+@check(1, 3, 9, largest=400_000)
 def check_many_of_all_kinds(subject: Subject) -> None:
     """A list of messages of every size and kind arrives whole and in order, whatever the transport sends together."""
     channel = subject.open(capacity=32)

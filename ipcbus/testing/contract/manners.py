@@ -24,7 +24,7 @@ _MANY = 1024
 """Descriptors that ``select()`` can tell apart."""
 
 
-@check(13)
+@check(13, largest=300_000)
 def check_leaves_no_trace(subject: Subject) -> None:
     """A channel that is gone has left no file and changed no signal, and no program started meanwhile has a part of it."""
     settings = subject.settings()
@@ -41,7 +41,7 @@ def check_leaves_no_trace(subject: Subject) -> None:
     assert not changed, f"a channel was used and closed, and has changed what signals do: {sorted(changed)}"
 
 
-@check(13, 16)
+@check(13, 16, largest=300_000)
 def check_fork_frees(subject: Subject) -> None:
     """What a forked child has of its parent's ends goes when it closes the channel; the parent's go on.
 
@@ -63,7 +63,7 @@ def check_fork_frees(subject: Subject) -> None:
         assert channel.recv(timeout=PATIENCE) == "after", "the parent's end does not work after a child has closed its own"
 
 
-@check(13)
+@check(13, largest=2 << 20)
 def check_memory(subject: Subject) -> None:
     """Messages that were received and let go of take no memory any more."""
     channel = subject.open(capacity=4)
@@ -85,7 +85,7 @@ def check_memory(subject: Subject) -> None:
     assert grown < 24, f"48 messages of 1 MiB were received and dropped, and the process has grown by {grown:.0f} MiB"
 
 
-@check(10)
+@check(10, largest=300_000)
 def check_many_descriptors(subject: Subject) -> None:
     """A channel works in a process that has more descriptors open than ``select()`` can tell apart."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

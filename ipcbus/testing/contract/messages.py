@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelEmpty, ContentRefused, DecodeError, EncodeError, MessageTooLarge
+from ipcbus.errors import ChannelEmpty, ContentRefused, DecodeError, EncodeError, MessageTooLarge, Unsupported
 from ipcbus.testing import children
 from ipcbus.testing.contract.registry import check
 from ipcbus.testing.subject import PATIENCE, Subject, pattern, raises
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SIZES = (0, 1, 64, 4095, 4096, 4097, 65535, 65536, 65537, 1 << 20)
 """Bytes: around what pipes, pages and fast paths treat differently."""
+_PLENTY = 64 << 20
+"""Bytes that a message of a check may have at most."""
 
 
 def _send_all(channel: ipcbus.Channel, values: list[Any]) -> None:
@@ -51,7 +53,7 @@ def check_every_value_travels(subject: Subject) -> None:
     sending.result()
 
 
-@check(2)
+@check(2, largest=2 << 20)
 def check_whole_messages(subject: Subject) -> None:
     """Messages around every size that something treats specially arrive whole, raw and pickled."""
     channel = subject.open(capacity=4)
@@ -64,7 +66,7 @@ def check_whole_messages(subject: Subject) -> None:
     raises(ChannelEmpty, channel.recv, timeout=0)
 
 
-@check(2)
+@check(2, largest=21 << 20)
 def check_large_message(subject: Subject) -> None:
     """A message of 20 MiB arrives whole, and so do the small ones around it."""
     channel = subject.open(capacity=8)
@@ -75,7 +77,7 @@ def check_large_message(subject: Subject) -> None:
     sending.result()
 
 
-@check(2)
+@check(2, largest=5 << 20)
 def check_many_buffers(subject: Subject) -> None:
     """Messages of many out-of-band buffers, empty ones among them, arrive whole, and stay as they are."""
     channel = subject.open()
@@ -88,7 +90,7 @@ def check_many_buffers(subject: Subject) -> None:
         _same(arrived, value, f"a message of {len(value[0].parts)} buffers")
 
 
-@check(4)
+@check(4, largest=3 << 20)
 def check_snapshot(subject: Subject) -> None:
     """What arrives is what was passed to send, though the caller changes it right after the call."""
     channel = subject.open(capacity=4)
@@ -172,7 +174,7 @@ def check_content_refused(subject: Subject) -> None:
     raises(ChannelEmpty, channel.recv, timeout=0)
 
 
-@check(8)
+@check(8, largest=20_000)
 def check_too_large(subject: Subject) -> None:
     """A message over max_message raises in send, sends nothing and uses up no room."""
     channel = subject.open(capacity=1, max_message=20_000)
@@ -183,6 +185,21 @@ def check_too_large(subject: Subject) -> None:
         channel.send(pattern(size, 2), timeout=1)
         _same(channel.recv(timeout=PATIENCE), pattern(size, 2), f"the message of {size} bytes after one too large")
     raises(ChannelEmpty, channel.recv, timeout=0)
+
+
+@check(8, 20, applies=lambda can: can.max_message is not None and can.max_message <= _PLENTY)
+def check_most_that_is_carried(subject: Subject) -> None:
+    """What the medium can just carry arrives whole; what it cannot raises in send, and no channel is made for more."""
+    most = subject.capabilities.max_message
+    assert most is not None  # or the check would not apply
+    channel = subject.open(capacity=1)
+    error = raises(MessageTooLarge, channel.send, pattern(most + 1, 1), timeout=0)
+    assert error.limit == most, f"the transport carries {most} bytes, and the error says that {error.limit} are the limit"
+    message = pattern(2 * most + 1 - error.size, 2)  # what was put around the one above takes some of them
+    receiving = subject.thread(channel.recv, timeout=PATIENCE)
+    channel.send(message, timeout=PATIENCE)
+    _same(receiving.result(), message, f"a message of {most} bytes, which the transport says it carries,")
+    raises(Unsupported, subject.open, max_message=most + 1)
 
 
 @check(2)

@@ -14,7 +14,7 @@ from ipcbus.testing.contract.registry import check
 from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
 
 
-@check(2, 12, 16, scope="start method")
+@check(2, 12, 16, scope="start method", largest=4 << 20)
 def check_child(subject: Subject) -> None:
     """A child that got channels as arguments receives and sends; messages of every size come back whole."""
     there, back = subject.open(capacity=4), subject.open(capacity=4)
@@ -35,7 +35,7 @@ def check_child(subject: Subject) -> None:
     child.result()
 
 
-@check(1, 2, 3, 16, scope="start method")
+@check(1, 2, 3, 16, scope="start method", largest=80_000)
 def check_child_fifo(subject: Subject) -> None:
     """Three sending children: each one's messages arrive once, whole, in its order, though it ends right after the last."""
     channel = subject.open(capacity=32)
@@ -221,7 +221,7 @@ def check_roles_travel(subject: Subject) -> None:
     assert child.result() == ["Unsupported", "Unsupported", repr("from the parent")], "a role does not hold in the child"
 
 
-@check(13, scope="process")
+@check(13, scope="process", largest=40_000)
 def check_close_elsewhere(subject: Subject) -> None:
     """What a child accepted and closed arrives, and the channel lives on for the others."""
     channel = subject.open(capacity=64)
@@ -246,7 +246,7 @@ def check_channel_in_message(subject: Subject) -> None:
     child.result()
 
 
-@check(18, scope="process", applies=lambda can: can.survives_kill)
+@check(18, scope="process", applies=lambda can: can.survives_kill, largest=300_000)
 def check_sender_killed(subject: Subject) -> None:
     """A sender killed while it sends: what arrives is whole and in order, and others send on."""
     channel = subject.open(capacity=16)
@@ -264,7 +264,7 @@ def check_sender_killed(subject: Subject) -> None:
         assert channel.recv(timeout=PATIENCE) == "others go on", "after a sender was killed, another's message did not arrive"
 
 
-@check(18, scope="process", applies=lambda can: can.survives_kill)
+@check(18, scope="process", applies=lambda can: can.survives_kill, largest=300_000)
 def check_receiver_killed(subject: Subject) -> None:
     """A receiver killed while it receives: no send is stuck, and a successor receives whole messages."""
     channel = subject.open(capacity=8)
@@ -285,7 +285,7 @@ def check_receiver_killed(subject: Subject) -> None:
         assert successor.result() == "mark", "the successor did not receive"
 
 
-@check(18, scope="process", applies=lambda can: can.detects_dead_receiver)
+@check(18, scope="process", applies=lambda can: can.detects_dead_receiver, largest=4 << 20)
 def check_dead_receiver(subject: Subject) -> None:
     """A sender that waits for room gets PeerDied within a second when the receiver that should make it dies."""
     for message in ("small", pattern(3 << 20, 1)):

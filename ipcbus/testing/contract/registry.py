@@ -37,7 +37,7 @@ CHECKS: list[Check] = []
 
 
 def check(
-    *rules: int, scope: Scope = "thread", applies: Callable[[Capabilities], bool] = lambda _: True
+    *rules: int, scope: Scope = "thread", applies: Callable[[Capabilities], bool] = lambda _: True, largest: int = 2000
 ) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
     """Enter a function ``check_NAME(subject)`` into the list.
 
@@ -45,11 +45,14 @@ def check(
         *rules: the numbers of the rules it is about.
         scope: see :class:`Check`; anything but ``thread`` asks for a transport that crosses processes.
         applies: see :class:`Check`.
+        largest: bytes that no message it sends exceeds; a transport whose medium carries less is not asked to.
     """
 
     def enter(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
         def fits(capabilities: Capabilities) -> bool:
-            return (scope == "thread" or capabilities.crosses_processes) and applies(capabilities)
+            most = capabilities.max_message
+            carries = most is None or most >= largest
+            return carries and (scope == "thread" or capabilities.crosses_processes) and applies(capabilities)
 
         CHECKS.append(Check(function.__name__.removeprefix("check_"), rules, scope, fits, function))
         return function

@@ -34,7 +34,7 @@ def check_wait(subject: Subject) -> None:
     assert ipcbus.wait([channel], timeout=0.02) == [], "a drained channel is ready"
 
 
-@check(10)
+@check(10, largest=200_000)
 def check_wait_fresh(subject: Subject) -> None:
     """What wait() calls ready can be received with timeout=0, for every one of many fresh messages."""
     channel = subject.open(capacity=4)
@@ -170,7 +170,7 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(bounded())
 
 
-@check(1, 10)
+@check(1, 10, largest=300_000)
 def check_aio(subject: Subject) -> None:
     """Coroutines send and receive in order, wait for room, and see the end."""
     channel = subject.open(capacity=3)
@@ -242,7 +242,7 @@ def check_aio_room(subject: Subject) -> None:
     _run(main())
 
 
-@check(11)
+@check(11, largest=200_000)
 def check_aio_cancelled_recv(subject: Subject) -> None:
     """Receives cancelled at many instants under traffic lose nothing."""
     channel = subject.open(capacity=8)
