@@ -42,6 +42,7 @@ __all__ = [
     "OverrunsDeadline",
     "Receiver",
     "Reuses",
+    "ReusesSmall",
     "Sender",
     "SendsAfterFull",
     "SendsLate",
@@ -412,17 +413,25 @@ class Trickles(Receiver):
 class Reuses(Receiver):
     """Hands out large messages in memory that the next one is written to."""
 
+    sizes = range(100_000, 8 << 20)
+
     def __init__(self, link: Any) -> None:
         super().__init__(link)
-        self._memory = memoryview(bytearray(8 << 20))
+        self._memory = memoryview(bytearray(self.sizes.stop))
 
     def recv(self, timeout: float | None) -> Frame:
         frame = super().recv(timeout)
         whole = b"".join(frame)
-        if not 100_000 < len(whole) <= len(self._memory):
+        if len(whole) not in self.sizes:
             return frame
         self._memory[: len(whole)] = whole
         return [self._memory[: len(whole)]]
+
+
+class ReusesSmall(Reuses):
+    """Does so with what one read of a socket brings."""
+
+    sizes = range(1, 1 << 16)
 
 
 class WritesAtOnce(Sender):

@@ -171,6 +171,10 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mutant-trickle", "keeps a descriptor with every hundredth message", "close_frees", receiver=broken.Trickles),
     Mutant("mutant-arrive", "keeps a descriptor each time its handle arrives", "value", handle=_LeakyHandle),
     Mutant("mutant-reuse", "writes the next message over the one received", "many_buffers", receiver=broken.Reuses),
+    Mutant("mutant-slab", "writes the next small message over the one received", "many_buffers", receiver=broken.ReusesSmall),
+    Mutant("mutant-apart", "lets a message of a thread overtake another's", "fifo", sender=rude.ThreadsApart),
+    Mutant("mutant-ended", "keeps a descriptor after a shutdown and close", "close_frees", sender=rude.ShutIsClosed),
+    Mutant("mutant-waited", "keeps a descriptor when nothing came", "close_frees", receiver=rude.KeepsWhatItWaitedWith),
     Mutant("mutant-gather", "cannot send more than 1024 buffers", "many_buffers", sender=broken.WritesAtOnce),
     Mutant(
         "mutant-frame",

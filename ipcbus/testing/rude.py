@@ -31,6 +31,7 @@ __all__ = [
     "Hoards",
     "Inheritable",
     "KeepsForEver",
+    "KeepsWhatItWaitedWith",
     "LocksReceiving",
     "LocksSending",
     "NapsReceiving",
@@ -38,7 +39,9 @@ __all__ = [
     "NegativeIsNever",
     "Resets",
     "Selects",
+    "ShutIsClosed",
     "StruckDown",
+    "ThreadsApart",
     "Ticks",
     "TiredReceiving",
     "TiredSending",
@@ -83,6 +86,20 @@ class Uncounted(Sender):
 
     def depth(self) -> int:
         return 0
+
+
+class ThreadsApart(Sender):
+    """Has a connection for each thread that sends, and what goes through a later one takes longer."""
+
+    def __init__(self, link: Any) -> None:
+        super().__init__(link)
+        self._first = threading.get_ident()
+
+    def send(self, frame: Frame, timeout: float | None) -> None:
+        if threading.get_ident() == self._first:
+            super().send(frame, timeout)
+        else:
+            threading.Timer(0.01, super().send, (frame, timeout)).start()
 
 
 class AlwaysDrops(Sender):
@@ -230,6 +247,24 @@ class Inheritable(Holds):
     def __init__(self, link: Any) -> None:
         super().__init__(link)
         os.set_inheritable(self._fds[0], True)  # noqa: FBT003  the call takes it by position
+
+
+class ShutIsClosed(Holds):
+    """Takes an end that was shut down for one that is closed."""
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._fds.clear()
+
+
+class KeepsWhatItWaitedWith(Receiver):
+    """Opens a descriptor to wait with, and closes it when something came."""
+
+    def recv(self, timeout: float | None) -> Frame:
+        fd = os.eventfd(0)
+        frame = super().recv(timeout)
+        os.close(fd)
+        return frame
 
 
 class Forgotten(Holds):

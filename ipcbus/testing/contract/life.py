@@ -216,7 +216,7 @@ def check_close_keeps(subject: Subject) -> None:
 
 @check(13, largest=300_000)
 def check_close_frees(subject: Subject) -> None:
-    """Close frees every descriptor, thread and name that a channel used."""
+    """Close frees every descriptor, thread and name that a channel used, whatever came before."""
 
     def use() -> None:
         with ipcbus.open(subject.fresh_url(), capacity=4, **settings) as channel:
@@ -228,8 +228,14 @@ def check_close_frees(subject: Subject) -> None:
             for n in range(120):  # what is left behind now and then only
                 channel.send(n, timeout=PATIENCE)
                 channel.recv(timeout=PATIENCE)
+            raises(ChannelEmpty, channel.recv, timeout=0.001)
             channel.send(2, timeout=PATIENCE)
             asyncio.run(asyncio.wait_for(channel.aio.recv(), PATIENCE))
+            for n in range(4):
+                channel.send(n, timeout=PATIENCE)
+            raises(ChannelFull, channel.send, 4, timeout=0.001)
+            channel.shutdown()
+            assert list(_until_end(channel)) == [0, 1, 2, 3], "not what was accepted before the shutdown arrived"
 
     settings = subject.settings()
     use()  # what a process sets up once and keeps is not a leak

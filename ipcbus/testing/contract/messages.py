@@ -31,8 +31,13 @@ def _same(got: Any, sent: Any, what: str) -> None:
 
 @check(1, 3)
 def check_fifo(subject: Subject) -> None:
-    """Messages of one sender arrive once each, in order."""
+    """Messages of one sender arrive once each, in order, also where its threads take turns."""
     channel = subject.open(capacity=16)
+    for n in range(8):
+        channel.send(2 * n, timeout=PATIENCE)
+        subject.thread(channel.send, 2 * n + 1, timeout=PATIENCE).result()
+    turns = [channel.recv(timeout=PATIENCE) for _ in range(16)]
+    assert turns == list(range(16)), f"what two threads sent by turns, each after the other, arrived as {turns}"
     sending = subject.thread(_send_all, channel, list(range(1000)))
     got = [channel.recv(timeout=PATIENCE) for _ in range(1000)]
     sending.result()
@@ -83,6 +88,7 @@ def check_many_buffers(subject: Subject) -> None:
     channel = subject.open()
     values = [[children.Buffers([pattern(size, n + size) for size in (0, 5000, 4096, 1, 70_000)] * 5)] for n in range(3)]
     values.append([children.Buffers([pattern(4096, n) for n in range(1100)])])  # Linux writes 1024 in one call
+    values += [[children.Buffers([pattern(5000, n)])] for n in range(3)]  # what one read brings is kept elsewhere, maybe
     sending = subject.thread(_send_all, channel, values)
     got = [channel.recv(timeout=PATIENCE) for _ in values]
     sending.result()
