@@ -200,6 +200,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mutant-empties", "takes what waits with it at close", "close_keeps", receiver=rude.Empties),
     Mutant("mutant-locks", "receives nothing while another thread waits", "waits_alone", receiver=rude.LocksReceiving),
     Mutant("mutant-locks-send", "sends nothing while another thread waits", "waits_alone", sender=rude.LocksSending),
+    Mutant("mutant-sleeps", "loses a wake-up now and then", "one_at_a_time", sender=rude.LosesWakeups),
     Mutant("mutant-naps", "looks again and again for a message", "recv_deadline", receiver=rude.NapsReceiving),
     Mutant("mutant-naps-send", "looks again and again for room", "send_deadline", sender=rude.NapsSending),
     Mutant("mutant-ticks", "has a thread that looks again and again", "wait_quiet", receiver=rude.Ticks),

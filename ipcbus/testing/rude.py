@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel
+from ipcbus.plumbing.clock import Deadline
 from ipcbus.testing.broken import Receiver, Sender
 from ipcbus.transport import LINGER
 
@@ -34,6 +35,7 @@ __all__ = [
     "KeepsWhatItWaitedWith",
     "LocksReceiving",
     "LocksSending",
+    "LosesWakeups",
     "NapsReceiving",
     "NapsSending",
     "NegativeIsNever",
@@ -118,6 +120,22 @@ class Empties(Receiver):
             while True:
                 self.link.recv(0)
         super().close()
+
+
+class LosesWakeups(Sender):
+    """Silences its bell right before it sleeps, and not before it looks."""
+
+    def send(self, frame: Frame, timeout: float | None) -> None:
+        deadline = Deadline(timeout)
+        while True:
+            try:
+                return super().send(frame, 0)
+            except ChannelFull:
+                if deadline.expired:
+                    raise
+            poller = select.poll()
+            poller.register(self.link._quiet().fileno(), select.POLLIN)  # noqa: SLF001  a mutant is wrong inside
+            poller.poll(deadline.milliseconds())
 
 
 class LocksReceiving(Receiver):

@@ -7,6 +7,7 @@ import random
 import resource
 import select
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,48 @@ from ipcbus.testing.contract.registry import check
 from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
+    from types import FrameType
+
+
+@check(9, 10, 15)
+def check_one_at_a_time(subject: Subject) -> None:
+    """No wake-up is lost between a look and the sleep behind it, where both sides wait for each message."""
+    channel = subject.open(capacity=1)
+    count, patience = 300, 3 * LATE
+
+    def send() -> None:
+        for n in range(count):
+            channel.send(n, timeout=patience)
+
+    def receive() -> None:
+        for n in range(count):
+            try:
+                got = channel.recv(timeout=patience)
+            except ChannelEmpty as error:
+                raise AssertionError(f"message {n} of {count} did not come: one side sleeps, and was not woken") from error
+            assert got == n, f"message {n} arrived as {got}"
+
+    receiving, sending = subject.thread(_mixed, receive, 1), subject.thread(_mixed, send, 2)
+    receiving.result(3 * PATIENCE)
+    sending.result()
+
+
+def _mixed(call: Callable[[], None], seed: int) -> None:
+    """Call, and have other threads run between any two lines of Python, a tenth of them."""
+    moments = random.Random(seed)  # noqa: S311  instants, not secrets
+
+    def step(_: FrameType, event: str, __: object) -> Any:
+        if event == "line" and moments.random() < 0.1:
+            time.sleep(0)
+        return step
+
+    before = sys.gettrace()
+    sys.settrace(step)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
 
 
 @check(10)
