@@ -169,6 +169,14 @@ def sized(n: int) -> int:
     return (0, 10, 64, 5_000, 70_000)[n % 5] if n % 25 == 0 else n % 200
 
 
+def send_one_and_hold(line: Line, channel: ipcbus.Channel, message: Any) -> None:
+    """Send one message, and then keep the sending end without using it."""
+    line.say("sending")
+    channel.send(message, timeout=3 * PATIENCE)
+    line.say("sent")
+    line.hear(6 * PATIENCE)
+
+
 def send_on_demand(line: Line, channel: ipcbus.Channel) -> None:
     """Send what the check says, until it says nothing more; report how each send went."""
     while (value := line.hear()) is not None:
@@ -224,12 +232,12 @@ def send_until_closed(line: Line, channel: ipcbus.Channel) -> int:
             line.say("sending")
 
 
-def send_until_full(line: Line, channel: ipcbus.Channel) -> int:
-    """Send until the channel is full; return how many were accepted."""
+def send_until_full(line: Line, channel: ipcbus.Channel, padding: bytes = b"") -> int:
+    """Send numbers until the channel is full; return how many were accepted."""
     n = 0
     try:
         while True:
-            channel.send(n, timeout=0.2)
+            channel.send((n, padding), timeout=0.2)
             n += 1
     except ChannelFull:
         line.say(n)
@@ -246,8 +254,8 @@ def send_for_ever(line: Line, channel: ipcbus.Channel, number: int) -> None:
 
 def recv_for_ever(line: Line, channel: ipcbus.Channel) -> None:
     """Receive until killed."""
-    channel.recv(timeout=PATIENCE)
-    line.say("receiving")
+    n, _ = channel.recv(timeout=PATIENCE)
+    line.say(n)
     while True:
         channel.recv(timeout=3 * PATIENCE)
 
@@ -264,15 +272,17 @@ def recv_count(line: Line, channel: ipcbus.Channel, count: int) -> list[Any]:
     return [channel.recv(timeout=PATIENCE) for _ in range(count)]
 
 
-def recv_marked(line: Line, channel: ipcbus.Channel) -> str:
-    """Receive whole messages until the mark."""
+def recv_marked(line: Line, channel: ipcbus.Channel) -> list[int]:
+    """Receive whole messages until the mark; return their numbers."""
     channel.ready()  # opens this end, so that from "ready" on nobody is told of the dead one any more
     line.say("ready")
+    got: list[int] = []
     while True:
         n, data = channel.recv(timeout=PATIENCE)
         if n == "mark":
-            return str(n)
+            return got
         assert data == pattern((20, 8_000, 200_000)[n % 3], n), f"message {n} arrived torn at the successor"
+        got.append(n)
 
 
 inherited: list[ipcbus.Channel] = []

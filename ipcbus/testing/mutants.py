@@ -1,7 +1,7 @@
 """Mutants: inproc with one rule broken each, which the contract must catch. Who changes a check runs them.
 
-A mutant is a transport whose links wrap inproc's. Its name is its scheme, and each names a check that must fail on it:
-the contract is worth what its checks notice.
+A mutant is a transport whose links wrap inproc's, or pipe's where what it breaks shows between processes. Its name is
+its scheme, and each names a check that must fail on it: the contract is worth what its checks notice.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipcbus
 from ipcbus.errors import EncodeError
-from ipcbus.testing import broken, rude
+from ipcbus.testing import apart, broken, rude
 from ipcbus.testing.subject import Subject
-from ipcbus.transport import ChannelSpec, Handle, NoOptions, RecvLink, SendLink, Transport
+from ipcbus.transport import ChannelSpec, Handle, RecvLink, SendLink, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,17 +63,28 @@ def _arrive_leaking(*parts: Any) -> _LeakyHandle:
     return _LeakyHandle(*parts)
 
 
+class _HastyHandle(_Handle):
+    """Opens something before it knows whether it may receive."""
+
+    __slots__ = ()
+
+    def open_receiver(self) -> RecvLink:
+        fd = os.eventfd(0)
+        link = super().open_receiver()
+        os.close(fd)
+        return link
+
+
 class _MutantTransport(Transport):
-    """inproc, with links of the mutant's."""
+    """inproc, or another, with links of the mutant's."""
 
     capabilities: ClassVar[Capabilities]
     guarantees: ClassVar[Guarantees]
-    options = NoOptions
     mutant: ClassVar[Mutant]
 
     @classmethod
     def create(cls, spec: ChannelSpec, options: object) -> Handle:
-        inner = ipcbus.transports.get("inproc").create(cls.mutant.respec(spec), options)
+        inner = ipcbus.transports.get(cls.mutant.inner).create(cls.mutant.respec(spec), options)
         return cls.mutant.handle(inner, cls.mutant.sender, cls.mutant.receiver)
 
 
@@ -90,8 +101,10 @@ class Mutant:
     receiver: type[broken.Receiver] = broken.Receiver
     handle: type[_Handle] = _Handle
     respec: Callable[[ChannelSpec], ChannelSpec] = lambda spec: spec
+    inner: str = "inproc"
+    """The transport that it wraps."""
     declares: Mapping[str, Any] = field(default_factory=dict)
-    """Capabilities that are others than inproc's."""
+    """Capabilities that are others than that one's."""
     tamper: Callable[[ipcbus.Channel], None] = lambda _: None
     """Called with each channel; for what is wrong above the transport."""
 
@@ -110,14 +123,15 @@ class MutantSubject(Subject):
 
 def register() -> None:
     """Make every mutant's scheme known in this process. Idempotent."""
-    inproc = ipcbus.transports.get("inproc")
     for mutant in MUTANTS:
         if mutant.scheme not in ipcbus.transports:
+            inner = ipcbus.transports.get(mutant.inner)
             facts = {
                 "__module__": __name__,
                 "scheme": mutant.scheme,
-                "capabilities": dataclasses.replace(inproc.capabilities, **mutant.declares),
-                "guarantees": inproc.guarantees,
+                "capabilities": dataclasses.replace(inner.capabilities, **mutant.declares),
+                "guarantees": inner.guarantees,
+                "options": inner.options,
                 "mutant": mutant,
             }
             # Under a name of its own in this module, where a channel that arrives in a process looks for it.
@@ -211,6 +225,25 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("mutant-forgotten", "leaves a file behind that it held", "leaves_no_trace", sender=rude.Forgotten),
     Mutant("mutant-dropped", "leaves a file behind under a name of its own", "close_frees", sender=rude.Dropped),
     Mutant("mutant-keeps", "does nothing about what a forked child inherits", "fork_frees", sender=rude.KeepsForEver),
+    Mutant("mutant-pipe", "does nothing wrong between processes", "", inner="pipe"),
+    Mutant(
+        "mutant-rest",
+        "waits for the rest of a message beyond its deadline",
+        "stopped_sender",
+        sender=apart.InParts,
+        receiver=apart.WaitsForTheRest,
+        inner="pipe",
+    ),
+    Mutant(
+        "mutant-mark",
+        "ends before what another process had sent",
+        "shutdown_of_many",
+        sender=apart.MarksEnd,
+        receiver=apart.EndsAtMark,
+        inner="pipe",
+    ),
+    Mutant("mutant-again", "sends again what was received", "receiver_killed", sender=apart.SendsAgain, inner="pipe"),
+    Mutant("mutant-stranger", "keeps a descriptor when it may not receive", "one_receiver", handle=_HastyHandle, inner="pipe"),
     Mutant("mutant-ends", "ends the channel when one sending end is closed", "close_one_role", sender=rude.EndsAll),
 )
 """Every mutant, the one that is none first."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import pickle
+import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipcbus
-from ipcbus.errors import ChannelBusy, ChannelEmpty, EndOfChannel, PeerDied
-from ipcbus.testing import children
+from ipcbus.errors import ChannelBusy, ChannelEmpty, ChannelFull, EndOfChannel, PeerDied
+from ipcbus.testing import children, leaks
 from ipcbus.testing.contract.registry import check
 from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @check(2, 12, 16, scope="start method", largest=4 << 20)
@@ -123,7 +129,10 @@ def check_one_receiver(subject: Subject) -> None:
     raises(ChannelBusy, channel.recv, timeout=0)
     error = raises(ChannelBusy, channel.recv, timeout=PATIENCE)
     assert error.pid in (None, child.pid), f"the error names process {error.pid}, the receiver is {child.pid}"
+    before = leaks.snapshot()
     raises(ChannelBusy, ipcbus.wait, [channel], timeout=0)
+    left = leaks.compare(before)
+    assert not left, "what was opened before it was known that another process receives is left behind:\n" + "\n".join(left)
     told = channel._end.open_sender().receiver()  # noqa: SLF001  by it who asks learns that who should answer has died
     assert told in (None, child.pid), f"the sending end says that process {told} receives; it is {child.pid}"
     other = subject.start(children.recv_on_demand, channel)
@@ -211,6 +220,56 @@ def check_shutdown_reaches_receiver(subject: Subject) -> None:
     assert child.result() == list(range(30)), "the receiver did not get everything before the end"
 
 
+@check(12, scope="process", largest=200_000)
+def check_shutdown_of_many(subject: Subject) -> None:
+    """The end comes behind what every sending process had accepted, and not only behind what the one sent that shuts down."""
+    for padding in (b"", bytes(150_000)):
+        channel = subject.open(capacity=8)
+        channel.receiver.ready()
+        child = subject.start(children.send_until_full, channel, padding)
+        accepted = child.hear()
+        with contextlib.suppress(ChannelFull):
+            for _ in range(4):
+                channel.send("own", timeout=0.2)
+        channel.shutdown()
+        got: list[Any] = []
+        with contextlib.suppress(EndOfChannel):
+            while True:
+                got.append(channel.recv(timeout=PATIENCE))
+        others = [value[0] for value in got if value != "own"]
+        assert others == list(range(accepted)), f"of {accepted} messages that another process had sent, {others} arrived"
+        child.say()
+        child.result()
+
+
+@check(10, scope="process", largest=4 << 20)
+def check_stopped_sender(subject: Subject) -> None:
+    """A process that is stopped amid a send holds up nobody beyond a deadline; what it sends arrives once it goes on."""
+    for message in ("small", pattern(4 << 20, 1)):
+        channel = subject.open(capacity=4)
+        channel.receiver.ready()
+        child = subject.start(children.send_one_and_hold, channel, message)
+        assert child.hear() == "sending", "the child did not start"
+        time.sleep(0.05)  # so that it is likely to be in the middle of it; elsewhere, it proves nothing
+        os.kill(child.pid, signal.SIGSTOP)
+        got: list[Any] = []
+        try:
+            for timeout in (0, 0.1):
+                with contextlib.suppress(ChannelEmpty):
+                    got.append(subject.thread(channel.recv, timeout=timeout).result(timeout + LATE))
+            said = subject.thread(children.outcome, lambda to=channel: to.send("another's", timeout=0.1)).result(2 * LATE)
+            assert said in ("None", "ChannelFull"), f"beside a sender that is stopped, another's send ended in {said}"
+        finally:
+            os.kill(child.pid, signal.SIGCONT)
+        wanted = [message, "another's"] if said == "None" else [message]
+        while len(got) < len(wanted):
+            got.append(channel.recv(timeout=PATIENCE))
+        assert all(value in wanted for value in got), "not what was sent arrived once the stopped process went on"
+        assert child.hear() == "sent", "the send of the process that was stopped did not return"
+        child.say()
+        child.result()
+
+
 @check(20, scope="start method")
 def check_roles_travel(subject: Subject) -> None:
     """A channel handed out for one role has that role in the child."""
@@ -266,23 +325,26 @@ def check_sender_killed(subject: Subject) -> None:
 
 @check(18, scope="process", applies=lambda can: can.survives_kill, largest=300_000)
 def check_receiver_killed(subject: Subject) -> None:
-    """A receiver killed while it receives: no send is stuck, and a successor receives whole messages."""
+    """A receiver killed while it receives: no send is stuck, and a successor receives whole messages, and none again."""
     channel = subject.open(capacity=8)
+    numbers = itertools.count()
     for _ in range(3):
         child = subject.start(children.recv_for_ever, channel)
-        for n in range(40):
+        for n in itertools.islice(numbers, 40):
             channel.send((n, pattern((20, 8_000, 200_000)[n % 3], n)), timeout=PATIENCE)
-        child.hear()
+        first = child.hear()
         child.kill()
         started = time.monotonic()
-        said = children.outcome(lambda: _send_until_full(channel))
+        said = children.outcome(lambda: _send_until_full(channel, numbers))
         took = time.monotonic() - started
         assert said in ("ChannelFull", "PeerDied", "ChannelBroken"), f"a send to a dead receiver ended in {said}"
         assert took < 3 * LATE, f"sends to a dead receiver took {took:.1f} s"
         successor = subject.start(children.recv_marked, channel)
         assert successor.hear() == "ready", "the successor did not start"
         _send_after_death(channel, ("mark", b""))
-        assert successor.result() == "mark", "the successor did not receive"
+        got = successor.result()
+        assert got == sorted(set(got)), f"messages arrived at the successor twice, or out of order: {got}"
+        assert first not in got, f"the successor received message {first}, which the one that was killed had received"
 
 
 @check(18, scope="process", applies=lambda can: can.detects_dead_receiver, largest=4 << 20)
@@ -323,6 +385,6 @@ def _send_after_death(channel: ipcbus.Channel, message: Any) -> None:
             return
 
 
-def _send_until_full(channel: ipcbus.Channel) -> None:
-    for n in range(1000):
+def _send_until_full(channel: ipcbus.Channel, numbers: Iterator[int]) -> None:
+    for n in itertools.islice(numbers, 1000):
         channel.send((n, pattern((20, 8_000, 200_000)[n % 3], n)), timeout=0.3)
