@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, final
 
 from ipcbus import batch, endpoint
 from ipcbus.codec import COPIED
-from ipcbus.errors import ChannelBroken, ChannelError, Unsupported
+from ipcbus.errors import ChannelBroken, ChannelError, ConfigError, Unsupported
 from ipcbus.options import URL, build
 from ipcbus.plan import make_codec, resolve
 from ipcbus.plumbing.fds import loading, unpacking
-from ipcbus.transport import ChannelSpec
+from ipcbus.transport import ChannelSpec, Handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ipcbus.requests.future import Future
     from ipcbus.requests.reply import ReplyTo
     from ipcbus.settings import ChannelOptions
-    from ipcbus.transport import Capabilities, Guarantees, Handle, RecvLink, SendLink, Transport
+    from ipcbus.transport import Capabilities, Guarantees, RecvLink, SendLink, Transport
 
 __all__ = ["Channel", "asking", "open_channel", "rebuild"]
 
@@ -408,6 +408,8 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
     codec = make_codec(plan.settings, private=plan.private, max_message=plan.max_message, where=str(plan.url))
     codec.answer_by(_reply_class)
     handle = plan.transport.create(spec, build(plan.transport.options, plan.own, str(plan.url)))
+    if not isinstance(handle, Handle):
+        raise ConfigError(f"transport {plan.transport.scheme!r}: its create() returned {handle!r}, not a Handle")
     where = str(URL(plan.transport.scheme, plan.url.address, {}))
     end = endpoint.Endpoint(handle, spec, plan.settings, codec, where, plan.transport)
     endpoint.adopt(end, home=True)

@@ -16,11 +16,12 @@ from ipcbus.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["UNIT", "URL", "build", "nearest", "parse_url", "rate"]
+__all__ = ["UNIT", "URL", "build", "is_scheme", "nearest", "parse_url", "rate"]
 
 T = TypeVar("T")
 
-_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):(?P<address>[^?]*)(?:\?(?P<query>.*))?", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_URL = re.compile(rf"(?P<scheme>{_SCHEME.pattern}):(?P<address>[^?]*)(?:\?(?P<query>.*))?", re.IGNORECASE)
 _SIZE = re.compile(r"(?P<number>-?\d{1,18})\s*(?P<unit>[KMG]i?B?|B)?", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 UNIT = "unit"
@@ -69,6 +70,11 @@ def parse_url(text: str) -> URL:
         except UnicodeDecodeError as error:
             raise ConfigError(f"{text!r}: the escapes in {pair!r} are not UTF-8") from error
     return URL(match["scheme"].lower(), match["address"], types.MappingProxyType(options))
+
+
+def is_scheme(text: str) -> bool:
+    """Tell whether a text is a scheme as ``parse_url`` returns one: in small letters."""
+    return _SCHEME.fullmatch(text) is not None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

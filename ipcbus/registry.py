@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from importlib.metadata import Distribution, EntryPoint
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "lacking"]
 
 T = TypeVar("T")
+
+
+def lacking(cls: type, *attributes: str) -> str | None:
+    """Return what a plugin's class lacks of these attributes and of the methods that it has to have; None if nothing."""
+    missing = [name for name in attributes if not hasattr(cls, name)] + sorted(getattr(cls, "__abstractmethods__", ()))
+    return f"its class lacks {', '.join(missing)}" if missing else None
 
 
 class Registry(Generic[T]):

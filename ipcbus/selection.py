@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ipcbus.errors import ConfigError, TransportUnavailable, UnknownTransport, Unsupported
-from ipcbus.options import URL, parse_url
+from ipcbus.options import URL, is_scheme, parse_url
 from ipcbus.plumbing.fds import loading
-from ipcbus.registry import Registry
-from ipcbus.transport import Transport
+from ipcbus.registry import Registry, lacking
+from ipcbus.transport import Capabilities, Guarantees, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,17 +17,23 @@ if TYPE_CHECKING:
 __all__ = ["best", "select", "transports"]
 
 AUTO = "auto"
-_NEEDED = ("scheme", "capabilities", "guarantees", "options")
 
 
 def _validate(name: str, thing: object) -> str | None:
     if not (isinstance(thing, type) and issubclass(thing, Transport)):
         return f"{thing!r} is not a Transport class"
-    missing = [attribute for attribute in _NEEDED if not hasattr(thing, attribute)]
-    if missing:
-        return f"its class lacks {', '.join(missing)}"
+    if lacks := lacking(thing, "scheme", "capabilities", "guarantees", "options"):
+        return lacks
     if thing.scheme != name:
         return f"its class is for scheme {thing.scheme!r}"
+    if name == AUTO or not is_scheme(name):
+        return "no URL can name it; a scheme is a small letter, then small letters, digits, '+', '.' and '-', and not 'auto'"
+    for attribute, kind in (("capabilities", Capabilities), ("guarantees", Guarantees)):
+        if not isinstance(value := getattr(thing, attribute), kind):
+            return f"its {attribute} are {value!r}, not an ipcbus.transport.{kind.__name__}"
+    options: object = thing.options
+    if not (is_dataclass(options) and isinstance(options, type)):
+        return f"its options are {options!r}, not a dataclass; where it has none, they are ipcbus.transport.NoOptions"
     return None
 
 
@@ -77,8 +84,8 @@ def best(wishes: Mapping[str, Any]) -> type[Transport]:
     for name in transports:
         try:
             usable.append(transports.get(name))
-        except TransportUnavailable:
-            continue  # auto: picks from what works here
+        except (TransportUnavailable, ConfigError):
+            continue  # auto: picks from what works here; asked for by name, what does not says why
     fitting = [
         transport
         for transport in usable

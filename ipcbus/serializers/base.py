@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ipcbus.errors import SerializerUnavailable, UnknownSerializer
-from ipcbus.registry import Registry
+from ipcbus.registry import Registry, lacking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,6 +102,8 @@ class Serializer(ABC):
 def _validate(name: str, thing: object) -> str | None:
     if not (isinstance(thing, type) and issubclass(thing, Serializer)):
         return f"{thing!r} is not a Serializer class"
+    if lacks := lacking(thing, "name", "content_type"):
+        return lacks
     if thing.name != name:
         return f"its class calls itself {thing.name!r}"
     own = thing.__module__.startswith("ipcbus.serializers.")

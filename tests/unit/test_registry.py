@@ -14,6 +14,7 @@ import ipcbus
 from ipcbus.errors import ConfigError, SerializerUnavailable, UnknownSerializer
 from ipcbus.registry import Registry
 from ipcbus.serializers.base import Serializer, serializers
+from ipcbus.transport import Capabilities, Guarantees, NoOptions, Transport
 
 from .rig import Amid
 
@@ -29,6 +30,8 @@ class Upper(Serializer):
     def loads(self, payload, buffers): return bytes(payload).decode()
 class Liar(Upper):
     name = "somebody-else"
+class Nameless(Serializer):
+    def dumps(self, obj): return b"", ()
 nothing = 5
 """
 
@@ -101,6 +104,7 @@ class TestOutside:
             ("outside:nothing", "5 is not a Serializer class"),
             ("outside:Liar", "its class calls itself 'somebody-else'"),
             ("broken:Upper", "cannot be loaded: ZeroDivisionError"),
+            ("outside:Nameless", "its class lacks name, content_type, loads"),
         ],
     )
     def test_plugin_that_is_not_what_it_claims(self, tmp_path: Path, value: str, why: str) -> None:
@@ -108,6 +112,19 @@ class TestOutside:
         answer = ask(tmp_path, "upper")
         assert answer.startswith("ConfigError serializer 'upper'")
         assert why in answer
+
+    def test_a_plugin_that_lacks_something_harms_nobody_but_who_asks_for_it(self, tmp_path: Path) -> None:
+        entries = "nameless = outside:Nameless\nupper = outside:Upper"
+        distribute(tmp_path, "outside", entries, modules={"outside": MODULE})
+        code = (
+            "import sys; sys.path.append(sys.argv[1])\n"
+            "import ipcbus\n"
+            "from ipcbus.codec import Codec\n"
+            "upper, auto = (Codec(name, None, private=True, max_message=99) for name in ('upper', 'auto'))\n"
+            "print(auto.decode(upper.encode('abc')))"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        assert subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout == "ABC\n"
 
     def test_without_descriptors_it_says_what_lacks(self, tmp_path: Path) -> None:
         lacking = "import errno, os\nraise OSError(errno.EMFILE, os.strerror(errno.EMFILE))"
@@ -243,7 +260,60 @@ class TestRegister:
         ],
     )
     def test_ids_and_content_types_of_others(self, number: int, content_type: str, why: str) -> None:
-        kind = type("Mine", (Serializer,), {"name": "mine", "content_type": content_type, "id": number})
+        facts = {"name": "mine", "content_type": content_type, "id": number, "dumps": None, "loads": None}
+        kind = type("Mine", (Serializer,), facts)
         with pytest.raises(ConfigError, match=why):
             ipcbus.serializers.register("mine", kind)
         assert "mine" not in ipcbus.serializers.names()
+
+
+def transport(**facts: object) -> type[Transport]:
+    """Return a transport with some of its facts replaced; what is None is left out."""
+    sound = {
+        "scheme": "mine",
+        "capabilities": Capabilities(),
+        "guarantees": Guarantees("at-most-once", *["nothing"] * 6),
+        "options": NoOptions,
+        "preference": 1_000_000,
+        "create": classmethod(lambda _, __, ___: None),
+    }
+    return type("Mine", (Transport,), {name: fact for name, fact in {**sound, **facts}.items() if fact is not None})
+
+
+class TestTransports:
+    @pytest.mark.parametrize(
+        ("facts", "why"),
+        [
+            ({"create": None}, "its class lacks create"),
+            ({"capabilities": None}, "its class lacks capabilities"),
+            ({"capabilities": Capabilities}, "its capabilities are <class .*>, not an ipcbus.transport.Capabilities"),
+            ({"guarantees": {}}, "its guarantees are {}, not an ipcbus.transport.Guarantees"),
+            ({"options": object}, "its options are <class 'object'>, not a dataclass; .* ipcbus.transport.NoOptions"),
+            ({"scheme": "other"}, "its class is for scheme 'other'"),
+        ],
+    )
+    def test_says_what_is_wrong_with_one(self, facts: dict[str, object], why: str) -> None:
+        with pytest.raises(ConfigError, match=why):
+            ipcbus.transports.register("mine", transport(**facts))
+
+    @pytest.mark.parametrize("scheme", ["Mine", "my_own", "auto", "7up", ""])
+    def test_a_scheme_can_stand_in_a_url(self, scheme: str) -> None:
+        with pytest.raises(ConfigError, match="no URL can name it"):
+            ipcbus.transports.register(scheme, transport(scheme=scheme))
+
+    def test_one_that_makes_no_handle_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(ipcbus.transports._things, "mine", transport())
+        with pytest.raises(ConfigError, match=r"transport 'mine': its create\(\) returned None, not a Handle"):
+            ipcbus.open("mine:")
+
+    def test_auto_passes_over_one_that_is_broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        get = ipcbus.transports.get
+
+        def broken(name: str) -> type[Transport]:
+            if name == "pipe":
+                raise ConfigError("transport 'pipe': it is broken")
+            return get(name)
+
+        monkeypatch.setattr(ipcbus.transports, "get", broken)
+        with ipcbus.open("auto:") as channel:
+            assert not channel.url.startswith("pipe")
