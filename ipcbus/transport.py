@@ -210,7 +210,10 @@ class Handle(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Free the descriptors this process's copy of the handle holds. Idempotent. Its open links are closed already."""
+        """Free the descriptors this process's copy of the handle holds. Idempotent. Its open links are closed already.
+
+        A channel may come to a process several times. Its first handle opens the ends; each other one is released at once.
+        """
 
     def entrust(self, pid: int) -> None:  # noqa: B027  most handles name nothing, and then there is nothing to write
         """Have what has a name outlive this process, because the channel was sent on: another process answers for it.

@@ -56,7 +56,8 @@ class SharedState:
 
     Attributes:
         flags: the shared bytes; ``flags[0]`` is not zero once the channel is shut down (the one read on hot paths).
-        news: set at every shutdown, attach and release; never cleared, so watch it edge-triggered.
+        news: set at every shutdown, attach and release; never cleared, so watch it edge-triggered, in an epoll set. That set
+            is readable itself until it was asked (``epoll.poll(0)``): ask it before each look at what changed.
     """
 
     __slots__ = ("_fd", "flags", "news")
