@@ -37,7 +37,9 @@ The rules (each is checked by ``ipcbus.testing.contract`` for every scheme and e
 18. **Killed.** When a user of the channel is killed at any instant, the others go on or get ``ChannelBroken`` within a
     second; never a hang, never a wrong message. Where a transport cannot, ``survives_kill`` is false.
 19. **Bounded.** What is accepted and not yet received never exceeds ``capacity`` messages (per channel or per sending
-    process, as ``capacity_scope`` says).
+    process, as ``capacity_scope`` says). So many small ones are accepted though nobody receives, and each that is
+    received makes room for one at once; only large ones may find the medium full before. ``create`` refuses a capacity
+    that cannot be had with ``ConfigError``; 1024, which is what a channel has by default, can.
 20. **Honest.** Declared capabilities hold; what is not declared raises ``Unsupported``.
 
 Consequences worth knowing before writing one: no lock without an owner on the data path; large messages must not block

@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{check.name:32} {rules:12} {start:12} {verdict.seconds:8.2f}  {word}", flush=True)  # noqa: T201  the same
             if not verdict.passed:
                 failed += 1
+                print(textwrap.indent(f"{check.says}\n", "    "))  # noqa: T201  the same
                 print(textwrap.indent(verdict.report.strip(), "    "), flush=True)  # noqa: T201  the same
     print(f"{failed} failed" if failed else "all passed")  # noqa: T201  the same
     return min(failed, 100)

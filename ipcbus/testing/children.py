@@ -430,7 +430,10 @@ def interrupted_recv(line: Line, url: str, settings: dict[str, Any]) -> int:
         for n in range(_ROUNDS):
             if time.monotonic() > until:
                 break
-            channel.send((n, pattern(_interrupted_size(n), n)), timeout=PATIENCE)
+            try:
+                channel.send((n, pattern(_interrupted_size(n), n)), timeout=PATIENCE)
+            except ChannelFull as error:
+                raise AssertionError("no room though somebody receives: interrupted receives take room with them") from error
             sent.append(n)
             time.sleep(0.0005)  # slow enough for the channel to be empty now and then
         channel.shutdown()

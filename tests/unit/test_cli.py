@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import ipcbus
 from ipcbus.cli.app import app
 from ipcbus.plumbing.kin import members
+from ipcbus.testing import mutants
 from ipcbus.testing.__main__ import main as contract
 from ipcbus.transport import Capabilities, Guarantees
 
@@ -361,6 +362,13 @@ class TestContract:
         out = capsys.readouterr().out
         assert "fifo" in out
         assert out.endswith("all passed\n")
+
+    def test_a_check_that_fails_says_what_it_demands(self, capsys):
+        mutants.register()
+        assert contract(["mutant-duplicate:", "-k", "empty"]) == 1
+        out = capsys.readouterr().out
+        assert "FAILED\n    Nothing is a message like any other: None and every empty value arrive, once each.\n" in out
+        assert out.endswith("1 failed\n")
 
     def test_that_nothing_was_checked_is_not_a_success(self, capsys):
         assert contract(["inproc:", "-k", "fiffo"]) == 2

@@ -31,6 +31,11 @@ class Check:
     run: Callable[[Subject], None]
     """Raises ``AssertionError``, with what happened and what should have, when a rule is broken."""
 
+    @property
+    def says(self) -> str:
+        """What it demands, in a sentence."""
+        return (self.run.__doc__ or "").strip().partition("\n")[0]
+
 
 CHECKS: list[Check] = []
 """Every check, in the order in which they are best read."""
