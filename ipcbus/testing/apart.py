@@ -4,18 +4,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from ipcbus.errors import ChannelEmpty, EndOfChannel, PeerDied
+from ipcbus.errors import ChannelEmpty, ChannelFull, EndOfChannel, PeerDied
 from ipcbus.testing.broken import Receiver, Sender
 from ipcbus.transport import LINGER
 
 if TYPE_CHECKING:
-    from ipcbus.transport import Frame
+    from multiprocessing.synchronize import Semaphore
 
-__all__ = ["EndsAtMark", "InParts", "MarksEnd", "SendsAgain", "WaitsForTheRest"]
+    from ipcbus.transport import ChannelSpec, Frame
+
+__all__ = [
+    "EndsAtMark",
+    "GivesBack",
+    "InParts",
+    "MarksEnd",
+    "ReadyForTheRest",
+    "Reserves",
+    "SendsAgain",
+    "WaitsForTheRest",
+    "reserve",
+]
 
 _HEAD, _MARK = b"more of it comes", b"nothing more comes"
 
@@ -36,6 +50,51 @@ class WaitsForTheRest(Receiver):
     def recv(self, timeout: float | None) -> Frame:
         frame = super().recv(timeout)
         return super().recv(None) if bytes(frame[0]) == _HEAD else frame
+
+
+class ReadyForTheRest(Receiver):
+    """Takes a message that has begun to arrive for one that is there."""
+
+    def __init__(self, link: Any) -> None:
+        super().__init__(link)
+        self._begun = False
+
+    def recv(self, timeout: float | None) -> Frame:
+        frame = super().recv(timeout)
+        self._begun = bytes(frame[0]) == _HEAD
+        return super().recv(timeout) if self._begun else frame
+
+    def ready(self) -> bool:
+        return self._begun or super().ready()
+
+
+class Reserves(Sender):
+    """Takes room before it sends, from all processes together, and gives none back when it dies in between."""
+
+    def send(self, frame: Frame, timeout: float | None) -> None:
+        if not _rooms[-1].acquire(timeout=timeout):
+            raise ChannelFull("there is no room")
+        time.sleep(0.002)  # long enough to be killed in
+        super().send(frame, timeout)
+
+
+class GivesBack(Receiver):
+    """Makes room for all processes together once it has received."""
+
+    def recv(self, timeout: float | None) -> Frame:
+        frame = super().recv(timeout)
+        _rooms[-1].release()
+        return frame
+
+
+_rooms: list[Semaphore] = []
+"""The room of the latest channel, for a process that is forked as well."""
+
+
+def reserve(spec: ChannelSpec) -> ChannelSpec:
+    """Have room for what is sent through the channel that is made next, and more than enough in the transport below."""
+    _rooms.append(multiprocessing.Semaphore(spec.capacity))
+    return dataclasses.replace(spec, capacity=1000)
 
 
 class MarksEnd(Sender):
@@ -87,13 +146,15 @@ class SendsAgain(Sender):
     def __init__(self, link: Any) -> None:
         super().__init__(link)
         self._sent: list[Frame] = []
+        self._again: list[Frame] = []
 
     def send(self, frame: Frame, timeout: float | None) -> None:
+        while self._again:
+            super().send(self._again[0], timeout)
+            self._again.pop()
         try:
             super().send(frame, timeout)
         except PeerDied:
-            self._sent, again = [], self._sent[:1]
-            for message in again:
-                super().send(message, timeout)
+            self._again, self._sent = self._sent[:1], []
             raise
         self._sent.append([bytes(part) for part in frame])

@@ -235,6 +235,23 @@ MUTANTS: tuple[Mutant, ...] = (
         inner="pipe",
     ),
     Mutant(
+        "mutant-begun",
+        "is ready when a message has begun to arrive",
+        "stopped_sender",
+        sender=apart.InParts,
+        receiver=apart.ReadyForTheRest,
+        inner="pipe",
+    ),
+    Mutant(
+        "mutant-reserves",
+        "loses room with a sender that is killed",
+        "sender_killed",
+        sender=apart.Reserves,
+        receiver=apart.GivesBack,
+        inner="pipe",
+        respec=apart.reserve,
+    ),
+    Mutant(
         "mutant-mark",
         "ends before what another process had sent",
         "shutdown_of_many",

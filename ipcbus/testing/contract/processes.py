@@ -257,6 +257,8 @@ def check_stopped_sender(subject: Subject) -> None:
             for timeout in (0, 0.1):
                 with contextlib.suppress(ChannelEmpty):
                     got.append(subject.thread(channel.recv, timeout=timeout).result(timeout + LATE))
+            if not got:
+                got += _received_when_ready(channel)
             said = subject.thread(children.outcome, lambda to=channel: to.send("another's", timeout=0.1)).result(2 * LATE)
             assert said in ("None", "ChannelFull"), f"beside a sender that is stopped, another's send ended in {said}"
         finally:
@@ -321,6 +323,7 @@ def check_sender_killed(subject: Subject) -> None:
                 n = _next_numbered(channel, attempt, n, timeout=0.1)
         channel.send("others go on", timeout=PATIENCE)
         assert channel.recv(timeout=PATIENCE) == "others go on", "after a sender was killed, another's message did not arrive"
+    _assert_room(channel, 16, "senders")
 
 
 @check(18, scope="process", applies=lambda can: can.survives_kill, largest=300_000)
@@ -345,6 +348,7 @@ def check_receiver_killed(subject: Subject) -> None:
         got = successor.result()
         assert got == sorted(set(got)), f"messages arrived at the successor twice, or out of order: {got}"
         assert first not in got, f"the successor received message {first}, which the one that was killed had received"
+    _assert_room(channel, 8, "receivers")
 
 
 @check(18, scope="process", applies=lambda can: can.detects_dead_receiver, largest=4 << 20)
@@ -364,12 +368,31 @@ def check_dead_receiver(subject: Subject) -> None:
         assert error.pid in (None, child.pid), f"the error names process {error.pid}; {child.pid} died"
 
 
+def _received_when_ready(channel: ipcbus.Channel) -> list[Any]:
+    """Wait a moment for a message that may not be there before its sender goes on; return it if it is."""
+    cpu = time.thread_time()
+    ready = ipcbus.wait([channel], timeout=0.2)
+    cpu = time.thread_time() - cpu
+    assert cpu < 0.1, f"a wait of 0.2 s for the rest of a message used {cpu:.2f} s of processor time: it polls"
+    try:
+        return [channel.recv(timeout=0)] if ready else []
+    except ChannelEmpty as error:
+        raise AssertionError("a channel is ready, and a message has only begun to arrive") from error
+
+
 def _next_numbered(channel: ipcbus.Channel, number: int, after: int, timeout: float = PATIENCE) -> int:
     sender, n, data = channel.recv(timeout=timeout)
     assert sender == number, f"a message of sender {sender} arrived from sender {number}"
     assert n == after + 1, f"message {n} arrived after message {after}"
     assert data == pattern((20, 8_000, 200_000)[n % 3], n), f"message {n} arrived torn"
     return int(n)
+
+
+def _assert_room(channel: ipcbus.Channel, capacity: int, whose: str) -> None:
+    """See to it that nothing waits and that as much is accepted as ever, after some processes were killed."""
+    for n in range(capacity):
+        said = children.outcome(lambda n=n: channel.send(n, timeout=LATE))  # type: ignore[misc]  # a default in a lambda
+        assert said == "None", f"{whose} were killed, and room went with them: send {n + 1} of {capacity} ended in {said}"
 
 
 def _send_after_death(channel: ipcbus.Channel, message: Any) -> None:
@@ -381,6 +404,8 @@ def _send_after_death(channel: ipcbus.Channel, message: Any) -> None:
         except PeerDied:
             assert time.monotonic() < until, "sends tell of a dead receiver for ever, though it has a successor"
             ipcbus.wait([channel.sender], timeout=0.05)
+        except ChannelFull as error:
+            raise AssertionError("there is no room for a send to the successor of a dead receiver") from error
         else:
             return
 
