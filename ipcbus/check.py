@@ -154,6 +154,9 @@ def locate(target: str) -> tuple[Any, str]:
         raise ConfigError(f"{target!r} must read module:object, for example 'shop.jobs:example'")
     try:
         obj: Any = importlib.import_module(module_name)
+    except SystemExit as error:  # which would end this process, too, and perhaps as if all were well
+        advice = "put what it does when it is run under: if __name__ == '__main__'"
+        raise ConfigError(f"{target!r}: {module_name!r} exits when it is imported ({say(error)}); {advice}") from error
     except Exception as error:
         raise ConfigError(f"{target!r}: cannot import {module_name!r}: {say(error)}") from error
     for part in path.split("."):
@@ -171,7 +174,7 @@ def _load(target: str) -> tuple[Any, str]:
         return obj, path
     try:
         return obj(), f"{path}()"
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{target!r}: calling it failed: {say(error)}") from error
 
 

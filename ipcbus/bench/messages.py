@@ -165,7 +165,7 @@ def _call(target: str, size: int | None) -> Any:
         raise ConfigError(f"{target!r} must work without arguments, or with the size in bytes; it wants {', '.join(needed)}")
     try:
         return made(64 if size is None else size) if needed else made()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{target!r}: calling it failed: {say(error)}") from error
 
 

@@ -36,6 +36,7 @@ def here(monkeypatch, tmp_path):
         "def locked(): return {'lock': threading.Lock()}\n"
         "def samples(): return {'samples': numpy.arange(8.0), 'missing': float('nan')}\n"
         "def drawn(): return {'id': uuid.uuid4()}\n"
+        "def quits(): raise SystemExit\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "shopping", raising=False)
@@ -233,6 +234,7 @@ def test_ctrl_c_ends_it_and_all_that_it_started(here):
         (["--object", "byte"], "--object byte: did you mean 'bytes'? (a message of yours: module:factory)"),
         (["--object", "shoping:order"], "cannot import 'shoping': ModuleNotFoundError"),
         (["--object", "shopping:orderr"], "there is no 'orderr'; did you mean 'order'?"),
+        (["--object", "shopping:quits"], "'shopping:quits': calling it failed: SystemExit"),
         (["--object", "shopping:order", "--size", "64"], "shopping:order makes its message as it likes; give it a parameter"),
         (["--scenario", "fanin"], "--scenario fanin: there is none of this name; did you mean 'fan-in'?"),
         (["--size", "12q"], "'12q' is no size; write it as 64, 1KiB or 64MiB"),

@@ -59,6 +59,7 @@ def options(*args, key=1, **more): return {"key": key}
 def needs(argument): return argument
 async def later(): return 1
 def broken(): raise RuntimeError("no luck")
+def quits(): raise SystemExit
 def raises_lock(): return (1, threading.Lock())
 '''
 
@@ -233,9 +234,17 @@ def test_what_an_encoder_tells_comes_first(shop):
         ("no_such_module_here:x", "No module named 'no_such_module_here'"),
         ("ipcbus_shop:piont", "did you mean 'point'?"),  # codespell:ignore piont
         ("ipcbus_shop:broken", "RuntimeError: no luck"),
+        ("ipcbus_shop:quits", "calling it failed: SystemExit"),
     ],
 )
 def test_targets_that_are_not_there(shop, target, words):
     with pytest.raises(ConfigError) as caught:
         check(target)
     assert words in str(caught.value)
+
+
+def test_a_script_that_exits_when_it_is_imported_is_told_so(tmp_path, monkeypatch):
+    (tmp_path / "ipcbus_script.py").write_text("import sys\nexample = 1\nsys.exit()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"'ipcbus_script' exits when it is imported \(SystemExit\); put what it does"):
+        check("ipcbus_script:example")
