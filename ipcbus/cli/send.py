@@ -75,12 +75,21 @@ def _messages(value: str | None, file: Path | None, *, text: bool) -> Iterator[A
 
 
 def _lines(*, text: bool) -> Iterator[Any]:
-    for number, line in enumerate(sys.stdin, 1):
+    for number, line in enumerate(_stdin(), 1):
         content = line.removesuffix("\n")
         if text:
             yield content
         elif content.strip():
             yield _parse(content, f"line {number} of standard input")
+
+
+def _stdin() -> Iterator[str]:
+    if sys.stdin is None:  # closed by who started this
+        raise ConfigError("VALUE '-' is standard input, which is closed here")
+    try:
+        yield from sys.stdin
+    except OSError as error:
+        raise ConfigError(f"standard input cannot be read: {error.strerror or error}") from error
 
 
 def _parse(text: str, where: str) -> Any:

@@ -200,6 +200,14 @@ class TestSend:
         with pytest.raises(ipcbus.ChannelEmpty):
             orders.recv(timeout=0)
 
+    @pytest.mark.parametrize(("how", "said"), [("<&-", "closed"), ("0>written", "cannot be read")])
+    def test_a_standard_input_that_cannot_be_read(self, orders, tmp_path, how, said):
+        shell = ["sh", "-c", f'exec "$0" send orders - {how}', COMMAND]
+        done = subprocess.run(shell, capture_output=True, text=True, timeout=TIMEOUT, check=False, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "standard input" in done.stderr
+        assert said in done.stderr
+
     @pytest.mark.parametrize(
         ("words", "problem"),
         [
