@@ -25,7 +25,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed, ConfigError
 from ipcbus.options import nearest
 from ipcbus.plumbing import forks, rundir
 from ipcbus.plumbing.claim import Claim
-from ipcbus.plumbing.fds import packing, unpacking
+from ipcbus.plumbing.fds import packing, refused, unpacking
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -312,7 +312,7 @@ def _claim_once(directory: Path) -> Claim | None:
             return None  # it was removed behind mkdir; by now there may be another
         raise
     except OSError as error:
-        raise ChannelBroken(f"the directory {directory} cannot be used for a bus: {error.strerror}") from error
+        raise refused(f"the directory {directory} cannot be used for a bus", error) from error
     try:
         claim = Claim(fd)
         owner = claim.take()

@@ -11,7 +11,7 @@ import fcntl
 import os
 from typing import TypeAlias
 
-from ipcbus.errors import ChannelBroken
+from ipcbus.plumbing.fds import refused
 from ipcbus.plumbing.mapping import map_shared
 
 __all__ = [
@@ -78,7 +78,7 @@ def create() -> tuple[int, Words]:
     try:
         fd = os.memfd_create("ipcbus-page", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as error:
-        raise ChannelBroken(f"no memory can be shared for the counters of a bus: {error.strerror}") from error
+        raise refused("no memory can be shared for the counters of a bus", error) from error
     try:
         os.ftruncate(fd, _SIZE)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)  # nobody can make it shorter under those who have it mapped
@@ -95,7 +95,7 @@ def open_page(fd: int) -> Words:
     try:
         return map_shared(fd, _SIZE).cast("B").cast("Q")
     except OSError as error:
-        raise ChannelBroken(f"the counters of a bus cannot be mapped: {error.strerror}") from error
+        raise refused("the counters of a bus cannot be mapped", error) from error
 
 
 def slot(number: int) -> int:

@@ -47,16 +47,17 @@ def lacking(error: ChannelBroken) -> bool:
     return any(os.strerror(code) in str(error) for code in (errno.EMFILE, errno.ENFILE))
 
 
-def refused(what: str, error: OSError, then: str = "") -> ChannelBroken:
+def refused(what: str, error: OSError, then: str = "", otherwise: str = "") -> ChannelBroken:
     """Return the error for what the system refused; where that is a descriptor, it says what to do.
 
     Args:
         what: what could not be done.
         error: why.
         then: what became of the call; nothing where that is clear.
+        otherwise: what to do where it is no descriptor.
     """
-    said = "; ".join(filter(None, (f"{what}: {error.strerror or error}", then)))
-    return ChannelBroken(f"{said}; {REMEDY}, and try again" if exhausted(error) else said)
+    advice = f"{REMEDY}, and try again" if exhausted(error) else otherwise
+    return ChannelBroken("; ".join(filter(None, (f"{what}: {error.strerror or error}", then, advice))))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, InsecureConfiguration
+from ipcbus.plumbing.fds import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,10 +80,8 @@ def create() -> Path:
             remove(directory)
             raise
     except OSError as error:
-        raise ChannelBroken(
-            f"no private directory can be made in {parent}: {error.strerror}; free space there, or point "
-            "XDG_RUNTIME_DIR or TMPDIR at a directory you may write to"
-        ) from error
+        advice = "free space there, or point XDG_RUNTIME_DIR or TMPDIR at a directory you may write to"
+        raise refused(f"no private directory can be made in {parent}", error, otherwise=advice) from error
     return directory
 
 
@@ -123,7 +122,7 @@ def hold(directory: Path) -> int:
     except FileNotFoundError as error:
         raise gone from error
     except OSError as error:
-        raise ChannelBroken(f"{directory / _HOME} cannot be opened: {error.strerror}") from error
+        raise refused(f"{directory / _HOME} cannot be opened", error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -146,7 +145,7 @@ def entrust(directory: Path, pid: int) -> None:
         # Not another file in its place: those who hold the directory have locked this one.
         (directory / _HOME).write_text(f"{pid} {start_time(pid)}")
     except OSError as error:
-        raise ChannelBroken(f"{directory} cannot be handed to process {pid}: {error.strerror}") from error
+        raise refused(f"{directory} cannot be handed to process {pid}", error) from error
 
 
 def remove(directory: Path) -> None:

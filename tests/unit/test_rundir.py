@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ipcbus.bus import home as bus_home
 from ipcbus.errors import ChannelBroken, InsecureConfiguration
 from ipcbus.plumbing import rundir
 
@@ -66,6 +67,19 @@ def test_says_what_to_do_where_nothing_can_be_made(runtime, monkeypatch):
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ChannelBroken, match="XDG_RUNTIME_DIR"):
         rundir.create()
+
+
+@pytest.mark.parametrize("what", ["a directory", "a hold", "a bus"])
+def test_says_what_lacks_where_it_is_a_descriptor(what, runtime, no_descriptors):
+    directory = rundir.create()
+    use = {
+        "a directory": rundir.create,
+        "a hold": lambda: rundir.hold(directory),
+        "a bus": lambda: bus_home.Home(None, str(runtime / "bus")),
+    }[what]
+    with no_descriptors(), pytest.raises(ChannelBroken) as caught:
+        use()
+    assert str(caught.value).endswith("Too many open files; close some descriptors or raise 'ulimit -n', and try again")
 
 
 def test_refuses_what_others_may_enter():
