@@ -136,7 +136,10 @@ if not TYPE_CHECKING:  # or a type checker would take every name for one that is
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import importlib
 
-        value = globals()[name] = getattr(importlib.import_module(module), name)
+        from ipcbus.plumbing.fds import loading
+
+        with loading(f"ipcbus.{name}"):
+            value = globals()[name] = getattr(importlib.import_module(module), name)
         return value
 
 

@@ -12,7 +12,7 @@ from ipcbus import endpoint
 from ipcbus.bus.topic import Topic
 from ipcbus.channel import Channel, rebuild
 from ipcbus.errors import ChannelClosed, ConfigError
-from ipcbus.plumbing.fds import unpacking
+from ipcbus.plumbing.fds import loading, unpacking
 
 if TYPE_CHECKING:
     import os
@@ -65,7 +65,8 @@ class Bus:
     def __init__(
         self, config: str | os.PathLike[str] | Mapping[str, Any] | Config | None = None, *, address: str | None = None
     ) -> None:
-        from ipcbus.bus.home import Home
+        with loading("what the home of a bus takes"):
+            from ipcbus.bus.home import Home
 
         home = Home(config, address)
         self._enter(home, home.address, attached=True)
@@ -83,7 +84,8 @@ class Bus:
             ChannelBroken: nobody answers there.
             InsecureConfiguration: the directory is not private to this user.
         """
-        from ipcbus.directory import client
+        with loading("what a bus takes"):
+            from ipcbus.directory import client
 
         said = address or client.attached()
         if said is None:
@@ -188,7 +190,8 @@ class Bus:
             Unsupported: the channel has as many taps as it can have.
             ConfigError, ChannelBroken, ChannelClosed: as for ``channel``.
         """
-        from ipcbus.bus.tap import Tap
+        with loading("what a tap takes"):
+            from ipcbus.bus.tap import Tap
 
         board = self._home.board if self._home is not None and self._home.here else None
         return Tap(self._address, self.channel(name), capacity, board)

@@ -14,7 +14,7 @@ from ipcbus.directory import aside
 from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelError, ConfigError, Unsupported
 from ipcbus.options import parse_url
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.plumbing.fds import TravellingFd, packing
+from ipcbus.plumbing.fds import TravellingFd, loading, packing
 from ipcbus.plumbing.finalizers import finalizer
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ class Topic:
             Unsupported: the topic's transport cannot drop old messages, or is not for processes.
             ChannelBroken: the home of the bus has ended, or the system refused.
         """
-        from ipcbus.bus import topics_home
+        with loading("what a subscription takes"):
+            from ipcbus.bus import topics_home
 
         url, options, where = topics_home.settings(self._address, self._name)
         options |= {key: value for key, value in (("capacity", capacity), ("overflow", overflow)) if value is not None}
@@ -113,7 +114,8 @@ class Topic:
             raise
 
     def _find(self) -> Route:
-        from ipcbus.bus import route
+        with loading("what a topic takes"):
+            from ipcbus.bus import route
 
         patterns.check_name(self._name)
         self._route = found = route.find(self._address, self._name)

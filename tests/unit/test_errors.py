@@ -161,6 +161,13 @@ assert not channel.serve(print) and ipcbus.open().aio
         ("ipcbus.requests.reply", "channel.recv_message(5)"),
         ("ipcbus.aio", "channel.aio"),
         ("ipcbus.config", "ipcbus.open()"),
+        ("ipcbus.requests.callback", "ipcbus.callback(print)"),
+        ("ipcbus.bus.bus", "ipcbus.Bus()"),
+        ("ipcbus.bus.home", "ipcbus.Bus()"),
+        ("ipcbus.directory.client", "ipcbus.Bus.connect('/nowhere')"),
+        ("ipcbus.bus.tap", "ipcbus.Bus().tap('orders')"),
+        ("ipcbus.bus.route", "ipcbus.Bus().topic('prices').publish(1)"),
+        ("ipcbus.bus.topics_home", "ipcbus.Topic('/nowhere', 'prices').subscribe()"),
     ],
 )
 def test_what_is_loaded_late_says_that_a_descriptor_is_lacking(missing: str, call: str) -> None:
