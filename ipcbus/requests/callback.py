@@ -163,11 +163,13 @@ def callback(
         timeout: seconds that a caller waits for its result; None is without limit.
 
     Raises:
-        ConfigError: it is a coroutine function, and there is no loop for it to run on.
+        ConfigError: it is a coroutine function, and there is no loop for it to run on; or nothing can run on ``on``.
         TypeError: it cannot be called.
     """
     if not callable(function):
         raise TypeError(f"a callback is made of a function, not of {function!r}; pass f, and not what f() returns")
+    if on is not None and not isinstance(on, asyncio.AbstractEventLoop) and not callable(getattr(on, "submit", None)):
+        raise ConfigError(f"a callback runs on an executor or an event loop, not on {on!r}")
     if inspect.iscoroutinefunction(function) and not isinstance(on, asyncio.AbstractEventLoop):
         if on is not None:
             raise ConfigError(f"{function!r} is a coroutine function and runs on an event loop, not on {on!r}")
@@ -246,7 +248,9 @@ def _run(known: Callback[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         elif isinstance(error := run.exception(), Exception):
             _tell(function, answer, None, error)  # the executor's: what the function raises was told, and does not come here
 
-    on.submit(_call, function, args, kwargs, answer).add_done_callback(look)
+    run = on.submit(_call, function, args, kwargs, answer)
+    if hasattr(run, "add_done_callback"):  # of somebody's own that returns nothing, nobody learns what it drops
+        run.add_done_callback(look)
 
 
 def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answer: ReplyTo | _Local | None) -> None:

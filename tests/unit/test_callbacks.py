@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 import time
-from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 
 import pytest
 
@@ -60,6 +60,28 @@ def test_an_executor_that_is_shut_down_tells_who_called(server):
         assert isinstance(ends[-1], ipcbus.ChannelClosed), ends
         with pytest.raises(ipcbus.RemoteError, match="shutdown"):
             _call(server, callback, 0)
+
+
+class _Silent(Executor):
+    """Runs what it is given at once and returns nothing, as the executors of some programs do."""
+
+    def submit(self, function, /, *args, **kwargs):
+        function(*args, **kwargs)
+
+
+def test_an_executor_that_returns_nothing_runs_it_all_the_same(server, caplog):
+    with ipcbus.callback(len, on=_Silent()) as callback:
+        assert _call(server, callback, "xy") == 2
+        assert callback.submit("xyz").result(PATIENCE) == 3
+        callback.post("x")
+        callback.post(1)
+    assert [record.exc_info[0] for record in caplog.records] == [TypeError], "of len(1), which nobody waits for"
+
+
+@pytest.mark.parametrize("on", [3, "pool", object()], ids=["number", "text", "object"])
+def test_what_nothing_can_run_on_is_refused_before_it_is_called(on):
+    with pytest.raises(ipcbus.ConfigError, match="runs on an executor or an event loop, not on"):
+        ipcbus.callback(len, on=on)
 
 
 def _fail():
