@@ -12,9 +12,9 @@ __all__ = ["fit", "make_table", "print_whole"]
 def make_table(*heads: str) -> "Table":
     """Make a table as all commands have them."""
     from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    return Table(*heads, box=SIMPLE_HEAD, padding=(0, 1))
+    return Table(*(Column(head, overflow="fold") for head in heads), box=SIMPLE_HEAD, padding=(0, 1))
 
 
 def fit(console: "Console", table: "Table") -> int:

@@ -99,13 +99,13 @@ def _show_all(rows: list[Row]) -> None:
 def _show_one(row: Row) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     if row.transport is None:
         console.print(f"{row.scheme}: {row.problem}", style="red", markup=False, highlight=False)
         return
-    table = Table(show_header=False, box=SIMPLE, padding=(0, 1))
+    table = Table("", Column(overflow="fold"), show_header=False, box=SIMPLE, padding=(0, 1))
     table.add_row("scheme", f"{row.scheme}:")
     table.add_row("works here", _word(row.works) if row.problem is None else f"no: {row.problem}")
     table.add_section()
