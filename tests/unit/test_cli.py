@@ -310,10 +310,10 @@ class TestDemo:
         assert said.stderr.splitlines() == ["ipcbus: database: no SQLAlchemy dialect is called 'nope'"]
 
     def test_check_cuts_nothing_that_failed(self):
-        url = "x" * 100  # as long as a path of a socket
+        url = "Y" * 100  # as long as a path of a socket
         done = ipcbus_command("demo", "--check", "--transport", url, env={**os.environ, "COLUMNS": "60"})
         assert done.returncode == 1
-        assert done.stdout.count("x") == 2 * len(url), done.stdout
+        assert done.stdout.count("Y") == 2 * len(url), done.stdout
 
     def test_one_chat_has_one_transport(self, run):
         said = run("demo", "--transport", "pipe:", "--transport", "queue:")
