@@ -204,7 +204,7 @@ def _measure(plan: "Plan", effort: "Effort") -> "list[Result]":
     console = Console(stderr=True)
     total = len(plan.cases) * effort.rounds
     took = _say_minutes(estimate(plan.cases, effort.rounds, effort.seconds))
-    typer.echo(f"ipcbus: {len(plan.cases)} cases, {_say_rounds(effort)}, take about {took}", err=True)
+    typer.echo(f"ipcbus: {_count(len(plan.cases), 'case')}, {_count(effort.rounds, 'round')}, take about {took}", err=True)
     columns = (
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
@@ -220,8 +220,8 @@ def _measure(plan: "Plan", effort: "Effort") -> "list[Result]":
         return run(plan.cases, effort, show)
 
 
-def _say_rounds(effort: "Effort") -> str:
-    return "1 round" if effort.rounds == 1 else f"{effort.rounds} rounds"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _say_minutes(seconds: float) -> str:
@@ -270,7 +270,8 @@ def _show(
             said = f"{result.case.scenario}, {result.case.name}, {result.case.message.label}: {result.problem}"
             console.print(Text(said, style="red"), soft_wrap=True)
     console.print(Text(sentence(machine), style="dim"), soft_wrap=True)
-    told = f"medians of {_say_rounds(effort)} in turn, {effort.seconds:g} s each; ± is half of what lies between the extremes"
+    rounds = _count(effort.rounds, "round")
+    told = f"medians of {rounds} in turn, {effort.seconds:g} s each; ± is half of what lies between the extremes"
     console.print(Text(told, style="dim"), soft_wrap=True)
     if absent:
         console.print()

@@ -137,6 +137,7 @@ def test_an_address_is_advised_for_one_channel(bench):
 
 def test_a_message_of_the_users(bench):
     done = bench(*QUICK[:4], *QUICK[-2:], "--object", "shopping:order", "--transport", "unix:", "--no-peers")
+    assert done.stderr.startswith("ipcbus: 1 case, 1 round, take about ")
     assert re.match(r"one-way: shopping:order, \d+ B\n", done.stdout)
 
 
