@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ipcbus.bench.foreign import PEERS
 from ipcbus.bench.machine import sentence
 from ipcbus.bench.messages import say_bytes
-from ipcbus.bench.report import crowded
+from ipcbus.bench.report import check_file, crowded
 from ipcbus.errors import ConfigError, IpcbusError
 
 if TYPE_CHECKING:
@@ -51,13 +51,12 @@ def check_plot(path: Path) -> None:
     """Make sure that a plot can be drawn there, before anything is measured for it.
 
     Raises:
-        ConfigError: the name has none of the endings of ``FORMATS``, or its directory does not exist.
+        ConfigError: the name has none of the endings of ``FORMATS``, or no file of that name can be written.
         IpcbusError: matplotlib is not installed.
     """
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"--plot {path}: the file must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--plot {path}: there is no directory {path.parent}")
+    check_file("--plot", path)
     try:
         import_module("matplotlib")
     except ImportError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,26 @@ from ipcbus.bench.crew import carrier_of
 from ipcbus.bench.figures import Result, ratio
 from ipcbus.bench.foreign import PEERS, bare_of
 from ipcbus.bench.messages import say_bytes
+from ipcbus.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from ipcbus.bench.case import Absent, Case
     from ipcbus.bench.run import Effort
 
-__all__ = ["Block", "Row", "blocks", "crowded", "data", "say_rate", "say_seconds"]
+__all__ = ["Block", "Row", "blocks", "check_file", "crowded", "data", "say_rate", "say_seconds"]
+
+
+def check_file(option: str, path: Path) -> None:
+    """Make sure that a file can be written, before anything is measured for it; raises ``ConfigError``."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no directory {path.parent}")
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: this is a directory; name a file in it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{option} {path}: you may not write there; name another file")
 
 
 @dataclass(frozen=True, slots=True)

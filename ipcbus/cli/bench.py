@@ -80,16 +80,14 @@ def bench(
     from ipcbus.bench.machine import describe
     from ipcbus.bench.plan import make_plan
     from ipcbus.bench.plot import check_plot, draw
-    from ipcbus.bench.report import data
+    from ipcbus.bench.report import check_file, data
     from ipcbus.bench.run import Effort
 
     _look_here()
     if plot is not None:
         check_plot(plot)
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ConfigError(f"--json {json_file}: there is no directory {json_file.parent}")
-    if json_file is not None and json_file.is_dir():
-        raise ConfigError(f"--json {json_file}: this is a directory; name a file in it")
+    if json_file is not None and str(json_file) != "-":
+        check_file("--json", json_file)
     wish = _wish(target, scenario, size, senders, receivers)
     carriers, absent = _carriers(transport, _serializers(serializer, wish), peers=peers)
     plan = make_plan(wish, carriers)

@@ -255,6 +255,12 @@ def test_a_wrong_command_line_is_told_before_anything_is_measured(fails, words, 
     assert said in fails(*words)
 
 
+@pytest.mark.parametrize("words", [["--json", "out.json"], ["--plot", "out.svg"]], ids=" ".join)
+def test_a_file_that_may_not_be_written_is_told_before_anything_is_measured(fails, monkeypatch, words):
+    monkeypatch.setattr("os.access", lambda *_: False)  # what is so for all but root
+    assert f"{' '.join(words)}: you may not write there; name another file" in fails(*words)
+
+
 def test_an_object_that_cannot_travel_is_told_with_its_part(fails):
     assert "obj['lock']: thread lock cannot travel" in fails("--object", "shopping:locked", code=1)
 
