@@ -33,11 +33,14 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
         ChannelBusy: a channel among them has its one receiver in another process.
         ChannelBroken: there is no descriptor left to wait with; none is needed without a channel.
         TypeError: one object was passed instead of several, or one of them has no descriptor.
-        ValueError: one of them that is no channel is closed, or a number among them is that of no open descriptor.
+        ValueError: one of them that is no channel is closed, or a number among them is that of no open descriptor; or there is
+            nothing to wait for, and no timeout.
     """
     if hasattr(objects, "fileno"):  # to iterate over a channel is to receive from it
         raise TypeError(f"wait takes several objects, and was given {objects!r} alone; write wait([...])")
     waiting = list(objects)
+    if not waiting and timeout is None:
+        raise ValueError("wait was given nothing to wait for and no timeout, so that it would never return")
     deadline = Deadline(timeout)
     poller = select.poll()
     channels = [thing for thing in waiting if hasattr(thing, "ready")]

@@ -118,6 +118,13 @@ def test_wait_for_one_channel_that_is_not_in_a_list_takes_nothing_from_it() -> N
         assert channel.recv(timeout=0) == 1
 
 
+def test_wait_for_nothing_is_no_wait_for_ever() -> None:
+    waiting = Task(ipcbus.wait, ([],), {})
+    with pytest.raises(ValueError, match="nothing to wait for and no timeout"):
+        waiting.result(5)
+    assert ipcbus.wait([], timeout=0) == []
+
+
 @pytest.mark.parametrize("url", ["inproc:", "pipe:", "queue:", "unix:", "zmq:"])
 def test_a_timeout_that_is_no_number_is_refused_by_who_would_wait(url: str) -> None:
     with ipcbus.open(url, capacity=1) as channel:
