@@ -41,6 +41,9 @@ class AsyncChannel:
         self._sending = _Waiters(end)
         self._turn = 0
 
+    def __repr__(self) -> str:
+        return f"{self._channel!r}.aio"
+
     async def send(self, obj: Any, timeout: float | None = None, headers: Mapping[str, str] | None = None) -> None:  # noqa: ASYNC109  the same signature as Channel.send
         """Send an object; see ``Channel.send``."""
         await self._fair()

@@ -75,6 +75,9 @@ class Duplex:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<ipcbus.Duplex {self.outgoing!r} {self.incoming!r}>"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Duplex, (self.outgoing, self.incoming)
 

@@ -28,6 +28,12 @@ def test_both_ways(ends, child):
     assert here.recv(0) == "answer"
 
 
+def test_what_is_printed_tells_which_end_this_is(ends):
+    here, there = ends
+    assert repr(here) == f"<ipcbus.Duplex {here.outgoing!r} {here.incoming!r}>" != repr(there)
+    assert repr(here.outgoing.aio) == f"{here.outgoing!r}.aio"
+
+
 def test_what_cannot_be_waited_for_is_named(ends):
     worker = multiprocessing.Process()
     with pytest.raises(TypeError, match=r"Process.* has no descriptor to wait for; of a process, pass its sentinel"):
