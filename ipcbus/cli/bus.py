@@ -21,6 +21,8 @@ __all__ = ["bus", "ls"]
 
 _MOST_PIDS = 8
 """Users that a row names; of the others it gives the number."""
+_NARROW = 60
+"""Columns of a terminal below which the names would be folded until nothing is left of them."""
 
 bus = typer.Typer(help="Look at a bus that runs on this machine.", no_args_is_help=True)
 """``ipcbus bus``."""
@@ -84,7 +86,7 @@ class _Json:
 
 
 class _Table:
-    """A table, in place of the one before it where this is a terminal."""
+    """A table, in place of the one before it where this is a terminal that is wide enough."""
 
     def __init__(self, address: str) -> None:
         from rich.console import Console
@@ -92,7 +94,8 @@ class _Table:
 
         self._address = address
         self._console = Console()
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        in_place = self._console.is_terminal and self._console.width >= _NARROW
+        self._live = Live(console=self._console, auto_refresh=False) if in_place else None
 
     def show(self, channels: "list[ChannelFacts]") -> None:
         from rich.text import Text
