@@ -14,7 +14,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelError, ConfigErro
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.finalizers import finalizer
-from ipcbus.requests import inbox, questions, reply
+from ipcbus.requests import inbox, questions, route
 from ipcbus.requests.future import Future
 from ipcbus.requests.worker import Worker, workers
 
@@ -78,7 +78,7 @@ class Callback(Generic[P, T]):
             raise Unsupported(f"{self!r} runs on this event loop, which would wait for itself: await submit() instead")
         deadline = Deadline(self.timeout)
         if not self._local:
-            reply.reach(self._origin[0], deadline)
+            route.reach(self._origin[0], deadline)
         future = self._begin(args, kwargs, deadline.remaining())
         try:
             return future.result(deadline.remaining())

@@ -18,7 +18,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelErr
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import NEVER, Deadline
 from ipcbus.plumbing.spin import awake
-from ipcbus.requests import reply
+from ipcbus.requests import reply, route
 from ipcbus.requests.addressees import YET, Addressees
 from ipcbus.requests.exports import Exports
 from ipcbus.requests.future import Future, call_all
@@ -85,13 +85,13 @@ class Inbox:
         self.closed = False
         try:
             self._directory = directory.own()
-            self.address = reply.publish(self._end, self._table.fd)
+            self.address = route.publish(self._end, self._table.fd)
             self.route = wire.Routed(self.address)
         except BaseException:
             self._channel.destroy()
             self._table.free()
             raise
-        self._addressees = Addressees(self._directory, reply.key(self.address), self._table, self._waiting, self._fail)
+        self._addressees = Addressees(self._directory, route.key(self.address), self._table, self._waiting, self._fail)
         self.entrust = self._addressees.entrust
         """Notes which process is to answer a future that waits already."""
         self.unanswered = self._addressees.unanswered
@@ -346,11 +346,11 @@ class Inbox:
         """Stop receiving; whoever waits for a reply gets ``ChannelClosed``. Called once."""
         self.closed = True
         self._addressees.close()
-        self._directory.forget(reply.key(self.address))
+        self._directory.forget(route.key(self.address))
         self._channel.destroy()
         self._endless.finish(None, None)
         if self._steward is not None and self._steward is not threading.current_thread():
-            self._steward.join(reply.PATIENCE)
+            self._steward.join(route.PATIENCE)
         self._exports.clear()
         for number in self._waiting.copy():
             future = self._take_out(number)
@@ -370,7 +370,7 @@ def _unanswered(_guest: Guest, content: bytes) -> tuple[bytes, Sequence[int]]:
     """Take in what another process says in ``ReplyTo.give_up``."""
     key, number = content[:-8], int.from_bytes(content[-8:], "little")
     for box in list(_here.inboxes.values()):
-        if reply.key(box.address) == reply.key(key):
+        if route.key(box.address) == route.key(key):
             box.unanswered(number)
     return b"", ()
 
@@ -424,7 +424,7 @@ def settle() -> None:
         _here.inboxes.clear()
     for box in boxes:
         box.close()
-    reply.settle()
+    route.settle()
 
 
 def _hook() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipcbus.errors import ChannelBroken, ChannelClosed, PeerDied
-from ipcbus.requests.reply import PATIENCE
+from ipcbus.requests.route import PATIENCE
 
 __all__ = ["death", "orphaned", "unread"]
 

@@ -6,7 +6,7 @@ import logging
 import threading
 from time import monotonic
 
-from ipcbus.requests.reply import PATIENCE
+from ipcbus.requests.route import PATIENCE
 
 __all__ = ["AGAIN", "Outage"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipcbus import frame as wire
 from ipcbus.errors import ChannelBroken, ChannelError, ChannelFull
-from ipcbus.requests import reply
+from ipcbus.requests import route
 from ipcbus.requests.inbox import inbox
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def ask(address: bytes, body: tuple[Any, ...], future: Future[Any], timeout: flo
         EncodeError: the question cannot travel.
     """
     try:
-        _put(address, body, future, reply.PATIENCE if timeout is None else min(timeout, reply.PATIENCE))
+        _put(address, body, future, route.PATIENCE if timeout is None else min(timeout, route.PATIENCE))
     except ChannelError as error:
         future.abort(error)
     except BaseException:
@@ -38,7 +38,7 @@ def ask(address: bytes, body: tuple[Any, ...], future: Future[Any], timeout: flo
 
 
 def _put(address: bytes, body: tuple[Any, ...], future: Future[Any], timeout: float) -> None:
-    way = reply.route(address)
+    way = route.route(address)
     box = inbox(way.end)
     if future.asked:
         box.entrust(future, way.pid)
@@ -50,10 +50,10 @@ def _put(address: bytes, body: tuple[Any, ...], future: Future[Any], timeout: fl
 
 def tell(address: bytes, body: tuple[Any, ...]) -> None:
     """Ask the process behind an address for something, and want no answer; raises what ``Route.send`` raises."""
-    way = reply.route(address)
+    way = route.route(address)
     way.check()  # what is sent to a process that has ended may seem to have arrived
     frame = way.end.codec.encode_routed(body, wire.Routed(address), 0)
-    (way.end.tx or way.end.open_sender()).send(frame, reply.PATIENCE)
+    (way.end.tx or way.end.open_sender()).send(frame, route.PATIENCE)
 
 
 def ask_for(future: Future[Any], address: bytes, export: int) -> None:
@@ -65,7 +65,7 @@ def ask_for(future: Future[Any], address: bytes, export: int) -> None:
         try:
             future.enter(box, None)
             # That process may be stopped, and who wants the value may have a deadline, or an event loop to go on with.
-            if not (reply.is_near(address) and _is_put(address, question, future)):
+            if not (route.is_near(address) and _is_put(address, question, future)):
                 threading.Thread(target=ask, args=(address, question, future), name="ipcbus-asks", daemon=True).start()
         except ChannelError as error:
             future.abort(error)

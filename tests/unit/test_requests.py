@@ -21,7 +21,7 @@ import ipcbus
 from ipcbus.directory import client, place
 from ipcbus.frame import Routed
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.requests import asking, exports, outage, reply, serving
+from ipcbus.requests import asking, exports, outage, route, serving
 from ipcbus.requests.future import Future
 from ipcbus.requests.inbox import Inbox, inbox
 from ipcbus.requests.turns import Turns
@@ -344,7 +344,7 @@ def test_who_asked_is_told_of_an_interrupt_amid_the_reply(unanswered, monkeypatc
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reply.Route, "send", interrupt)
+    monkeypatch.setattr(route.Route, "send", interrupt)
     with pytest.raises(KeyboardInterrupt):
         serving.handle(message, lambda _: "value")
     with pytest.raises(ipcbus.RemoteError, match="KeyboardInterrupt"):
@@ -362,7 +362,7 @@ def test_replies_that_come_late_are_counted(unanswered):
 
 
 def test_who_does_not_read_delays_an_answerer_once(subject, askers, monkeypatch):
-    monkeypatch.setattr(reply, "PATIENCE", 0.3)
+    monkeypatch.setattr(route, "PATIENCE", 0.3)
     channel = subject.open()
     asker = subject.start(askers.ask_without_reading, channel)
     messages = [channel.recv_message(PATIENCE) for _ in range(3)]
@@ -383,7 +383,7 @@ def test_who_does_not_read_delays_an_answerer_once(subject, askers, monkeypatch)
 
 
 def test_what_is_not_delivered_to_who_does_not_read_fails_there(subject, askers, monkeypatch):
-    monkeypatch.setattr(reply, "PATIENCE", 0.3)
+    monkeypatch.setattr(route, "PATIENCE", 0.3)
     channel = subject.open()
     asker = subject.start(askers.ask_and_dawdle, channel)
     serving = subject.thread(channel.serve, askers.handle)
@@ -420,7 +420,7 @@ def test_an_asker_that_was_stopped_is_told_that_its_reply_was_lost(stopped_asker
 def test_an_asker_that_was_stopped_and_went_on_is_answered(stopped_asker, unanswered):
     asker, message = stopped_asker
     os.kill(asker.pid, signal.SIGCONT)
-    ((knocked, _),) = reply._here.missed.values()
+    ((knocked, _),) = route.here.missed.values()
     assert select.select([knocked], [], [], PATIENCE)[0]
     message.reply("first")
     assert asker.hear() == "first"
@@ -437,14 +437,14 @@ def test_what_could_not_be_sent_can_be_sent_again_and_fails_if_it_is_not(subject
     assert asker.hear() == "asked"
     message = unanswered.recv_message(PATIENCE)
     with monkeypatch.context() as patch:
-        patch.setattr(reply.Route, "send", refuse)
+        patch.setattr(route.Route, "send", refuse)
         with pytest.raises(ipcbus.ChannelBroken, match="no descriptors"):
             message.reply("first")
     message.reply("first")
     assert asker.hear() == "first"
     message = unanswered.recv_message(PATIENCE)
     with monkeypatch.context() as patch:
-        patch.setattr(reply.Route, "send", refuse)
+        patch.setattr(route.Route, "send", refuse)
         serving.handle(message, lambda _: "second")
     assert asker.hear() == "ChannelBroken"
     asker.result()
@@ -621,7 +621,7 @@ def test_a_signal_handler_may_ask_amid_the_first_request(questions, monkeypatch)
 
         return call
 
-    monkeypatch.setattr(reply, "publish", before(reply.publish))
+    monkeypatch.setattr(route, "publish", before(route.publish))
     monkeypatch.setattr(client, "Directory", before(client.Directory))
     assert questions.request(("echo", 0), PATIENCE) == 0
     assert asked == [2, 1]
@@ -916,13 +916,13 @@ def test_nor_where_it_takes_in_nothing_more(subject, askers, unanswered):
     callback.timeout = PATIENCE
     assert callback("abc") == 3
     _stop(owner)
-    way = reply._here.routes[callback._origin[0]].end
+    way = route.here.routes[callback._origin[0]].end
     with contextlib.suppress(ipcbus.ChannelFull):
         for _ in range(100_000):
             way.tx.send(way.codec.encode(None), 0)
     started = time.monotonic()
     raises(ipcbus.ChannelEmpty, future.result, 0.1)
-    assert time.monotonic() - started < LATE < reply.PATIENCE
+    assert time.monotonic() - started < LATE < route.PATIENCE
     os.kill(owner.pid, signal.SIGCONT)
     unanswered.recv_message(PATIENCE).reply("here")
     assert future.result(PATIENCE) == "here"
