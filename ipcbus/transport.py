@@ -72,7 +72,8 @@ __all__ = [
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-"""A contiguous run of bytes. Buffers received are read-only or belong to the caller alone."""
+"""A contiguous run of bytes. Buffers received are the caller's for as long as it keeps them: nobody writes to them any more,
+and what the caller may not write to either is read-only."""
 
 Frame: TypeAlias = "Sequence[Buffer]"
 """One message on the wire: one or more buffers. A transport may join them; the frame format can tell them apart."""
