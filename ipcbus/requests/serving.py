@@ -35,6 +35,7 @@ def serve(channel: Channel, handler: Callable[[Message], Any]) -> None:
             logger.warning("%s: %s", channel.url, error)
             continue
         handle(message, handler)
+        del message  # a large one would be kept for as long as no other comes
 
 
 def handle(message: Message, handler: Callable[[Message], Any]) -> None:
