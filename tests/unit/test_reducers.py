@@ -214,6 +214,8 @@ class TestWhatWasNotSent:
         with ipcbus.open("pipe:", capacity=1, max_message=4096) as full, ipcbus.Fd(os.dup(0)) as fd:
             full.send(fd)
             full.aio  # noqa: B018  and so is what this one takes
+            if how == "submit":
+                self._ask()  # a thread of its own opens what replies come by
             self._fail_to_send(how, full, fd)
             before = open_descriptors()
             for _ in range(3):
@@ -221,6 +223,13 @@ class TestWhatWasNotSent:
             assert open_descriptors() == before
             if how != "closed":
                 full.recv().close()
+
+    def _ask(self) -> None:
+        with ipcbus.open("pipe:") as asked:
+            answering = threading.Thread(target=lambda: asked.recv_message(5).reply(None))
+            answering.start()
+            asked.request(None, 5)
+            answering.join()
 
     def _fail_to_send(self, how: str, full: ipcbus.Channel, fd: ipcbus.Fd) -> None:
         async def cancelled() -> None:
