@@ -49,18 +49,20 @@ def distribute(folder: Path, name: str, entries: str, metadata: str = "", module
 def ask(folder: Path, name: str) -> str:
     """Ask for a serializer in a process that has the folder in its path; return what came of it."""
     code = (
-        "import sys\n"
-        "sys.path.append(sys.argv[1])\n"
-        "import ipcbus\n"
-        "from ipcbus.codec import Codec\n"
         "try:\n"
         "    codec = Codec(sys.argv[2], None, private=True, max_message=99)\n"
         "    print(codec.decode(codec.encode('abc')))\n"
         "except ipcbus.IpcbusError as error:\n"
         "    print(type(error).__name__, error)\n"
     )
-    command = [sys.executable, "-c", code, str(folder), name]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    return run(folder, code, name).strip()
+
+
+def run(folder: Path, code: str, *arguments: str) -> str:
+    """Run code with codecs in a process that has the folder in its path; return what it prints."""
+    begin = "import sys; sys.path.append(sys.argv[1])\nimport ipcbus\nfrom ipcbus.codec import Codec\n"
+    command = [sys.executable, "-c", begin + code, str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
 
 
 @pytest.mark.timeout(20)
@@ -117,14 +119,10 @@ class TestOutside:
         entries = "nameless = outside:Nameless\nupper = outside:Upper"
         distribute(tmp_path, "outside", entries, modules={"outside": MODULE})
         code = (
-            "import sys; sys.path.append(sys.argv[1])\n"
-            "import ipcbus\n"
-            "from ipcbus.codec import Codec\n"
             "upper, auto = (Codec(name, None, private=True, max_message=99) for name in ('upper', 'auto'))\n"
             "print(auto.decode(upper.encode('abc')))"
         )
-        command = [sys.executable, "-c", code, str(tmp_path)]
-        assert subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout == "ABC\n"
+        assert run(tmp_path, code) == "ABC\n"
 
     def test_without_descriptors_it_says_what_lacks(self, tmp_path: Path) -> None:
         lacking = "import errno, os\nraise OSError(errno.EMFILE, os.strerror(errno.EMFILE))"
@@ -132,15 +130,11 @@ class TestOutside:
         why = "serializer 'upper' cannot be loaded: Too many open files; close some descriptors"
         assert ask(tmp_path, "upper").startswith(f"ChannelBroken {why}")
         code = (
-            "import sys; sys.path.append(sys.argv[1])\n"
-            "import ipcbus\n"
-            "from ipcbus.codec import Codec\n"
             "codec = Codec('raw', None, private=True, max_message=99)\n"
             "try: codec.decode([bytes((0xb5, 1, 0, 40)) + b'x'])\n"
             "except ipcbus.DecodeError as error: print(error)"
         )
-        command = [sys.executable, "-c", code, str(tmp_path)]
-        assert why in subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        assert why in run(tmp_path, code)
 
     def test_two_distributions_with_one_name(self, tmp_path: Path) -> None:
         distribute(tmp_path, "outside", "upper = outside:Upper", modules={"outside": MODULE})
@@ -157,13 +151,9 @@ class TestOutside:
     def test_broken_plugin_does_not_stop_decoding_others(self, tmp_path: Path) -> None:
         distribute(tmp_path, "broken", "aaa = broken:Upper", modules={"broken": "1 / 0"})
         code = (
-            "import sys; sys.path.append(sys.argv[1])\n"
-            "from ipcbus.codec import Codec\n"
-            "codec = Codec('raw', None, private=True, max_message=99)\n"
-            "print(codec.decode([bytes((0xb5, 1, 0, 3)) + b'[1]']))"
+            "codec = Codec('raw', None, private=True, max_message=99)\nprint(codec.decode([bytes((0xb5, 1, 0, 3)) + b'[1]']))"
         )
-        command = [sys.executable, "-c", code, str(tmp_path)]
-        assert subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout == "[1]\n"
+        assert run(tmp_path, code) == "[1]\n"
 
 
 class TestOurs:
