@@ -804,3 +804,36 @@ def test_a_second_receiver_is_told_what_has_several(make):
     ends.receiver()
     with pytest.raises(ipcbus.ChannelBusy, match="such as unix:, with receivers='many'"):
         ends.receiver()
+
+
+@pytest.mark.parametrize("then", ["goes on", "is interrupted"])
+def test_a_large_message_that_a_signal_handler_takes_while_its_file_is_dealt_with_is_closed_once(monkeypatch, then):
+    with ipcbus.open("pipe:?large=4096", capacity=8) as channel:
+        channel.send(b"first")
+        assert channel.recv(PATIENCE) == b"first"
+        rx, got = channel._end.rx, []
+        for number in range(3):
+            channel.send(b"%d" % number * 5000, PATIENCE)
+
+        def receive_amid(files):
+            monkeypatch.setattr(lane, "keep_large", keep)
+            keep(files)
+            before = descriptors()
+            got.append(channel.recv(0)[:1])  # on the same thread, as a signal handler does
+            reused.extend(os.memfd_create("another's") for _ in range(len(before) - len(descriptors())))
+            if then == "is interrupted":
+                raise KeyboardInterrupt
+
+        (lane,), reused = rx._names.values(), []
+        keep = lane.keep_large
+        monkeypatch.setattr(lane, "keep_large", receive_amid)
+        with ExitStack() as interrupted:
+            if then == "is interrupted":
+                interrupted.enter_context(pytest.raises(KeyboardInterrupt))
+            got.append(channel.recv(PATIENCE)[:1])
+        while len(got) < 3:
+            got.append(channel.recv(PATIENCE)[:1])
+        assert sorted(got) == [b"0", b"1", b"2"]
+        assert reused, "the handler's message had no descriptor"
+        for fd in reused:
+            os.close(fd)  # OSError if it was closed as the message's

@@ -737,13 +737,18 @@ def test_a_receiver_that_closes_says_so_to_senders_that_it_has_not_looked_at(mak
     fill(tx, b"2", 0.5)
 
 
-READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06"
+
+
+def ready(kind):
+    """Say what comes behind the greeting: what kind of socket this is."""
+    return bytes([4, len(READY + kind)]) + READY + kind
 
 
 def introduce(connection):
     """Say on a plain connection what a sender says first, behind its greeting."""
     hello = encode(Kind.HELLO, os.getpid(), 0)
-    connection.sendall(bytes([4, len(READY)]) + READY + bytes([0, len(hello)]) + hello)
+    connection.sendall(ready(b"DEALER") + bytes([0, len(hello)]) + hello)
 
 
 def greet(connection):
@@ -775,6 +780,32 @@ def test_a_receiver_that_closes_says_so_to_a_sender_that_has_only_just_connected
     while some := newcomer.recv(4096):
         heard += some
     assert encode(Kind.GONE, os.getpid(), 0) in heard
+
+
+def test_nothing_is_written_to_a_connection_whose_end_zmq_has_not_noticed_yet(make_tcp, stack):
+    ends = make_tcp(capacity=1000)
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", int(ends.address.rpartition(":")[2]))))
+    listener.settimeout(PATIENCE)
+    tx = ends.sender()
+    for number in range(10):
+        with listener.accept()[0] as connection:
+            connection.settimeout(PATIENCE)
+            greet(connection)
+            connection.sendall(ready(b"ROUTER"))
+            until(lambda: tx.ready() and tx._connected)
+            greeting = encode(Kind.HELLO, os.getpid(), number)
+            message = b"message %d." % number if number else greeting
+            heard = b""  # all there is: what was not read when a connection is closed makes its end loud
+            while not (greeting in heard and message in heard):
+                more = connection.recv(4096)
+                assert more, f"{message} is lost"
+                heard += more
+            time.sleep(0.002)  # longer than a sender goes without looking
+            grant = encode(Kind.GRANT, os.getpid(), number)
+            connection.sendall(bytes([0, len(grant)]) + grant)
+        tx.send([b"message %d." % (number + 1)], PATIENCE)
+    listener.close()
+    assert whole(ends.receiver().recv(PATIENCE)) == b"message 10."
 
 
 def test_a_receiver_that_closes_does_not_wait_long_for_a_stranger_that_says_nothing(make, stack):

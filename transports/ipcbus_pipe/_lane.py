@@ -168,6 +168,8 @@ class ReceiverLane:
         self._own = [self.fd, self.credit_fd]
         self.state = self._between = State(deque())
         self.large: dict[int, tuple[int, int]] = {}
+        self._forgotten = 0
+        """The number that the next large message has at least."""
         self.delivered = 0
         self.repay_at = 0
         self._repaid: deque[tuple[None, int]] = deque([(None, 0)], maxlen=1)
@@ -231,10 +233,21 @@ class ReceiverLane:
             self._repaid.extend(zip(map(_repay, (self.credit_fd,), (owed,)), (delivered,)))  # noqa: B905  one of each
             self.repay_at = delivered + batch
 
+    def keep_large(self, files: dict[int, tuple[int, int]]) -> None:
+        """Take over memory files, but for numbers that are here already or were.
+
+        May be interrupted anywhere and is then done again, when some of them may have been delivered, and closed.
+        """
+        for number, entry in files.items():
+            if number >= self._forgotten:
+                self.large.setdefault(number, entry)
+
     def forget_large(self, end: int) -> None:
         """Close the memory files with numbers below ``end``: those left over are of sends that were interrupted."""
+        self._forgotten = max(self._forgotten, end)
         for number in [known for known in self.large if known < end]:
-            os.close(self.large.pop(number)[0])
+            if (entry := self.large.pop(number, None)) is not None:  # else a signal handler has done it
+                os.close(entry[0])
 
     def close(self) -> None:
         """Free the descriptors. Idempotent."""

@@ -287,7 +287,7 @@ class PipeReceiver(RecvLink):
             if isinstance(note, Large):
                 known = self._names.get(note.lane)
                 if known is not None:
-                    known.large = note.files | known.large
+                    known.keep_large(note.files)
                 elif note not in self._orphans:
                     self._orphans.append(note)
             elif note.lane not in self._names:
@@ -303,7 +303,8 @@ class PipeReceiver(RecvLink):
         """
         lane = self._names.get(note.lane)
         if isinstance(note, Large):
-            return [fd for number, (fd, _) in note.files.items() if lane is not None and lane.large[number][0] != fd]
+            kept = {} if lane is None else lane.large  # where one is missing, a signal handler has received it meanwhile
+            return [fd for number, (fd, _) in note.files.items() if kept.get(number, (fd,))[0] != fd]
         return [*note.fds[2 if lane is not None and lane.fd == note.fds[0] else 0 :]]
 
     def _settle(self) -> None:
@@ -318,10 +319,12 @@ class PipeReceiver(RecvLink):
             note = self._orphans[0]
             lane = self._names.get(note.lane)
             if lane is not None:
-                lane.large |= note.files
+                lane.keep_large(note.files)
             self._orphans.popleft()
             if lane is None:
                 note.close()  # its lane died with an earlier receiver
+            else:
+                close_all(self._left_over(note))
         self._unsettled = False
 
     def _inherit(self) -> bool:

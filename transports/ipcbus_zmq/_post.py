@@ -32,6 +32,7 @@ __all__ = ["NOBLOCK", "Post", "broken", "close_inherited"]
 NOBLOCK = int(zmq.NOBLOCK)
 """A plain int: pyzmq takes it without a detour through the enumeration."""
 _STOPPED = int(zmq.EVENT_MONITOR_STOPPED)
+_event = struct.Struct("=Hi")
 _GRACE = 2.0
 """Seconds that zmq gets to end a socket after its linger."""
 
@@ -192,9 +193,9 @@ class Post:
             poller.register(fd, select.POLLIN)
         return poller
 
-    def events(self) -> list[int]:
-        """Return what the monitor has seen since the last call, oldest first; the lock is held."""
-        seen: list[int] = []
+    def events(self) -> list[tuple[int, int]]:
+        """Return what the monitor has seen since the last call, oldest first, each with zmq's value; the lock is held."""
+        seen: list[tuple[int, int]] = []
         monitor = self._monitor
         assert monitor is not None
         while True:
@@ -204,7 +205,7 @@ class Post:
                 return seen
             # Each is an event and the address that it happened at. A call that was interrupted may have read the first alone.
             if monitor.get(zmq.RCVMORE):
-                seen.append(struct.unpack_from("<H", part)[0])
+                seen.append(_event.unpack(part))
 
     def close_by(self, finish: Callable[[], None]) -> None:
         """Turn everybody away, wait until no other thread sleeps in ``wait``, and call ``finish``. Idempotent.
@@ -262,7 +263,7 @@ class Post:
         """Wait until zmq's threads are done with the socket: the last that its monitor says."""
         poller = select.poll()
         poller.register(int(monitor.get(zmq.FD)), select.POLLIN)
-        while _STOPPED not in self.events():
+        while all(event != _STOPPED for event, _ in self.events()):
             state = int(monitor.get(zmq.EVENTS))
             if not state & zmq.POLLOUT:
                 return True  # who says it is gone: an interruption has lost the word

@@ -390,7 +390,7 @@ class Receiver(RecvLink):
     # ------------------------------------------------------------------ who is there
 
     def _count_connections(self) -> None:
-        seen = self._post.events()
+        seen = [event for event, _ in self._post.events()]
         self._unheard += seen.count(_ACCEPTED) - sum(map(seen.count, _FAILED))
 
     def _greet(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sender"]
 
+_CONNECTED = int(zmq.EVENT_CONNECTED)
 _MORE = NOBLOCK | int(zmq.SNDMORE)
 _JOIN_LIMIT = 32 * 1024
 """Bytes up to which the buffers of a frame are joined: one copy is cheaper than one more zmq part."""
@@ -33,6 +35,8 @@ _LOOK_EVERY = 0.001
 """Seconds after which a sender that is connected and has room looks for news before it sends."""
 _SUCCESSION = 0.25
 """Seconds of waiting after which a dead receiver is reported: one that follows it needs a moment to be connected to."""
+_PARTING = 0.1
+"""Seconds that a send without waiting gives zmq to notice the end of a connection: what is written to it is lost."""
 _FAREWELL = 1.0
 """Seconds for the last control message, when no data is queued."""
 _CONTROL_LIMIT = 256
@@ -57,7 +61,7 @@ class Sender(SendLink):
             **place.connect_options,
         }
         try:
-            self._post = Post(zmq.DEALER, options, int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED))
+            self._post = Post(zmq.DEALER, options, _CONNECTED | int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED))
         except BaseException:
             place.release()
             raise
@@ -72,6 +76,10 @@ class Sender(SendLink):
         """What was sent while there was no receiver: if none comes, it is left where a later one finds it."""
         self._look_at = 0.0
         self._met = self._connected = self._lost = self._left = False
+        self._connection: select.poll | None = None
+        """Shows that the receiver has closed its end, which zmq's own thread may not have had the time to notice."""
+        self._parting = False
+        """Whether the connection takes nothing any more and is about to end: what is sent then waits for the next."""
         self._unsure = False
         """Whether an interruption may have lost news: pyzmq lets signal handlers run behind a receive, and then drops it."""
         self._receiver_pid: int | None = None
@@ -143,6 +151,7 @@ class Sender(SendLink):
         """Return when one message may be sent; the lock is held."""
         deadline = Deadline(timeout)
         window = self._window
+        parting: Deadline | None = None
         heir: Deadline | None = None
         while True:
             self._check_open()
@@ -150,12 +159,19 @@ class Sender(SendLink):
             if self._shut[0]:
                 self._part(Kind.SHUTDOWN)  # whoever set the flag may have been killed before it could tell the receiver
                 raise ChannelClosed(f"the channel at {self._place.endpoint} was shut down")
-            if window.sent < window.limit:
+            if self._parting:
+                parting = parting or Deadline(_PARTING)
+                if not parting.expired:
+                    self._post.wait(parting.remaining())
+                    continue
+            elif window.sent < window.limit:
                 return
             if self._lost:
                 heir = heir or Deadline(_SUCCESSION)
                 if heir.expired or deadline.expired:
                     raise PeerDied(self._epitaph(), self._receiver_pid)
+            if deadline.expired and self._parting:
+                raise ChannelFull(f"the receiver at {self._place.endpoint} is leaving; another one has to come first")
             if deadline.expired:
                 raise ChannelFull(
                     f"{window.capacity} messages of this process wait at {self._place.endpoint}"
@@ -192,8 +208,11 @@ class Sender(SendLink):
     def _take_in(self) -> None:
         # The monitor first: what a receiver said before its connection ended is in the inbox by the time this tells of it.
         disconnected = greet = False
-        for event in self._post.events():
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        for event, value in self._post.events():
+            if event == _CONNECTED:
+                self._connection = select.poll()
+                self._connection.register(value, select.POLLRDHUP)
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 greet = self._met  # a successor; the first receiver gets the greeting that waits since the start
                 if greet:
                     self._hear_all()  # the last words of its predecessor: a successor says nothing before it was greeted
@@ -211,7 +230,10 @@ class Sender(SendLink):
         self._hear_all()
         if disconnected and not self._left:
             self._lose()
-        if self._connected and self._copies is None:
+        self._parting = self._connected and (self._left or (self._connection is not None and bool(self._connection.poll(0))))
+        if self._parting:
+            self._look_at = 0.0
+        elif self._connected and self._copies is None:
             self._look_at = monotonic() + _LOOK_EVERY
         elif self._copies is None and self._place.parks:
             self._copies = []
@@ -221,7 +243,7 @@ class Sender(SendLink):
 
     def _has_news(self) -> bool:
         """Tell whether a send would do something other than find the channel full."""
-        return self._window.sent < self._window.limit or self._lost or bool(self._shut[0])
+        return (self._window.sent < self._window.limit and not self._parting) or self._lost or bool(self._shut[0])
 
     def _ask_if_stuck(self) -> None:
         """Ask where the receiver is, when there has been no room for long, and more and more seldom.

@@ -144,7 +144,8 @@ def check_one_receiver(subject: Subject) -> None:
     child.result()
     channel.send("three", timeout=PATIENCE)
     other.say(PATIENCE)
-    assert other.hear() == repr("three"), "when the receiver has closed, another process cannot take over"
+    heard = other.hear()
+    assert heard == repr("three"), f"when the receiver has closed, another process cannot take over: {heard}"
     other.say(None)
     other.result()
 
