@@ -89,7 +89,6 @@ def _send_bytes(end: Endpoint, objects: Sequence[Any], first: int) -> int:
     if send is not None:
         while at < len(objects) and type(objects[at]) is bytes and send(objects[at]):
             at += 1
-        end.sent += at - first
     return at - first
 
 

@@ -71,7 +71,6 @@ class Channel:
         end = self._end
         if type(obj) is bytes:
             if headers is None and self._short is not None and self._short(obj):
-                end.sent += 1
                 return
             if self._role == "receiver":
                 raise self._wrong_side()
@@ -127,9 +126,9 @@ class Channel:
         if self._role == "sender":
             raise self._wrong_side()
         got = (end.take or end.open_take())(timeout)
-        end.received += 1
         if type(got) is bytes:
             return got
+        end.received += 1
         try:
             # As Codec.decode, without the call: this runs for every message.
             first: Any
@@ -300,9 +299,10 @@ class Channel:
         """Return a snapshot of this process's counters and the depth of the channel."""
         end = self._end
         link = end.rx or end.tx
+        sent, received = end.totals()
         return endpoint.Stats(
-            sent=end.sent,
-            received=end.received,
+            sent=sent,
+            received=received,
             dropped=end.dropped,
             undecodable=end.undecodable,
             late=0 if end.inbox is None else end.inbox.late,

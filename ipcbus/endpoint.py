@@ -108,6 +108,7 @@ class Endpoint:
         self.asked = False
         """Whether requests come: for each of them somebody waits."""
         self.sent = self.received = self.dropped = self.undecodable = 0
+        """Messages. What goes the short ways of the links that there are is counted there."""
         self.watchers: set[Watcher] = set()
         self.postponed: list[Exception] = []
         """What ``recv_many`` met behind messages that it returned; while there is any, ``take`` and ``listen`` are None."""
@@ -257,11 +258,20 @@ class Endpoint:
         """Have a side that was closed, while the other was not, open again at its next use."""
         with self._lock:
             if self._closed_tx and not self._closed_rx:
+                self.sent, _ = self.totals()
                 self.tx = self.send_bytes = None
                 self._closed_tx = False
             elif self._closed_rx and not self._closed_tx:
+                _, self.received = self.totals()
                 self.rx = self.take = self.listen = None
                 self._closed_rx = False
+
+    def totals(self) -> tuple[int, int]:
+        """Return how many messages were sent and received, whichever way they went."""
+        return (
+            self.sent + (0 if self.tx is None else self.tx.sent_short),
+            self.received + (0 if self.rx is None else self.rx.received_short),
+        )
 
     def state(self) -> tuple[Any, ...]:
         """Return what another process needs to open the same channel."""

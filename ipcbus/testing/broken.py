@@ -25,6 +25,8 @@ __all__ = [
     "BytesAfterEnd",
     "CannotWaitLong",
     "CloseWakesNobody",
+    "CountsNoneReceived",
+    "CountsNoneSent",
     "CountsTooMany",
     "DropsRareValue",
     "DuplicatesEmpty",
@@ -391,6 +393,34 @@ class Beheads(Receiver):
         def recv(timeout: float | None) -> Frame | bytes:
             frame = self.recv(timeout)
             return bytes(frame[0])[len(head) :] if len(frame) == 1 else frame
+
+        return recv
+
+
+class CountsNoneSent(Sender):
+    """Has a shorter way for bytes that does not count what it sends."""
+
+    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
+        def send(data: bytes) -> bool:
+            if len(data) > limit:
+                return False
+            try:
+                self.link.send((head + data,), 0)
+            except (ChannelFull, ChannelClosed):
+                return False
+            return True
+
+        return send
+
+
+class CountsNoneReceived(Receiver):
+    """Has a shorter way for bytes that does not count what it returns."""
+
+    def bytes_receiver(self, head: bytes) -> Callable[[float | None], Frame | bytes]:
+        def recv(timeout: float | None) -> Frame | bytes:
+            frame = self.recv(timeout)
+            first = bytes(frame[0])
+            return first[len(head) :] if len(frame) == 1 and first.startswith(head) else frame
 
         return recv
 

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
+import ipcbus
 from ipcbus.errors import ChannelEmpty, EndOfChannel
 from ipcbus_pipe import Pipe, _stream
 from ipcbus_unix import Unix
@@ -83,3 +84,17 @@ def test_a_thread_in_the_middle_of_a_send_is_not_waited_for(make):
     with sender._lock:
         assert in_thread(send, b"1")() is False
     assert send(b"1")
+
+
+@pytest.mark.parametrize("end", ["sender", "receiver"])
+def test_what_went_them_before_an_end_was_closed_and_came_again_counts(end):
+    with ipcbus.open("auto:") as channel, ipcbus.open("inproc:") as other:
+        for _ in range(3):
+            channel.send(b"bytes", 0)
+            assert channel.recv(0) == b"bytes"
+        other.send(channel)
+        getattr(channel, end).close()
+        again = other.recv(0)
+        again.send(b"bytes", 0)
+        assert again.recv(0) == b"bytes"
+        assert (again.stats().sent, again.stats().received) == (4, 4)

@@ -49,6 +49,7 @@ class PipeSender(SendLink):
         self._files = MemoryFiles(options.kept_bytes)
         self._pipe: SenderLane | None = None
         self._closed = False
+        self._sent_short = 0
         self._waiting = False
         """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._lock = threading.RLock()
@@ -125,7 +126,10 @@ class PipeSender(SendLink):
                 except OSError:
                     pipe.sent -= 1
                     return False
-                return not flags[0]  # send says what that means
+                if flags[0]:
+                    return False  # send says what that means
+                self._sent_short += 1
+                return True
             except (OSError, ValueError):
                 return False  # the same
             finally:
@@ -135,6 +139,11 @@ class PipeSender(SendLink):
                     pass
 
         return send_bytes
+
+    @property
+    def sent_short(self) -> int:
+        """Messages that what ``bytes_sender`` returned has sent."""
+        return self._sent_short
 
     def send_many(self, frames: Sequence[Frame], timeout: float | None) -> int:
         """Write as many messages at once as the kernel takes whole and there are credits for."""

@@ -57,6 +57,11 @@ class ShmReceiver(RecvLink):
         """True: as long as it pays, for up to ``spin_us``."""
         return True
 
+    @property
+    def received_short(self) -> int:
+        """Messages that what ``bytes_receiver`` returned has received."""
+        return self._core.received_short
+
     def fileno(self) -> int:
         """Return the set that listens to the receivers' doorbell."""
         with self._lock:

@@ -124,6 +124,11 @@ class ShmSender(SendLink):
                     self._watch = Watch(self._handle.state, epoll, self._echo)
             return self._waits
 
+    @property
+    def sent_short(self) -> int:
+        """Messages that what ``bytes_sender`` returned has sent."""
+        return self._core.sent_short
+
     def fileno(self) -> int:
         """Return the descriptor that shows when there may be room."""
         epoll, wakeup = self._open_epoll()

@@ -53,6 +53,7 @@ class UnixSender(SendLink):
         self._waiting = False
         """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._closed = False
+        self._sent_short = 0
         self._claim, self._tag = handle.board.enter()
         self._slot = self._tag & SLOT
         self._span = spec.capacity * STEP
@@ -128,6 +129,7 @@ class UnixSender(SendLink):
                 except OSError:
                     self._take_back(tag)
                     return False  # send says what that means
+                self._sent_short += 1
                 return True
             finally:
                 try:
@@ -136,6 +138,11 @@ class UnixSender(SendLink):
                     pass
 
         return send_bytes
+
+    @property
+    def sent_short(self) -> int:
+        """Messages that what ``bytes_sender`` returned has sent."""
+        return self._sent_short
 
     def _send_slowly(self, tag: int, data: bytes, frame: Frame, timeout: float | None, error: OSError) -> None:
         """Send what the kernel did not take at once."""

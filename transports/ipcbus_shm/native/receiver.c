@@ -13,6 +13,7 @@ typedef struct {
     uint64_t max_message;
     int set; /* that listens to the doorbell, once this end is watched */
     unsigned char head[HEAD_BYTES]; /* what recv_bytes takes away */
+    unsigned long long received_short; /* messages that it has returned as bytes */
 } Receiver;
 
 /* ------------------------------------------------------------------ taking */
@@ -353,7 +354,9 @@ static PyObject *recv(Receiver *self, PyObject *timeout)
 
 static PyObject *recv_bytes(Receiver *self, PyObject *timeout)
 {
-    return receive(self, timeout, true);
+    PyObject *got = receive(self, timeout, true);
+    self->received_short += got && PyBytes_CheckExact(got);
+    return got;
 }
 
 static PyObject *bytes_receiver(Receiver *self, PyObject *head)
@@ -428,6 +431,12 @@ static void dealloc(Receiver *self)
     Py_DECREF(type);
 }
 
+static PyObject *received_short(Receiver *self, void *nothing)
+{
+    (void)nothing;
+    return PyLong_FromUnsignedLongLong(self->received_short);
+}
+
 static PyMethodDef methods[] = {
     {"recv", (PyCFunction)recv, METH_O, "recv(timeout)\n--\n\nTake the oldest message."},
     {"bytes_receiver", (PyCFunction)bytes_receiver, METH_O,
@@ -445,6 +454,7 @@ static PyMethodDef methods[] = {
 
 static PyGetSetDef attributes[] = {
     {"closed", (getter)end_closed, NULL, "Whether this end is closed.", NULL},
+    {"received_short", (getter)received_short, NULL, "Messages that recv_bytes has returned as bytes.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -269,6 +269,7 @@ static PyObject *send_bytes(Sender *self, PyObject *object)
     if (put_bytes(self, HEAD_BYTES, object, self->most_bytes) != SENT)
         Py_RETURN_FALSE;
     self->wanted = 0;
+    self->sent_short++;
     Py_RETURN_TRUE;
 }
 
@@ -408,6 +409,12 @@ static void dealloc(Sender *self)
     Py_DECREF(type);
 }
 
+static PyObject *sent_short(Sender *self, void *nothing)
+{
+    (void)nothing;
+    return PyLong_FromUnsignedLongLong(self->sent_short);
+}
+
 static PyMethodDef methods[] = {
     {"send", (PyCFunction)(void (*)(void))send, METH_FASTCALL, "send(frame, timeout)\n--\n\nHand over one message."},
     {"send_many", (PyCFunction)(void (*)(void))send_many, METH_FASTCALL,
@@ -428,6 +435,7 @@ static PyMethodDef methods[] = {
 
 static PyGetSetDef attributes[] = {
     {"closed", (getter)end_closed, NULL, "Whether this end is closed.", NULL},
+    {"sent_short", (getter)sent_short, NULL, "Messages that send_bytes has sent.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

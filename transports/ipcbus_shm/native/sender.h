@@ -13,6 +13,7 @@ typedef struct {
     size_t wanted; /* bytes that found no room last; 0 when something did since */
     unsigned char head[HEAD_BYTES]; /* what send_bytes puts before what it sends */
     size_t most_bytes;              /* that it may send */
+    unsigned long long sent_short;  /* messages that it has sent */
 } Sender;
 
 /* What somebody waits for: room for so many bytes. */
