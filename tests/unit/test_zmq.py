@@ -968,6 +968,30 @@ def test_a_death_is_told_to_who_waits_for_room(make):
         sending.join(PATIENCE)
 
 
+def test_a_death_whose_news_was_lost_by_an_interruption_holds_nobody_up(make_private, monkeypatch):
+    ends = make_private(capacity=2)
+    tx = ends.sender()
+    tx.send([b"1"], 0)
+    events = tx._post.events
+
+    def lose():
+        events()
+        raise KeyboardInterrupt
+
+    with receiving_process(ends) as process:
+        assert process.stdout.readline() == "1\n"
+        until(lambda: tx.depth() == 0)
+        process.kill()
+        process.wait()
+        time.sleep(0.1)  # the news is there then
+        monkeypatch.setattr(tx._post, "events", lose)
+        with pytest.raises(KeyboardInterrupt):
+            tx.ready()
+        monkeypatch.undo()
+    tx.send([b"2"], SOON)
+    assert whole(ends.receiver().recv(PATIENCE)) == b"2"
+
+
 def test_a_death_is_told_to_all_threads_that_wait_for_room(make):
     ends = make(capacity=1)
     tx = ends.sender()

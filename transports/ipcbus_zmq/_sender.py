@@ -251,7 +251,8 @@ class Sender(SendLink):
         A call that was interrupted can leave the two counts apart, or miss that there is a receiver, or that it has died. A
         HELLO behind everything that was sent settles the former, and the kernel knows the latter.
         """
-        if self._window.sent < self._window.limit or not (self._connected or self._unsure):
+        stuck = self._window.sent >= self._window.limit or (self._parting and self._unsure)
+        if not stuck or not (self._connected or self._unsure):
             self._ask_at = None
             return
         if self._unsure and self._connected and self._place.deserted():
