@@ -126,10 +126,9 @@ class PipeSender(SendLink):
                 except OSError:
                     pipe.sent -= 1
                     return False
-                if flags[0]:
-                    return False  # send says what that means
-                self._sent_short += 1
-                return True
+                sent = not flags[0]  # else send says what that means
+                self._sent_short += sent
+                return sent
             except (OSError, ValueError):
                 return False  # the same
             finally:
