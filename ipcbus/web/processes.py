@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import logging
 import signal
 from contextlib import AsyncExitStack
@@ -156,11 +157,21 @@ def load_service(factory: str) -> Service:
     if not module or not name:
         raise ConfigError(f"factory = {factory!r} must read 'module:Class'")
     try:
-        make = getattr(importlib.import_module(module), name)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(f"factory = {factory!r}: {error}; is it installed, or beside the configuration file?") from error
-    except AttributeError as error:
-        raise ConfigError(f"factory = {factory!r}: {error}") from error
+    make = getattr(found, name, None)
+    if not callable(make):
+        has = "nothing of that name" if make is None else f"a {type(make).__qualname__} of that name"
+        raise ConfigError(
+            f"factory = {factory!r}: {module} has {has}, where a Service subclass, or a function that makes one, is to be"
+        )
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise ConfigError(f"factory = {factory!r} is called without arguments, and it is not made for that: {error}") from error
+    except ValueError:
+        pass  # written in C, and does not say
     service = make()
     if not isinstance(service, Service):
         raise ConfigError(f"factory = {factory!r} made a {type(service).__qualname__}, which is no ipcbus.web.Service")

@@ -446,7 +446,12 @@ def test_a_port_in_use_is_refused_even_if_it_could_be_shared() -> None:
     ("factory", "why"),
     [
         ("web_programs", "must read 'module:Class'"),
-        ("web_programs:Nothing", "Nothing"),
+        ("web_programs:Nothing", "web_programs has nothing of that name"),
+        ("web_programs:__name__", "web_programs has a str of that name"),
+        (
+            "web_programs:of_a_room",
+            "is called without arguments, and it is not made for that: missing a required argument: 'room'",
+        ),
         ("no_such_module:Chat", "No module named 'no_such_module'"),
         ("web_programs:not_a_service", "made a int, which is no ipcbus.web.Service"),
     ],

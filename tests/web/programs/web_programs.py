@@ -34,6 +34,10 @@ class Crash(Service):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def of_a_room(room):
+    return room
+
+
 def not_a_service():
     return 42
 
