@@ -10,6 +10,8 @@ import typer
 
 from ipcbus.cli.table import make_table, print_whole
 from ipcbus.errors import TransportUnavailable
+from ipcbus.options import URL
+from ipcbus.selection import select
 from ipcbus.selection import transports as registry
 from ipcbus.transport import Capabilities, Guarantees, Transport
 
@@ -65,10 +67,10 @@ def transports(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
 ) -> None:
-    """Show what each installed transport can do, and whether it works on this machine."""
+    """Show what each installed transport can do, and whether it works on this machine; of auto, which one it is here."""
     if scheme is not None:
-        scheme = scheme.rstrip(":")
-        registry.get(scheme)  # says what is close, or what to install
+        # What there is not says what is close, or what to install.
+        scheme = select(URL(scheme.rstrip(":"), "", {}), {})[0].scheme
     rows = survey() if scheme is None else [_try(scheme)]
     if as_json:
         typer.echo(json.dumps([row.facts() for row in rows], indent=2))

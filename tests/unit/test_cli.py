@@ -165,6 +165,10 @@ class TestTransports:
         assert all(field.name.replace("_", " ") in said.stdout for field in dataclasses.fields(Guarantees))
         assert ipcbus.transports.get("inproc").guarantees.order in said.stdout
 
+    def test_auto_is_what_it_is_here(self, run, monkeypatch):
+        monkeypatch.setenv("IPCBUS_TRANSPORT", "inproc:")
+        assert "inproc:" in run("transports", "auto:").stdout
+
     def test_an_unknown_scheme_is_one_line_and_code_2(self, run):
         said = run("transports", "inprocc")
         assert said.exit_code == 2
