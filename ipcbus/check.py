@@ -126,6 +126,10 @@ def check(
     encode = encode or _pickled
     try:
         data = encode(obj)
+    except SystemExit as error:  # which would end this process, too, and perhaps as if all were well
+        reason = f"exits when it is encoded ({say(error)})"
+        remedy = "have its __reduce__ or __getstate__, or those of what is in it, raise an error instead"
+        return Report(target, kind, culprits=(Culprit(path, kind, reason, remedy),), remedy=remedy)
     except Exception as error:  # noqa: BLE001  the verdict is made of whatever is raised
         culprits = tuple(_culprits(obj, path, error))
         return Report(target, kind, culprits=culprits, remedy=culprits[0].remedy)
@@ -154,7 +158,7 @@ def locate(target: str) -> tuple[Any, str]:
         raise ConfigError(f"{target!r} must read module:object, for example 'shop.jobs:example'")
     try:
         obj: Any = importlib.import_module(module_name)
-    except SystemExit as error:  # which would end this process, too, and perhaps as if all were well
+    except SystemExit as error:  # as above
         advice = "put what it does when it is run under: if __name__ == '__main__'"
         raise ConfigError(f"{target!r}: {module_name!r} exits when it is imported ({say(error)}); {advice}") from error
     except Exception as error:

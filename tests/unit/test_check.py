@@ -60,6 +60,9 @@ def needs(argument): return argument
 async def later(): return 1
 def broken(): raise RuntimeError("no luck")
 def quits(): raise SystemExit
+class Quitter:
+    def __reduce__(self): raise SystemExit(0)
+quitter = [Quitter()]
 def raises_lock(): return (1, threading.Lock())
 '''
 
@@ -241,6 +244,12 @@ def test_targets_that_are_not_there(shop, target, words):
     with pytest.raises(ConfigError) as caught:
         check(target)
     assert words in str(caught.value)
+
+
+def test_what_exits_when_it_is_encoded_does_not_end_who_checks(shop):
+    report = check("ipcbus_shop:quitter")
+    assert not report.ok
+    assert "quitter: exits when it is encoded (SystemExit: 0) -> have its __reduce__" in str(report)
 
 
 def test_a_script_that_exits_when_it_is_imported_is_told_so(tmp_path, monkeypatch):
