@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["acquire", "release"]
 
-_MAX_SOCKETS = 8192
-"""Sockets in one context; each end of a channel takes three, of which two watch over the first."""
 _GRACE = 2.0
 """Seconds that zmq gets to end a context of which all sockets are closed."""
 _SPARE_FDS = 32
@@ -55,7 +53,8 @@ def acquire() -> Context:
     with _shared.lock:
         if _shared.context is None:
             _shared.context = Context()
-            _shared.context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
+            # Each end of a channel takes three, of which two watch over the first; so descriptors run out before, which is told.
+            _shared.context.set(zmq.MAX_SOCKETS, _shared.context.get(zmq.SOCKET_LIMIT))
             if _may_yield():
                 _shared.context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         _shared.users += 1
