@@ -53,7 +53,7 @@ def acquire() -> Context:
     with _shared.lock:
         if _shared.context is None:
             _shared.context = Context()
-            # Each end of a channel takes three, of which two watch over the first; so descriptors run out before, which is told.
+            # Each end of a channel takes three, of which two watch over the first; so descriptors run out first, which is told.
             _shared.context.set(zmq.MAX_SOCKETS, _shared.context.get(zmq.SOCKET_LIMIT))
             if _may_yield():
                 _shared.context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
