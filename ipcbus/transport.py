@@ -279,6 +279,9 @@ class SendLink(_Link):
 
     __slots__ = ()
 
+    sent_short: int = 0
+    """Messages that the function of ``bytes_sender`` has sent. It counts them itself, which takes who calls it longer."""
+
     @abstractmethod
     def send(self, frame: Frame, timeout: float | None) -> None:
         """Hand over one message.
@@ -323,11 +326,6 @@ class SendLink(_Link):
         del head, limit
         return None
 
-    @property
-    def sent_short(self) -> int:
-        """How many messages that function has sent: it counts them itself, since counting takes a good part of its time."""
-        return 0
-
     def receiver(self) -> int | None:
         """Return the pid of the process that is the one receiver; None if there is none, or it is unknown, as after close."""
         return None
@@ -353,6 +351,9 @@ class RecvLink(_Link):
     """The receiving end in one process."""
 
     __slots__ = ()
+
+    received_short: int = 0
+    """Messages that the function of ``bytes_receiver`` has returned as ``bytes``. It counts them itself, as above."""
 
     @property
     def spins(self) -> bool:
@@ -385,11 +386,6 @@ class RecvLink(_Link):
         """
         del head
         return None
-
-    @property
-    def received_short(self) -> int:
-        """How many messages that has returned as ``bytes``: it counts them itself, as ``SendLink.sent_short`` does."""
-        return 0
 
 
 Link: TypeAlias = SendLink | RecvLink

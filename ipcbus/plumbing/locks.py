@@ -21,14 +21,15 @@ from __future__ import annotations
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ipcbus.plumbing.clock import EVER
+from ipcbus.errors import ChannelEmpty, ChannelFull
+from ipcbus.plumbing.clock import EVER, Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from threading import RLock
 
-__all__ = ["Later", "acquire", "alone", "amid", "is_mine", "release"]
+__all__ = ["Later", "acquire", "acquire_to_recv", "acquire_to_send", "alone", "amid", "is_mine", "release"]
 
 T = TypeVar("T")
 
@@ -50,6 +51,30 @@ def acquire(lock: RLock, timeout: float | None, waits: Callable[[], bool]) -> bo
             return False
         patience = _MOMENT
     return True
+
+
+def acquire_to_send(lock: RLock, timeout: float | None, waits: Callable[[], bool]) -> float | None:
+    """Acquire a link's lock for a ``send`` and return what is left of its timeout; arguments as of ``acquire``.
+
+    Raises:
+        ChannelFull: another thread waits for room already.
+    """
+    deadline = Deadline(timeout)
+    if not acquire(lock, timeout, waits):
+        raise ChannelFull(f"no room within {timeout} s: another thread is waiting for room already")
+    return deadline.remaining()
+
+
+def acquire_to_recv(lock: RLock, timeout: float | None, waits: Callable[[], bool]) -> float | None:
+    """Acquire a link's lock for a ``recv`` and return what is left of its timeout; arguments as of ``acquire``.
+
+    Raises:
+        ChannelEmpty: another thread waits for a message already.
+    """
+    deadline = Deadline(timeout)
+    if not acquire(lock, timeout, waits):
+        raise ChannelEmpty("no message within the timeout: another thread is waiting for one already")
+    return deadline.remaining()
 
 
 def amid(call: str) -> str:

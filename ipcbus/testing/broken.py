@@ -8,26 +8,18 @@ import errno
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull
 from ipcbus.transport import LINGER, Frame, RecvLink, SendLink
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
 __all__ = [
     "AddsHeader",
     "AlwaysReady",
-    "Beheads",
     "BreaksOrder",
     "BusyIsFull",
-    "BytesAfterEnd",
     "CannotWaitLong",
     "CloseWakesNobody",
-    "CountsNoneReceived",
-    "CountsNoneSent",
-    "CountsTooMany",
     "DropsRareValue",
     "DuplicatesEmpty",
     "EndsOnce",
@@ -37,7 +29,6 @@ __all__ = [
     "HoldsBuffers",
     "IgnoresTimeout",
     "LeaksDescriptors",
-    "LosesBytes",
     "NeverReady",
     "NoPoison",
     "NotForThreads",
@@ -51,7 +42,6 @@ __all__ = [
     "Tears",
     "Trickles",
     "UsableAfterClose",
-    "WaitsForAll",
     "WaitsForRoomOnly",
     "WritesAtOnce",
 ]
@@ -363,68 +353,6 @@ class NoPoison(Receiver):
         return frame
 
 
-class CountsTooMany(Sender):
-    """Says of several messages that one more was sent than was."""
-
-    def send_many(self, frames: Sequence[Frame], timeout: float | None) -> int:
-        return min(len(frames), super().send_many(frames, timeout) + 1)
-
-
-class LosesBytes(Sender):
-    """Has a shorter way for bytes that does not say so when there is no room."""
-
-    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
-        def send(data: bytes) -> bool:
-            if len(data) > limit:
-                return False
-            try:
-                self.link.send((head + data,), 0)
-            except ChannelFull:
-                pass
-            return True
-
-        return send
-
-
-class Beheads(Receiver):
-    """Has a shorter way for bytes that takes whatever comes for some."""
-
-    def bytes_receiver(self, head: bytes) -> Callable[[float | None], Frame | bytes]:
-        def recv(timeout: float | None) -> Frame | bytes:
-            frame = self.recv(timeout)
-            return bytes(frame[0])[len(head) :] if len(frame) == 1 else frame
-
-        return recv
-
-
-class CountsNoneSent(Sender):
-    """Has a shorter way for bytes that does not count what it sends."""
-
-    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
-        def send(data: bytes) -> bool:
-            if len(data) > limit:
-                return False
-            try:
-                self.link.send((head + data,), 0)
-            except (ChannelFull, ChannelClosed):
-                return False
-            return True
-
-        return send
-
-
-class CountsNoneReceived(Receiver):
-    """Has a shorter way for bytes that does not count what it returns."""
-
-    def bytes_receiver(self, head: bytes) -> Callable[[float | None], Frame | bytes]:
-        def recv(timeout: float | None) -> Frame | bytes:
-            frame = self.recv(timeout)
-            first = bytes(frame[0])
-            return first[len(head) :] if len(frame) == 1 and first.startswith(head) else frame
-
-        return recv
-
-
 class Trickles(Receiver):
     """Keeps a descriptor with every hundredth message."""
 
@@ -495,30 +423,3 @@ class WaitsForRoomOnly(Sender):
 
     def ready(self) -> bool:
         return bool(self.link.depth() < self.link._store.capacity)  # noqa: SLF001  a mutant is wrong inside
-
-
-class BytesAfterEnd(Sender):
-    """Has a shorter way for bytes that does not look whether the channel was shut down."""
-
-    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
-        def send(data: bytes) -> bool:
-            if len(data) > limit:
-                return False
-            try:
-                self.link.send((head + data,), 0)
-            except ChannelFull:
-                return False
-            except ChannelClosed:
-                pass
-            return True
-
-        return send
-
-
-class WaitsForAll(Sender):
-    """Waits for room for each of several messages."""
-
-    def send_many(self, frames: Sequence[Frame], timeout: float | None) -> int:
-        for frame in frames:
-            self.send(frame, timeout)
-        return len(frames)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipcbus
 from ipcbus.errors import EncodeError
-from ipcbus.testing import apart, broken, rude
+from ipcbus.testing import apart, broken, hasty, rude
 from ipcbus.testing.subject import Subject
 from ipcbus.transport import ChannelSpec, Handle, RecvLink, SendLink, Transport
 
@@ -199,14 +199,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("mutant-hold", "keeps the caller's buffers after send() returned", "snapshot", sender=broken.HoldsBuffers),
     Mutant("mutant-unmoved", "tells no sender that waits for room of a shutdown", "wait_wakes", sender=broken.WaitsForRoomOnly),
-    Mutant("mutant-endless", "takes bytes after a shutdown", "shutdown", sender=broken.BytesAfterEnd),
-    Mutant("mutant-all", "waits for room for all of a list", "many_at_once", sender=broken.WaitsForAll),
+    Mutant("mutant-endless", "takes bytes after a shutdown", "shutdown", sender=hasty.BytesAfterEnd),
+    Mutant("mutant-all", "waits for room for all of a list", "many_at_once", sender=hasty.WaitsForAll),
     Mutant("mutant-thread", "mixes up the messages of two threads", "threads", receiver=broken.NotForThreads),
-    Mutant("mutant-counts", "says that it sent more of a list than it did", "many_of_all_kinds", sender=broken.CountsTooMany),
-    Mutant("mutant-bytes", "loses bytes for which there is no room", "many_of_all_kinds", sender=broken.LosesBytes),
-    Mutant("mutant-sent", "counts no bytes that it sends", "many_of_all_kinds", sender=broken.CountsNoneSent),
-    Mutant("mutant-received", "counts no bytes received", "many_of_all_kinds", receiver=broken.CountsNoneReceived),
-    Mutant("mutant-behead", "takes other messages for bytes", "every_value_travels", receiver=broken.Beheads),
+    Mutant("mutant-counts", "says that it sent more of a list than it did", "many_of_all_kinds", sender=hasty.CountsTooMany),
+    Mutant("mutant-bytes", "loses bytes for which there is no room", "many_of_all_kinds", sender=hasty.LosesBytes),
+    Mutant("mutant-sent", "counts no bytes that it sends", "many_of_all_kinds", sender=hasty.CountsNoneSent),
+    Mutant("mutant-received", "counts no bytes received", "many_of_all_kinds", receiver=hasty.CountsNoneReceived),
+    Mutant("mutant-behead", "takes other messages for bytes", "every_value_travels", receiver=hasty.Beheads),
     Mutant("mutant-tired", "gives up a receive without a timeout", "endless_timeout", receiver=rude.TiredReceiving),
     Mutant("mutant-tired-send", "gives up a send without a timeout", "endless_timeout", sender=rude.TiredSending),
     Mutant("mutant-negative", "waits for ever where the deadline has passed", "recv_deadline", receiver=rude.NegativeIsNever),

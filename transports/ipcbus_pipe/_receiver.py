@@ -10,9 +10,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ipcbus.errors import ChannelBroken, ChannelBusy, ChannelClosed, ChannelEmpty, EndOfChannel
-from ipcbus.plumbing.clock import EVER, Deadline
+from ipcbus.plumbing.clock import EVER
 from ipcbus.plumbing.fds import close_all, refused
-from ipcbus.plumbing.locks import acquire, amid, release
+from ipcbus.plumbing.locks import acquire, acquire_to_recv, amid, release
 from ipcbus.plumbing.memfiles import open_sealed
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
@@ -88,7 +88,7 @@ class PipeReceiver(RecvLink):
         """Take the next message of any sender."""
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
-                timeout = self._acquire(timeout)
+                timeout = acquire_to_recv(self._lock, timeout, self._is_waiting)
             while not self._items:  # again: a signal handler may have received meanwhile
                 if (frame := self._refill(timeout)) is not None:
                     return frame
@@ -114,12 +114,6 @@ class PipeReceiver(RecvLink):
                 self._lock.release()
             except RuntimeError:
                 pass
-
-    def _acquire(self, timeout: float | None) -> float | None:
-        deadline = Deadline(timeout)
-        if not acquire(self._lock, timeout, self._is_waiting):
-            raise ChannelEmpty("no message within the timeout: another thread is waiting for one already")
-        return deadline.remaining()
 
     def _is_waiting(self) -> bool:
         return self._waiting

@@ -12,7 +12,7 @@ from ipcbus.plumbing import buffers as _buffers
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import close_all, refused
-from ipcbus.plumbing.locks import acquire, release
+from ipcbus.plumbing.locks import acquire, acquire_to_send, release
 from ipcbus.plumbing.memfiles import MemoryFiles
 from ipcbus.plumbing.wakeup import Echo, Wakeup
 from ipcbus.plumbing.watch import Watch
@@ -49,7 +49,6 @@ class PipeSender(SendLink):
         self._files = MemoryFiles(options.kept_bytes)
         self._pipe: SenderLane | None = None
         self._closed = False
-        self._sent_short = 0
         self._waiting = False
         """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._lock = threading.RLock()
@@ -70,7 +69,7 @@ class PipeSender(SendLink):
         """Write one message into this process's lane."""
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
-                timeout = self._acquire(timeout)
+                timeout = acquire_to_send(self._lock, timeout, self._is_waiting)
             body = frame[0] if len(frame) == 1 else b"".join(frame) if _buffers.size(frame) <= _ATOMIC else None
             data = None if body is None or (size := len(body)) > _ATOMIC else _starts[size] + body
             if self._flags[0] or self._closed:
@@ -127,7 +126,7 @@ class PipeSender(SendLink):
                     pipe.sent -= 1
                     return False
                 sent = not flags[0]  # else send says what that means
-                self._sent_short += sent
+                self.sent_short += sent
                 return sent
             except (OSError, ValueError):
                 return False  # the same
@@ -138,11 +137,6 @@ class PipeSender(SendLink):
                     pass
 
         return send_bytes
-
-    @property
-    def sent_short(self) -> int:
-        """Messages that what ``bytes_sender`` returned has sent."""
-        return self._sent_short
 
     def send_many(self, frames: Sequence[Frame], timeout: float | None) -> int:
         """Write as many messages at once as the kernel takes whole and there are credits for."""
@@ -256,12 +250,6 @@ class PipeSender(SendLink):
             close_all(held)
 
     # ------------------------------------------------------------------ waiting
-
-    def _acquire(self, timeout: float | None) -> float | None:
-        deadline = Deadline(timeout)
-        if not acquire(self._lock, timeout, self._is_waiting):
-            raise ChannelFull(f"no room within {timeout} s: another thread is waiting for room already")
-        return deadline.remaining()
 
     def _is_waiting(self) -> bool:
         return self._waiting

@@ -58,7 +58,7 @@ class ShmReceiver(RecvLink):
         return True
 
     @property
-    def received_short(self) -> int:
+    def received_short(self) -> int:  # type: ignore[override]  # counted in C, and only read here
         """Messages that what ``bytes_receiver`` returned has received."""
         return self._core.received_short
 

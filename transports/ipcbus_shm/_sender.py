@@ -125,7 +125,7 @@ class ShmSender(SendLink):
             return self._waits
 
     @property
-    def sent_short(self) -> int:
+    def sent_short(self) -> int:  # type: ignore[override]  # counted in C, and only read here
         """Messages that what ``bytes_sender`` returned has sent."""
         return self._core.sent_short
 

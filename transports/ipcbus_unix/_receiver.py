@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelEmpty
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import refused
-from ipcbus.plumbing.locks import acquire, release
+from ipcbus.plumbing.locks import acquire, acquire_to_recv, release
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.transport import RecvLink
 from ipcbus_unix._board import LARGE, SLOT
@@ -63,7 +63,7 @@ class UnixReceiver(RecvLink):
         """Take the oldest message."""
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
-                timeout = self._acquire(timeout)
+                timeout = acquire_to_recv(self._lock, timeout, self._is_waiting)
             # From here on as Intake.take, without the calls: this runs for every message.
             intake = self._intake
             if not intake.plain:
@@ -103,12 +103,6 @@ class UnixReceiver(RecvLink):
             raise self._why_closed()
         frame = self._intake.take() if size < 0 else self._intake.settle(size)
         return self._wait(timeout) if frame is None else frame
-
-    def _acquire(self, timeout: float | None) -> float | None:
-        deadline = Deadline(timeout)
-        if not acquire(self._lock, timeout, self._is_waiting):
-            raise ChannelEmpty("no message within the timeout: another thread is waiting for one already")
-        return deadline.remaining()
 
     def _is_waiting(self) -> bool:
         return self._waiting

@@ -13,7 +13,7 @@ from ipcbus.errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFul
 from ipcbus.plumbing.buffers import size
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import close_all, refused
-from ipcbus.plumbing.locks import acquire, release
+from ipcbus.plumbing.locks import acquire, acquire_to_send, release
 from ipcbus.plumbing.memfiles import MemoryFiles
 from ipcbus.plumbing.wakeup import Echo, Wakeup
 from ipcbus.plumbing.watch import Watch
@@ -53,7 +53,6 @@ class UnixSender(SendLink):
         self._waiting = False
         """Whether who has the lock sleeps, which may take long: everything else that is done under it does not block."""
         self._closed = False
-        self._sent_short = 0
         self._claim, self._tag = handle.board.enter()
         self._slot = self._tag & SLOT
         self._span = spec.capacity * STEP
@@ -80,7 +79,7 @@ class UnixSender(SendLink):
         """Hand one message to the kernel."""
         try:
             if not self._lock.acquire(False):  # noqa: FBT003  by position: this is the hot path
-                timeout = self._acquire(timeout)
+                timeout = acquire_to_send(self._lock, timeout, self._is_waiting)
             tag = self._tag + STEP
             if tag > self._limit:
                 deadline = Deadline(timeout)
@@ -129,7 +128,7 @@ class UnixSender(SendLink):
                 except OSError:
                     self._take_back(tag)
                     return False  # send says what that means
-                self._sent_short += 1
+                self.sent_short += 1
                 return True
             finally:
                 try:
@@ -138,11 +137,6 @@ class UnixSender(SendLink):
                     pass
 
         return send_bytes
-
-    @property
-    def sent_short(self) -> int:
-        """Messages that what ``bytes_sender`` returned has sent."""
-        return self._sent_short
 
     def _send_slowly(self, tag: int, data: bytes, frame: Frame, timeout: float | None, error: OSError) -> None:
         """Send what the kernel did not take at once."""
@@ -215,12 +209,6 @@ class UnixSender(SendLink):
         return ChannelBroken(f"the socket of a unix: channel takes nothing: {error.strerror}; nothing was sent")
 
     # ------------------------------------------------------------------ room
-
-    def _acquire(self, timeout: float | None) -> float | None:
-        deadline = Deadline(timeout)
-        if not acquire(self._lock, timeout, self._is_waiting):
-            raise ChannelFull(f"no room within {timeout} s: another thread is waiting for room already")
-        return deadline.remaining()
 
     def _is_waiting(self) -> bool:
         return self._waiting
