@@ -68,17 +68,16 @@ class Channel:
             PeerDied: the receiver died and nobody makes room.
             ChannelBroken: the channel cannot be used any more.
         """
+        kind = type(obj)
+        if kind is bytes and headers is None and (short := self._short) is not None and short(obj):
+            return
         end = self._end
-        if type(obj) is bytes:
-            if headers is None and self._short is not None and self._short(obj):
-                return
-            if self._role == "receiver":
-                raise self._wrong_side()
-            self._short = end.send_bytes  # one that is out of date, after a fork, does nothing and says so
-        elif self._role == "receiver":
+        if self._role == "receiver":
             raise self._wrong_side()
+        if kind is bytes:
+            self._short = end.send_bytes  # one that is out of date, after a fork, does nothing and says so
         # As Codec.encode, without the call: this runs for every message.
-        pack = end.packs.get(type(obj))
+        pack = end.packs.get(kind)
         frame = pack(obj) if pack is not None and headers is None else end.codec.encode(obj, headers)
         try:
             link = end.tx or end.open_sender()
