@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ipcbus.codec import Codec
 from ipcbus.errors import ConfigError
 from ipcbus.options import URL, build, parse_url
+from ipcbus.plumbing.fds import loading
 from ipcbus.settings import ChannelOptions, check, max_message, read_key, split
 
 if TYPE_CHECKING:
@@ -36,9 +37,14 @@ def resolve(url: str, **options: Any) -> Plan:
     """Find out what a channel would be, and make none; arguments and errors are those of :func:`ipcbus.open`."""
     from ipcbus.selection import select
 
-    parsed = parse_url(url)
-    transport, parsed = select(parsed, options)
+    asked = parse_url(url)
+    transport, parsed = select(asked, options)
     where = str(parsed)
+    if parsed.options.keys() - asked.options.keys():  # which only the configuration adds
+        with loading("the configuration"):
+            from ipcbus.config import who_configures
+
+        where = f"auto: is {where!r}, says {who_configures()}"
     common, own = split({**parsed.options, **options}, transport, where)
     settings = build(ChannelOptions, common, where)
     check(settings, transport, where)

@@ -129,6 +129,11 @@ class TestAuto:
         monkeypatch.setenv(TRANSPORT_VARIABLE, "pipe:?capacity")
         with pytest.raises(ipcbus.ConfigError, match=r"^auto: is 'pipe:\?capacity', says IPCBUS_TRANSPORT: "):
             ipcbus.open("auto:")
+        monkeypatch.setenv(TRANSPORT_VARIABLE, "pipe:?capacity=3&speed=9")
+        with pytest.raises(
+            ipcbus.ConfigError, match=r"^auto: is 'pipe:\?capacity=3&speed=9', says IPCBUS_TRANSPORT: unknown option"
+        ):
+            ipcbus.open("auto:")
 
     def test_channel_takes_scheme_and_options_from_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(TRANSPORT_VARIABLE, "inproc:?capacity=3&overflow=fail")
