@@ -139,8 +139,8 @@ class Channel:
             if loads is not None and len(first) < COPIED:
                 try:
                     return loads(first[4:])
-                except Exception as error:
-                    raise end.codec.undecodable(first[3], first[4:], error) from error
+                except Exception as error:  # noqa: BLE001  rebuilding may raise anything, and what is made of it says so
+                    raise end.codec.undecodable(first[3], first[4:], error)  # noqa: B904  as above
             return end.codec.decode(got)  # type: ignore[arg-type]  # no frame is bytes
         except Exception:
             end.undecodable += 1

@@ -23,6 +23,7 @@ from ipcbus.errors import (
     UnknownSerializer,
 )
 from ipcbus.message import Message
+from ipcbus.plumbing.handlers import raised_by_handler
 from ipcbus.plumbing.unsent import undo
 from ipcbus.serializers.base import Serializer, serializers
 from ipcbus.serializers.raw import Raw
@@ -249,8 +250,8 @@ class Codec:
             # The common frame, without sections, of a kind that came before; the long way would do the same.
             try:
                 return loads(first[4:] if len(first) < COPIED else memoryview(first)[4:])
-            except Exception as error:
-                raise self.undecodable(first[3], first[4:], error) from error
+            except Exception as error:  # noqa: BLE001  rebuilding may raise anything, and what is made of it says so
+                raise self.undecodable(first[3], first[4:], error)  # noqa: B904  as above
         message = self.decode_message(frame)
         if message.reply_to is not None:
             message.reply_to.refuse("it was received with recv(), which cannot answer; receive with recv_message() or serve()")
@@ -265,10 +266,10 @@ class Codec:
             reply_to = self._answer(correlation, address)
             try:
                 body = loads(payload)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  as above
                 problem = self.undecodable(number, payload, error)
                 _refuse(reply_to, problem)
-                raise problem from error
+                raise problem  # noqa: B904  as above
             return Message(body, wire.NO_HEADERS, self._decoders[number].content_type, len(first), deadline, reply_to)
         opened = self.open(frame)
         reply_to = None if opened.route is None else self._answer(*opened.route)
@@ -294,8 +295,8 @@ class Codec:
         serializer = self._decoders.get(key) or self._decoder(parsed.serializer, parsed.content_type)
         try:
             return serializer.loads(parsed.payload, parsed.buffers)
-        except Exception as error:
-            raise self._undecodable(serializer, parsed.payload, error) from error
+        except Exception as error:  # noqa: BLE001  as above
+            raise self._undecodable(serializer, parsed.payload, error)  # noqa: B904  as above
 
     def _choose(self, kind: type) -> _Choice:
         serializer = self._default
@@ -402,8 +403,8 @@ class Codec:
                 raise DecodeError("what arrived was sent before (a replay); it was dropped")
             self._seen[sender] = highest, bits | 1 << late
 
-    def _explain(self, serializer: Serializer, obj: Any, error: Exception) -> EncodeError:
-        if isinstance(error, EncodeError):
+    def _explain(self, serializer: Serializer, obj: Any, error: Exception) -> Exception:
+        if isinstance(error, EncodeError) or raised_by_handler(error):
             return error
         from ipcbus.remedies import say
 
@@ -433,19 +434,21 @@ class Codec:
         return self._undecodable(self._decoders[number], payload, error)
 
     def _undecodable(self, serializer: Serializer, payload: Buffer, error: Exception) -> Exception:
-        if isinstance(error, DecodeError):
+        if isinstance(error, DecodeError) or raised_by_handler(error):
             return error
         from ipcbus.remedies import rebuilding, say
 
         view = memoryview(payload)
         remedy = rebuilding(say(error)) if serializer.name in _PICKLES else ""
-        return DecodeError(
+        made = DecodeError(
             f"{serializer.content_type} of {view.nbytes} bytes cannot be rebuilt in this process: {say(error)}; "
             f"the message was dropped{remedy and ' -> ' + remedy}",
             serializer.content_type,
             view.nbytes,
             bytes(view[:64]),
         )
+        made.__cause__ = error
+        return made
 
 
 def _nobody(_number: int, _address: bytes) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -564,3 +566,43 @@ def test_headers_written_once_are_bounded() -> None:
 def test_headers_that_are_no_dict_are_refused(headers: Any) -> None:
     with pytest.raises(ipcbus.EncodeError, match=r"headers are a dict of texts, not .*nothing was sent"):
         make().encode(1, headers)
+
+
+class Interrupted:
+    """Is interrupted by a signal when it is pickled, or rebuilt."""
+
+    def __init__(self, *, when: str) -> None:
+        self.when = when
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.when == "pickled":
+            signal.raise_signal(signal.SIGUSR1)
+        return signal.raise_signal, (signal.SIGUSR1,)
+
+
+class Late:
+    def __call__(self, *_: object) -> None:
+        raise TimeoutError("took too long")
+
+    def method(self, *_: object) -> None:
+        self()
+
+
+def send_and_receive(channel: ipcbus.Channel, obj: object) -> None:
+    channel.send(obj, 0)
+    channel.recv(0)
+
+
+@pytest.mark.parametrize(
+    "handler", [Late().method, Late(), functools.partial(Late.method, Late())], ids=["method", "object", "partial"]
+)
+@pytest.mark.parametrize("when", ["pickled", "rebuilt"])
+def test_what_a_signal_handler_raises_is_not_taken_for_the_objects_error(when: str, handler: Callable[..., None]) -> None:
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with ipcbus.open("inproc:") as channel:
+            with pytest.raises(TimeoutError, match="took too long") as raised:
+                send_and_receive(channel, Interrupted(when=when))
+            assert raised.value.__cause__ is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
