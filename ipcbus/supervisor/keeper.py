@@ -167,12 +167,9 @@ class Keeper:
                     self._give_up(program, why)
                     break
             while not self._stopping and self.failure is None:
+                self._tell_whether_idle()  # first, for who has waited for the start may ask for that at once
                 if not self._later and all(child.ready for child in self.roster.running.values()):
                     self.started.set()
-                if self.roster.running or self._later:
-                    self.idle.clear()
-                else:
-                    self.idle.set()
                 self._watch(bell)
         except Exception as error:  # whatever it was, no process may be left behind by it
             logger.exception("the supervisor failed")
@@ -186,6 +183,9 @@ class Keeper:
                 self.events.end()
                 self.idle.set()
                 self.started.set()
+
+    def _tell_whether_idle(self) -> None:
+        (self.idle.clear if self.roster.running or self._later else self.idle.set)()
 
     def _watch(self, bell: Wakeup) -> None:
         """Sleep until something happens and deal with it."""
@@ -458,6 +458,7 @@ class Keeper:
         self._discard_heir(program.name)
         del self._failed[program.name]
         self._groups = [rest for group in self._groups if (rest := [other for other in group if other.name != program.name])]
+        self._tell_whether_idle()  # before whoever wanted it to end, and may ask for that at once
         self._wishing.grant(program.name, starting=False)
         self._wishing.refuse(program.name, why)
 

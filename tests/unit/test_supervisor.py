@@ -486,6 +486,47 @@ def test_one_more_and_one_less(programs: Any, channel: ipcbus.Channel, method: A
     supervisor.stop("a")
 
 
+class Slow(threading.Event):
+    """Lets another thread be the first after it was set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = threading.Event()
+
+    def set(self) -> None:
+        super().set()
+        self.seen.wait(PATIENCE)
+
+
+def test_who_has_waited_for_the_start_is_told_that_nothing_runs() -> None:
+    supervisor = Supervisor(start_method="fork")
+    started = supervisor._keeper.started = Slow()
+    try:
+        with supervisor:
+            idle = supervisor.wait(0)
+            started.seen.set()
+        assert idle
+    finally:
+        started.seen.set()
+
+
+def test_who_has_stopped_the_last_one_is_told_that_nothing_runs(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Supervisor([Program("a", programs.stay)], start_method="fork") as supervisor:
+        seen = threading.Event()
+        grant = supervisor._keeper._wishing.grant
+
+        def slowly(name: str, **how: bool) -> None:
+            grant(name, **how)
+            seen.wait(PATIENCE)
+
+        monkeypatch.setattr(supervisor._keeper._wishing, "grant", slowly)
+        try:
+            supervisor.stop("a")
+            assert supervisor.wait(0)
+        finally:
+            seen.set()
+
+
 def test_before_the_start_there_is_nothing_to_add_to(programs: Any) -> None:
     with pytest.raises(StartFailed, match="start the supervisor first"):
         Supervisor().start(Program("a", programs.stay))
