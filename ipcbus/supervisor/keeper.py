@@ -253,8 +253,8 @@ class Keeper:
 
     def _ended(self, child: Child) -> None:
         child.process.join()
-        child.listen()
         if self.roster.is_heir(child):
+            child.listen()  # and no more than that: nobody is stopped for it
             self._disinherit(child, child.fate)
             return
         self._listen(child)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -438,6 +439,19 @@ def test_what_has_ended_for_good(
         assert supervisor.history[-1].exitcode == (0 if target == "succeed" else 3)
         assert supervisor.pids == {}
         supervisor.stop("a")  # it has ended
+
+
+def test_that_one_was_ready_is_told_also_if_it_is_heard_only_when_it_has_ended(
+    programs: Any, channel: ipcbus.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends_only(things: list[Any], timeout: float | None) -> list[Any]:
+        return ipcbus.wait([thing for thing in things if not isinstance(thing, Connection)], timeout)
+
+    monkeypatch.setattr("ipcbus.supervisor.keeper.wait", ends_only)
+    program = Program("a", programs.succeed, (channel.sender,), handshake=False, restart="never")
+    with Supervisor([program], start_method="fork") as supervisor:
+        assert supervisor.wait(PATIENCE)
+    assert [entry.what for entry in supervisor.history] == ["started", "ready", "done"]
 
 
 def test_a_failure_is_mended_and_a_success_is_not(programs: Any, channel: ipcbus.Channel, tmp_path: Path) -> None:
