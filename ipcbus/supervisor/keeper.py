@@ -223,6 +223,7 @@ class Keeper:
                 threading.Event().wait(_PAUSE)  # nothing tells when there is some again
                 continue
             self.roster.add(child)
+            self.known.add(child.name)  # before it is told: who hears of it may stop it
             self._note(child, "started")
             return None
 
@@ -413,7 +414,6 @@ class Keeper:
         elif program is not None and (why := self._launch(program, 0)) is not None:
             wish.refuse(StartFailed(why, wish.name))
         elif program is not None:
-            self.known.add(wish.name)
             self._groups.append([program])
             self._wishing.add(wish)
 

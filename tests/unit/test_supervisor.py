@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -582,6 +583,29 @@ def test_one_more_is_stopped_before_it_is_ready(programs: Any) -> None:
         supervisor.stop("a")
         thread.join(PATIENCE)
         assert str(caught[0]) == "a was stopped before it was ready"
+
+
+def test_whoever_hears_that_one_more_was_started_may_stop_it(programs: Any) -> None:
+    begun = threading.Event()
+    stopped: list[Future[None]] = []
+
+    def told(occurrence: Occurrence) -> None:
+        if occurrence.what == "started":
+            stopped.append(pool.submit(stop))
+            begun.wait(PATIENCE)
+
+    def stop() -> None:
+        try:
+            supervisor._check_known("a")
+        finally:
+            begun.set()
+        supervisor.stop("a")
+
+    supervisor = Supervisor(start_method="fork", on_event=told)
+    with ThreadPoolExecutor(1) as pool, supervisor:
+        with pytest.raises(StartFailed, match="a was stopped before it was ready"):
+            supervisor.start(Program("a", programs.never_ready))
+        stopped[0].result(PATIENCE)
 
 
 def test_its_own_thread_cannot_wait_for_itself(programs: Any) -> None:
