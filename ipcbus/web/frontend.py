@@ -355,11 +355,16 @@ class FrontEnd:
     async def _watch(self) -> None:
         """Look after the links: is anybody silent for too long, or away for longer than clients are kept?"""
         patience = self._config.link_timeout
+        tick = min(1.0, patience / 4)
+        last = deaf = monotonic()
         while True:
-            await pause(min(1.0, patience / 4))
+            await pause(tick)
             now = monotonic()
+            if now - last > 2 * tick:
+                deaf = now  # this process stood still: what has come meanwhile is not read yet, and nobody is to blame
+            last = now
             for link in self.links:
-                if link.up and now - link.heard > patience:
+                if link.up and now - max(link.heard, deaf) > patience:
                     logger.warning("front end %d: nothing was heard of %s for %g seconds", self._index, link.name, patience)
                     link.away()
                     self._announce()

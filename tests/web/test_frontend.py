@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import socket
+import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -538,6 +539,17 @@ async def test_silence_is_noticed(dead: str) -> None:
         await rig.start_service(0, Echo())
         await ws.send("y")
         assert await asyncio.wait_for(ws.recv(), PATIENCE) == "y"
+
+
+async def test_who_stood_still_takes_nobody_for_dead(caplog: pytest.LogCaptureFixture) -> None:
+    async with Rig(Echo(), link_timeout=0.4) as rig:
+        ws = await rig.connect("/echo")
+        for message in ("before", "after"):
+            await ws.send(message)
+            assert await asyncio.wait_for(ws.recv(), PATIENCE) == message
+            time.sleep(0.6)  # noqa: ASYNC251  as a busy machine has it
+        assert rig.fronts[0].all_routes[0].up
+    assert "nothing was heard" not in caplog.text
 
 
 async def test_connections_of_a_front_end_that_was_silent_and_lives_are_taken_over_once() -> None:
