@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from ipcbus.supervisor.wish import Wish
 from ipcbus.testing import leaks
 
 from .rig import Amid
+from .rig import until as eventually
 
 # Python 3.12 and later warn of forking with threads, and a supervisor is one.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -111,7 +113,8 @@ def test_a_killed_process_is_started_again_with_the_same_arguments(programs: Any
         assert death.detail == "was killed by SIGKILL"
 
 
-def test_a_moment_without_descriptors_is_survived(programs: Any, no_descriptors: Any) -> None:
+def test_a_moment_without_descriptors_is_survived(programs: Any, no_descriptors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipcbus.supervisor.keeper._SHORTAGE", PATIENCE)  # this one may stand still meanwhile
     with Supervisor([Program("a", programs.stay)], start_method="fork") as supervisor:
         until(supervisor, "a", "ready")
         with no_descriptors():
@@ -135,6 +138,7 @@ def test_a_process_that_cannot_be_watched_is_started_again(programs: Any, monkey
         return open_pidfd(pid)
 
     monkeypatch.setattr(os, "pidfd_open", refuse_once)
+    monkeypatch.setattr("ipcbus.supervisor.keeper._SHORTAGE", PATIENCE)
     with Supervisor([Program("a", programs.stay)], start_method="fork") as supervisor:
         assert supervisor.pids["a"] not in unwatched
         assert gone(unwatched[0])
@@ -196,11 +200,12 @@ def test_a_supervisor_that_has_stopped_holds_nothing(programs: Any) -> None:
 def test_dying_too_often_stops_everything(programs: Any, channel: ipcbus.Channel, method: Any, place: int) -> None:
     groups = [[Program("steady", programs.stay)]]
     groups.insert(place, [Program("weak", programs.weak, (channel.receiver,))])
-    rule = {"period": 60} if method == "spawn" else {}  # that six die within ten seconds is asked of those that start quickly
-    with Supervisor(groups, start_method=method, **rule) as supervisor:
+    with Supervisor(groups, start_method=method, period=600, ready_timeout=PATIENCE) as supervisor:
         pid = supervisor.pids["steady"]
         channel.send("go")
-        with pytest.raises(GaveUp, match=f"that is death number 6 within {rule.get('period', 10)} seconds") as error:
+        for _ in range(6):  # each has its time: how long six starts take is the machine's affair
+            until(supervisor, "weak", "died")
+        with pytest.raises(GaveUp, match="that is death number 6 within 600 seconds") as error:
             supervisor.wait(PATIENCE)
         assert error.value.name == "weak"
         assert str(error.value).startswith("weak ended with exit code 1; it said: RuntimeError: the disk is full; ")
@@ -221,16 +226,24 @@ def test_who_prepares_for_ever_is_late_all_the_same(programs: Any) -> None:
 
 
 def test_so_is_one_that_has_taken_the_place_of_another(programs: Any) -> None:
-    with Supervisor([Program("a", programs.only_prepares, (1,))], start_method="fork", ready_timeout=2) as supervisor:
+    def hurry(occurrence: Occurrence) -> None:
+        heir = keeper.roster.heirs.get("a")
+        if occurrence.what == "stopped" and heir is not None:  # it is told to take over next
+            keeper._ready_timeout = heir._ready_timeout = 0.5
+
+    program = Program("a", programs.only_prepares, (1,))
+    supervisor = Supervisor([program], start_method="fork", ready_timeout=PATIENCE, on_event=hurry)
+    keeper = supervisor._keeper
+    with supervisor:
         supervisor.request_replace("a")
         assert until(supervisor, "a", "stopped").exitcode == -signal.SIGTERM
-        assert until(supervisor, "a", "late").detail == "was not ready within 2 seconds"
+        assert until(supervisor, "a", "late").detail == "was not ready within 0.5 seconds"
 
 
 def test_what_cannot_start_is_started_again_after_a_pause_that_grows(
     programs: Any, channel: ipcbus.Channel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Supervisor([Program("weak", programs.weak, (channel.receiver,))], start_method="fork") as supervisor:
+    with Supervisor([Program("weak", programs.weak, (channel.receiver,))], start_method="fork", period=600) as supervisor:
         channel.send("go")
         with pytest.raises(GaveUp):
             supervisor.wait(PATIENCE)
@@ -255,8 +268,9 @@ def test_however_many_deaths_are_mended_the_pause_grows(
 
 
 def test_so_does_that_of_one_that_cannot_say_that_it_is_ready(
-    programs: Any, channel: ipcbus.Channel, caplog: pytest.LogCaptureFixture
+    programs: Any, channel: ipcbus.Channel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ipcbus.supervisor.child._PROVEN", PATIENCE)  # it may stand still before it fails
     program = Program("a", programs.fail, (channel.sender,), handshake=False)
     with Supervisor([program], start_method="fork", intensity=10**9):
         for _ in range(4):
@@ -337,15 +351,15 @@ def test_one_that_was_started_is_stopped_by_a_with_statement_all_the_same(progra
         ("exits", "bad ended with exit code 1 before everything was ready; it said: no such device"),
         ("babbles", "bad ended with exit code 1 before everything was ready; it said: RuntimeError: xxx"),
         ("returns", "bad ended with exit code 0 before"),
-        ("never_ready", "bad was not ready within 5 seconds"),
+        ("never_ready", "bad was not ready within 0.5 seconds"),
     ],
 )
 def test_what_does_not_become_ready_fails_the_start(
     programs: Any, channel: ipcbus.Channel, method: Any, target: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    both = [Program("good", programs.serve, (channel.sender,)), Program("bad", getattr(programs, target))]
-    # Only the one that never is ready uses the time up; the others may need it on a busy machine.
-    supervisor = Supervisor(both, start_method=method, ready_timeout=5 if target == "never_ready" else 30)
+    # The bad one is the first whose time is up, however long the good one takes on a busy machine.
+    both = [Program("bad", getattr(programs, target)), Program("good", programs.serve, (channel.sender,))]
+    supervisor = Supervisor(both, start_method=method, ready_timeout=0.5 if target == "never_ready" else 30)
     with pytest.raises(StartFailed, match=why) as error:
         supervisor.start()
     assert error.value.name == "bad"
@@ -467,7 +481,7 @@ def test_a_failure_is_mended_and_a_success_is_not(programs: Any, channel: ipcbus
 def test_success_is_no_reason_to_rest_for_what_runs_always(programs: Any, channel: ipcbus.Channel) -> None:
     program = Program("a", programs.succeed, (channel.sender,), handshake=False)
     with (
-        Supervisor([program], intensity=2) as supervisor,
+        Supervisor([program], intensity=2, period=600) as supervisor,
         pytest.raises(GaveUp, match=r"a ended with exit code 0; .* number 3 "),
     ):
         supervisor.wait(PATIENCE)
@@ -706,15 +720,21 @@ def test_threads_start_and_stop_while_processes_die(programs: Any) -> None:
                     wrong.append(error)
             supervisor.stop(name)
 
-    with Supervisor([Program("steady", programs.stay)], start_method="fork", intensity=10**6) as supervisor:
+    def note(occurrence: Occurrence) -> None:
+        if (occurrence.name, occurrence.what) == ("steady", "ready"):
+            ready.put(occurrence.pid or 0)
+
+    ready: SimpleQueue[int] = SimpleQueue()  # events may drop some while the threads work and this one does not
+    steady = Program("steady", programs.stay)
+    with Supervisor([steady], start_method="fork", intensity=10**6, on_event=note) as supervisor:
         threads = [threading.Thread(target=work, args=(supervisor, name)) for name in "abc"]
         for thread in threads:
             thread.start()
         killed = set()
         while len(killed) < 30:
-            occurrence = until(supervisor, "steady", "ready")
-            os.kill(occurrence.pid or 0, signal.SIGKILL)
-            killed.add(occurrence.pid)
+            pid = ready.get(timeout=PATIENCE)
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
             for name, pid in supervisor.pids.items():
                 if name != "steady" and len(killed) % 3 == 0:
                     kill_if_there(pid)
@@ -723,13 +743,13 @@ def test_threads_start_and_stop_while_processes_die(programs: Any) -> None:
             thread.join(PATIENCE)
         assert not any(thread.is_alive() for thread in threads)
         assert wrong == []
-        until(supervisor, "steady", "ready")
+        ready.get(timeout=PATIENCE)
         assert list(supervisor.pids) == ["steady"]
 
 
-def kill_if_there(pid: int) -> None:
+def kill_if_there(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except ProcessLookupError:
         pass  # the thread that started it was faster
 
@@ -741,7 +761,7 @@ def test_a_storm_of_sigterm_at_the_processes(programs: Any, channel: ipcbus.Chan
         while last < 20:
             _, last, pid = channel.recv(PATIENCE)
             for _ in range(20):
-                os.kill(pid, signal.SIGTERM)
+                kill_if_there(pid, signal.SIGTERM)
         assert {entry.signal for entry in supervisor.history if entry.what == "died"} == {"SIGTERM"}
 
 
@@ -764,7 +784,7 @@ import ipcbus, supervised
 from ipcbus import Program, Supervisor
 if __name__ == "__main__":
     groups = [[Program(name, getattr(supervised, name)) for name in ("stay", "stubborn", "stuck")], []]
-    supervisor = Supervisor(groups, start_method={method!r}, stop_timeout=0.3)
+    supervisor = Supervisor(groups, start_method={method!r}, ready_timeout=60, stop_timeout=0.3)
     signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop())
     supervisor.start()
     helper = os.fork()  # has what multiprocessing and the supervisor keep open
@@ -976,11 +996,18 @@ def test_a_signal_handler_stops_amid_a_wish(
 
 
 def test_a_storm_of_requests_to_restart_is_one_or_two_restarts(programs: Any, channel: ipcbus.Channel) -> None:
-    with Supervisor([Program("talker", programs.converse, (channel.sender,))], start_method="fork") as supervisor:
+    def hold(occurrence: Occurrence) -> None:
+        if occurrence.what == "stopped":
+            over.wait(PATIENCE)  # on a busy machine it could be restarted between any two of them
+
+    over = threading.Event()
+    program = Program("talker", programs.converse, (channel.sender,))
+    with Supervisor([program], start_method="fork", on_event=hold) as supervisor:
         for _ in range(200):
             supervisor.request_restart("talker")
+        over.set()
         supervisor.restart("talker")
-        assert 1 <= happened(supervisor, "stopped").count("talker") <= 4
+        assert 1 <= happened(supervisor, "stopped").count("talker") <= 3
         supervisor.request_restart("talker")
         supervisor.stop("talker")  # which wins
         assert "talker" not in supervisor.pids
@@ -988,19 +1015,24 @@ def test_a_storm_of_requests_to_restart_is_one_or_two_restarts(programs: Any, ch
             supervisor.restart("talker")
 
 
-def test_a_process_without_a_heartbeat_is_killed_and_started_again(programs: Any, channel: ipcbus.Channel) -> None:
-    program = Program("talker", programs.converse, (channel.sender,), heartbeat=0.6)
+def test_a_process_without_a_heartbeat_is_killed_and_started_again(programs: Any) -> None:
+    program = Program("still", programs.stay, heartbeat=0.6)
     with Supervisor([program], start_method="fork") as supervisor:
-        first = supervisor.pids["talker"]
-        time.sleep(1.0)  # as long as it beats it lives
-        assert supervisor.pids["talker"] == first
-        supervisor.tell("talker", b"be still")
-        assert channel.recv(PATIENCE)[0] == first
-        occurrence = until(supervisor, "talker", "stuck")
+        first = until(supervisor, "still", "ready").pid
+        occurrence = until(supervisor, "still", "stuck")
         assert occurrence.pid == first
         assert "no heartbeat for 0.6 seconds" in occurrence.detail
-        until(supervisor, "talker", "ready")
-        assert supervisor.pids["talker"] != first
+        assert until(supervisor, "still", "ready").pid != first
+
+
+def test_each_heartbeat_gives_a_process_as_long_again(programs: Any, channel: ipcbus.Channel) -> None:
+    program = Program("talker", programs.converse, (channel.sender,), heartbeat=PATIENCE)
+    with Supervisor([program], start_method="fork") as supervisor:
+        child = supervisor._keeper.roster.running["talker"]
+        for _ in range(3):
+            before = child.deadline
+            eventually(lambda before=before: child.deadline is not before)
+        assert 0 < (child.deadline.remaining() or 0) <= PATIENCE
 
 
 @pytest.mark.parametrize("heartbeat", [0.0, 1.0])
