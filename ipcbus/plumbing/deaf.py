@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import select
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ipcbus.plumbing.clock import Deadline
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["be_deaf", "deaf_threads"]
+    from ipcbus.plumbing.wakeup import Wakeup
+
+__all__ = ["be_deaf", "deaf_threads", "hear_out"]
 
 _SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+_MOMENT = 0.1
+"""Seconds that a signal handler may take from the moment on in which the kernel gave it the signal."""
+_LONGEST = 5.0
+"""Seconds for which the kernel may have one that it cannot give to the main thread: that has no processor, or blocks it."""
 
 
 def be_deaf() -> None:
@@ -31,3 +40,17 @@ def deaf_threads() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_out(bell: Wakeup) -> None:
+    """Wait, in a thread that is deaf, until the main thread has dealt with a signal, if one has come.
+
+    Args:
+        bell: what its handler rings.
+    """
+    poller, until = select.poll(), Deadline(_LONGEST)
+    poller.register(bell, select.POLLIN)
+    while True:
+        kept = signal.sigpending() & _SIGNALS  # before the moment, which begins with its being given
+        if poller.poll(_MOMENT * 1000) or not kept or until.expired:
+            return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ipcbus.errors import GaveUp, StartFailed
 from ipcbus.plumbing.clock import Deadline
-from ipcbus.plumbing.deaf import be_deaf
+from ipcbus.plumbing.deaf import be_deaf, hear_out
 from ipcbus.plumbing.wakeup import Wakeup
 from ipcbus.supervisor.child import Child
 from ipcbus.supervisor.events import Events
@@ -45,8 +45,6 @@ _LEAST = 0.01
 """Seconds below which a pause is none: hardly a process starts and fails sooner."""
 _LONGEST = 5.0
 """Seconds of the longest pause where so many deaths are mended that it is never given up."""
-_MOMENT = 0.1
-"""Seconds that a signal handler may take until it has asked for a stop."""
 _MEMORY = 1000
 """Occurrences that the history keeps, and that may wait to be received."""
 
@@ -312,7 +310,7 @@ class Keeper:
     def _hear_out(self) -> None:
         """Let the main thread say that everything is to stop, if what has ended a process was meant for the whole group."""
         if self._bell is not None and not self._stopping:
-            wait([self._bell], _MOMENT)
+            hear_out(self._bell)
 
     def _mend(self, child: Child, fate: str) -> None:
         name, now = child.name, monotonic()

@@ -915,6 +915,36 @@ def test_a_fork_server_is_kept_from_signals_to_the_group_and_what_it_makes_is_no
     assert said.stdout.splitlines() == ["[] ['SIGTERM']", "-15 ['SIGINT', 'SIGTERM', 'SIGHUP']"]
 
 
+UNHEARD = """
+import os, signal, sys
+sys.path.insert(0, {path!r})
+import supervised
+from ipcbus import ChannelEmpty, Program, Supervisor
+
+if __name__ == "__main__":
+    supervisor = Supervisor([Program("a", supervised.stay)], start_method="fork")
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop())
+    with supervisor:
+        print(*(supervisor.events.recv(20).what for _ in range(2)))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})  # as if this thread had no processor
+        for pid in os.getpid(), supervisor.pids["a"]:
+            os.kill(pid, signal.SIGTERM)
+        try:
+            print(supervisor.events.recv(0.5).what)
+        except ChannelEmpty:
+            pass
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {{signal.SIGTERM}})
+        print(*(occurrence.what for occurrence in supervisor.events))
+"""
+
+
+def test_a_signal_to_the_group_is_one_though_the_main_thread_takes_it_late(tmp_path: Path) -> None:
+    """The process that it had ended was started again, as one that has died, and then stopped."""
+    (tmp_path / "program.py").write_text(UNHEARD.format(path=str(PROGRAMS)))
+    said = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=True)
+    assert said.stdout.splitlines() == ["started ready", "died"]
+
+
 # ---------------------------------------------------------------------- told, restarted, stuck
 
 
