@@ -342,8 +342,9 @@ async def test_a_request_ends_where_it_ends_however_it_is_cut(last: int) -> None
 
 async def test_who_says_nothing_is_closed_and_who_says_something_is_not() -> None:
     async with Rig(Echo(), first_message=0.2) as rig:
-        talks, is_silent = await rig.connect("/echo"), await rig.connect("/echo")
+        talks = await rig.connect("/echo")
         await talks.send("I am here")
+        is_silent = await rig.connect("/echo")
         assert await until_closed(is_silent) == 4408
         await talks.send("still")
         assert [await asyncio.wait_for(talks.recv(), PATIENCE) for _ in range(2)] == ["I am here", "still"]
@@ -405,9 +406,9 @@ async def test_a_fast_sender_is_read_more_slowly_and_then_closed() -> None:
     echo = Echo()
     async with Rig(echo, message_rate=50, message_burst=5, rate_patience=0.3) as rig:
         ws = await rig.connect("/echo")
+        begun = asyncio.get_running_loop().time()
         for number in range(15):
             await ws.send(str(number))
-        begun = asyncio.get_running_loop().time()
         for number in range(15):
             assert await asyncio.wait_for(ws.recv(), PATIENCE) == str(number)  # late, and none is missing
         assert asyncio.get_running_loop().time() - begun > 0.1

@@ -217,6 +217,7 @@ async def test_a_service_that_does_not_take_messages_stops_the_reading_of_socket
                 total += 1
 
         pouring = asyncio.create_task(pour())
+        await eventually(lambda: front.gauges()["waiting_events"] + host.gauges()["waiting_events"] > HELD_EVENTS)
         before = -1
         while before != total:  # until nothing moves any more: every buffer on the way is full
             before = total

@@ -217,6 +217,7 @@ def test_a_service_that_dies_again_and_again_stops_the_server(programs: Any) -> 
         services={"crash": ServiceConfig("web_programs:Crash")},
         front=FrontConfig(bind="127.0.0.1:0", processes=1),
         transport="pipe:",
+        restart_period=600.0,  # how long so many starts take is the machine's affair
     )
     with Server(config) as server:
         with connect(f"ws://{server.address}/crash", proxy=None, open_timeout=PATIENCE) as ws:
@@ -376,7 +377,7 @@ def test_what_is_published_in_on_start_reaches_nobody(processes: int, programs: 
 
 def test_a_stuck_service_is_replaced(programs: Any) -> None:
     config = ServerConfig(
-        services={"stuck": ServiceConfig("web_programs:Stuck", heartbeat=0.5)},
+        services={"stuck": ServiceConfig("web_programs:Stuck", heartbeat=3.0)},  # a busy machine may hold up a process, too
         front=FrontConfig(bind="127.0.0.1:0", processes=1),
         transport="unix:",
     )
@@ -403,7 +404,6 @@ def test_a_front_end_that_was_killed_serves_others_while_a_service_is_stuck(prog
         services={"echo": ServiceConfig("web_programs:Echo"), "stuck": ServiceConfig("web_programs:Stuck", heartbeat=0)},
         front=FrontConfig(bind="127.0.0.1:0", processes=1),
         transport="unix:",
-        start_timeout=5.0,
     )
     with Server(config) as server:
         os.kill(server.pids["stuck"], signal.SIGSTOP)
