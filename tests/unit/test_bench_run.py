@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -111,14 +112,25 @@ def gone(pid):
         return True
 
 
+def until_it_hangs(programs, measure):
+    """Measure with a limit until it comes as far as that within it, on a busy machine; return what came of that."""
+    limit = 1.5
+    while True:
+        outcome = measure(limit)
+        assert outcome.stuck
+        if programs.exists():
+            return outcome
+        limit *= 2
+
+
 @pytest.mark.parametrize("carrier", ["unix:", "multiprocessing.Queue"])
 def test_one_that_hangs_is_killed_and_the_next_is_measured(programs, carrier):
     with Arena() as arena:
         began = time.monotonic()
-        outcome = arena.run(Case("one-way", carrier, Message("hanging:waits", None)), SHORT, limit=1.5)
+        case = Case("one-way", carrier, Message("hanging:waits", None))
+        outcome = until_it_hangs(programs, lambda limit: arena.run(case, SHORT, limit=limit))
         assert time.monotonic() - began < 20  # and not the half minute that it may take by itself
-        assert outcome.stuck
-        assert outcome.problem == "stuck: no result after 2 s, so its processes were killed"
+        assert re.fullmatch(r"stuck: no result after \d s, so its processes were killed", outcome.problem)
         (pid,) = map(int, programs.read_text().split())
         assert gone(pid)
         assert arena.run(Case("one-way", carrier, BYTES), SHORT).problem is None
@@ -126,13 +138,14 @@ def test_one_that_hangs_is_killed_and_the_next_is_measured(programs, carrier):
 
 def test_one_that_hangs_before_it_begins_is_killed_too(programs):
     with Arena() as arena:
-        assert arena.run(Case("one-way", "pipe:", Message("hanging:forever", None)), SHORT, limit=1).stuck
+        case = Case("one-way", "pipe:", Message("hanging:forever", None))
+        until_it_hangs(programs, lambda limit: arena.run(case, SHORT, limit=limit))
         assert all(gone(int(pid)) for pid in programs.read_text().split())
 
 
 def test_what_hangs_is_not_tried_again(programs):
-    (result,) = run([Case("one-way", "unix:", Message("hanging:waits", None))], Effort(3, SHORT, limit=1))
-    assert result.stuck
+    case = Case("one-way", "unix:", Message("hanging:waits", None))
+    until_it_hangs(programs, lambda limit: run([case], Effort(3, SHORT, limit=limit))[0])
     assert len(programs.read_text().split()) == 1
 
 

@@ -259,7 +259,7 @@ def test_one_that_is_closed_is_called_no_more(server, caplog):
 
 def _logged(caplog, text):
     done = threading.Event()
-    for _ in range(200):
+    for _ in range(int(PATIENCE * 100)):
         if text in caplog.text:
             return True
         done.wait(0.01)  # until the thread that receives has written it

@@ -1,6 +1,7 @@
 """A server with many channels on several transports waits for all of them at once: ``python idle.py CHANNELS URL...``.
 
-It prints "waiting", and at the end how many channels it had something from. It ends when each URL had one message.
+It prints "waiting", and "idle" when nothing has come for a while. A line on the standard input lets it go on; at the end it
+prints what it has received, one message for each URL.
 """
 
 import multiprocessing
@@ -11,7 +12,7 @@ import ipcbus
 
 
 def send(channels):
-    """Send one message into each channel; a line on the standard input says when."""
+    """Send one message into each channel."""
     for channel in channels:
         channel.send(channel.url)
 
@@ -26,6 +27,7 @@ def main(count, urls):
     # Nothing comes for a while, and then one message on each transport.
     assert ipcbus.wait(channels, timeout=float(sys.argv[1])) == []
     print("idle", flush=True)
+    sys.stdin.readline()
     sender = multiprocessing.Process(target=send, args=(channels[-len(urls) :],))
     sender.start()
     got = []
