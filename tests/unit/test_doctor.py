@@ -471,8 +471,12 @@ class TestTrial:
 
     def test_one_that_hangs_is_killed_with_all_that_it_started(self, ailing, monkeypatch, tmp_path):
         monkeypatch.setenv(ailing.PIDS, str(tmp_path / "pids"))
-        tried = trial.attempt("ailing", ailing.Hangs, timeout=3)
-        assert tried.problem.startswith("it hung while making a channel, and was killed after 3 s; ")
+        timeout = 3
+        tried = trial.attempt("ailing", ailing.Hangs, timeout=timeout)
+        while tried.hung != "making a channel" or not (tmp_path / "pids").exists():
+            timeout *= 2  # on a busy machine it may not have come so far
+            tried = trial.attempt("ailing", ailing.Hangs, timeout=timeout)
+        assert tried.problem.startswith(f"it hung while making a channel, and was killed after {timeout} s; ")
         assert (tried.hung, examining.transport(tried).state) == ("making a channel", "problem")
         first, second, directory = (tmp_path / "pids").read_text().split()
         assert gone(int(first))

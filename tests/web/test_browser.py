@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ipcbus import endpoint
+from ipcbus.plumbing.ports import free_port
 from ipcbus.testing import leaks
 from ipcbus.web.server import Server
 
@@ -320,7 +321,7 @@ def test_the_page_says_that_the_connection_is_lost(browser: Any) -> None:
 def test_a_server_that_begins_anew_is_talked_to_by_pages_that_are_open(browser: Any) -> None:
     contexts = [browser.new_context() for _ in range(2)]
     ada, bob = (context.new_page() for context in contexts)
-    with Server(chat_config("pipe:", bind="127.0.0.1:0", processes=1)) as server:
+    with Server(chat_config("pipe:", bind=f"127.0.0.1:{free_port()}", processes=1)) as server:
         for page, name in ((ada, "Ada"), (bob, "Bob")):
             page.goto(server.url)
             sign_in(page, name, "lobby")

@@ -25,6 +25,7 @@ from websockets.sync.client import ClientConnection, connect
 import ipcbus
 from ipcbus.demo.selfcheck import channel_url, run_check
 from ipcbus.errors import ConfigError, TransportUnavailable
+from ipcbus.plumbing.ports import free_port
 from ipcbus.supervisor import StartFailed
 from ipcbus.web.config import FrontConfig, ServerConfig, ServiceConfig, load_server_config
 from ipcbus.web.link import Cid
@@ -434,7 +435,8 @@ def test_the_page_and_health_are_on_the_same_port() -> None:
 
 
 def test_a_port_in_use_is_refused_even_if_it_could_be_shared() -> None:
-    first = Server(chat_config("pipe:", bind="127.0.0.1:0", processes=1))
+    # Not one of those that the system gives to whoever asks for any: it is to be free once more.
+    first = Server(chat_config("pipe:", bind=f"127.0.0.1:{free_port()}", processes=1))
     with first as server, pytest.raises(ConfigError, match="another program listens there"):
         Server(chat_config("pipe:", bind=f"127.0.0.1:{server.port}")).start()
     # And free again at once afterwards.

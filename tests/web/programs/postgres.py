@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+
+from ipcbus.plumbing.ports import free_port
 
 DEBIAN = "/usr/lib/postgresql"
 ACCOUNT = "postgres"
@@ -33,8 +34,7 @@ def running() -> Iterator[str]:
     assert folder is not None
     # Not in the session's own folder, which only this user may enter.
     place = Path(tempfile.mkdtemp(prefix="ipcbus-pg-", dir="/tmp"))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     who: dict[str, Any] = {"user": ACCOUNT, "group": ACCOUNT, "extra_groups": []} if os.geteuid() == 0 else {}
     if who:
         shutil.chown(place, ACCOUNT, ACCOUNT)
