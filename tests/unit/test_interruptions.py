@@ -88,6 +88,17 @@ def test_a_signal_handler_that_sends_takes_room_of_its_own(url, way, size):
     run(f"amid_{way}", url, size)
 
 
+@pytest.mark.parametrize("size", [10, 3_000, 300_000])
+@pytest.mark.parametrize("url", [*LOCAL, "zmq:"])
+def test_a_signal_handler_that_receives_amid_a_receive_takes_messages_of_its_own(url, size):
+    run("taken", url, size)
+
+
+@pytest.mark.parametrize("url", [*LOCAL, "zmq:"])
+def test_room_that_a_signal_handler_sees_amid_a_send_is_not_forgotten(url):
+    run("regained", url)
+
+
 # ---------------------------------------------------------------------- a signal handler that receives
 
 

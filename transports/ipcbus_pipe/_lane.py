@@ -105,7 +105,7 @@ class SenderLane:
         self.sent = 0
         self.limit = capacity
         self.begun: Begun | None = None
-        self._grants: list[int] = []
+        self._granted = deque((0,), 1)
         self.number = 0
         """Of the large message that was begun last."""
         os.set_blocking(self.fd, False)
@@ -115,14 +115,18 @@ class SenderLane:
 
     def collect(self) -> bool:
         """Take the credits that the receiver has returned; say whether any are left now."""
-        # Read and appended in one step in C: a signal handler that raises cannot come in between and lose credits.
+        granted = self._granted[0]
+        # Read and added in one step in C: a signal handler that raises cannot come in between and lose credits.
+        step = map(add, (granted,), map(os.eventfd_read, (self.credit_fd,)))
         try:
-            self._grants.extend(map(os.eventfd_read, (self.credit_fd,)))
+            if self._granted[0] == granted:  # else a signal handler has taken them, meanwhile
+                self._granted.extend(step)
         except BlockingIOError:
             pass  # none returned since the last time
-        self._grants = [sum(self._grants)]
         # An interruption right after a write may have left it uncounted; what can be outstanding is bounded all the same.
-        self.limit = min(self.capacity + self._grants[0], self.sent + self.capacity)
+        # Nothing is called here: what a signal handler that came in between has taken would be forgotten.
+        limit, most = self.capacity + self._granted[0], self.sent + self.capacity
+        self.limit = limit if limit < most else most  # noqa: FURB136  min() is a call
         return self.sent < self.limit
 
     def settle(self) -> bool:
@@ -190,8 +194,8 @@ class ReceiverLane:
     def take_lone(self) -> Frame | None:
         """Take the message in what was just read, if that is all there is; ``parse`` would come to the same, later."""
         blocks = self.blocks
-        if len(blocks) == 1:
-            entry = blocks[0]
+        entry = blocks[0] if blocks else None  # before anything is called: a signal handler may take it then
+        if entry is not None and len(blocks) == 1:
             number, block = entry
             if self.state is self._between or self._is_between(number):
                 message = lone(block)
@@ -226,12 +230,14 @@ class ReceiverLane:
 
     def repay(self, batch: int) -> None:
         """Give the sender back its room for what was delivered; say when to do so next, after ``batch`` more."""
-        delivered = self.delivered
-        owed = delivered - self._repaid[0][1]
+        delivered, repaid = self.delivered, self._repaid[0]
+        owed = delivered - repaid[1]
         if owed:
             # Written and noted in one step in C: a signal handler that raises cannot come in between and lose room.
-            self._repaid.extend(zip(map(_repay, (self.credit_fd,), (owed,)), (delivered,)))  # noqa: B905  one of each
-            self.repay_at = delivered + batch
+            step = zip(map(_repay, (self.credit_fd,), (owed,)), (delivered,))  # noqa: B905  one of each
+            if self._repaid[0] is repaid:  # else a signal handler has given it back, and it would be given twice
+                self._repaid.extend(step)
+                self.repay_at = delivered + batch
 
     def keep_large(self, files: dict[int, tuple[int, int]]) -> None:
         """Take over memory files, but for numbers that are here already or were.

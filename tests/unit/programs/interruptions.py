@@ -373,6 +373,67 @@ def amid(url, way, size):
         every_instant(attempt)
 
 
+def taken(url, size):
+    """A signal handler that receives amid a receive takes messages of its own, and their room comes back once."""
+    capacity = 4
+    with open_channel(url, capacity) as channel:
+        send(channel, "opened")
+        receive(channel, "opened")
+        every_instant(lambda instants: take_amid(channel, instants, pattern(size, 1), PATIENCE))
+        fitting = []
+        send_what_fits(channel, [b""] * 3 * capacity, fitting)
+        assert len(fitting) <= capacity, f"{len(fitting)} messages were accepted"
+
+
+def take_amid(channel, instants, message, timeout):
+    got = []
+
+    def take(timeout):
+        try:
+            got.append(channel.recv(timeout))
+        except ChannelEmpty:
+            pass
+
+    for number in range(2):
+        channel.send((number, message), PATIENCE)
+    if channel.url.startswith(("queue:", "zmq:")) and timeout:  # which move messages in threads of theirs
+        ipcbus.wait([channel], PATIENCE)
+    handler = Handler(instants.left, lambda: take(0))
+    handler.call(take, timeout)
+    while len(got) < 2:
+        got.append(channel.recv(PATIENCE))
+    assert sorted(got) == [(0, message), (1, message)], f"{[number for number, _ in got]} arrived"
+    return handler.left <= 0
+
+
+def regained(url):
+    """What is given back while a signal handler looks amid a send is not forgotten."""
+    capacity = 2
+    with open_channel(url, capacity) as channel:
+        send_what_fits(channel, [0], [])
+        channel.recv(PATIENCE)
+
+        def look():
+            channel.recv(PATIENCE)
+            ipcbus.wait([channel.sender], 0)
+
+        def attempt(instants):
+            sent = []
+            for _ in range(capacity):
+                channel.send("before", PATIENCE)
+            channel.recv(PATIENCE)
+            handler = Handler(instants.left, look)
+            handler.call(send_what_fits, channel, ["interrupted"], sent)
+            for _ in range(capacity - 1 + len(sent) - (handler.left <= 0)):
+                channel.recv(PATIENCE)
+            for number in range(capacity):
+                channel.send(number, PATIENCE)
+            assert [channel.recv(PATIENCE) for _ in range(capacity)] == [*range(capacity)]
+            return handler.left <= 0
+
+        every_instant(attempt)
+
+
 def send_what_fits(channel, messages, sent):
     for message in messages:
         try:
@@ -388,8 +449,11 @@ if __name__ == "__main__":
         amid(url, scenario.removeprefix("amid_"), int(*size))
     elif scenario.startswith("half_"):
         half_written(url, scenario.removeprefix("half_"), int(*size))
+    elif scenario == "taken":
+        taken(url, int(*size))
     elif size:
         later(url, scenario, int(*size))
     else:
         others = (first_receive, first_parked, first_send, first_look, closing, replacing, left, left_to_nobody)
+        others += (regained,)
         {other.__name__: other for other in others}[scenario](url)
