@@ -14,11 +14,12 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelError, ChannelFull
+from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelEmpty, ChannelError, ChannelFull
 from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import packing
 from ipcbus.plumbing.finalizers import finalizer
+from ipcbus.plumbing.locks import amid
 from ipcbus.plumbing.spin import awake
 from ipcbus.transport import Handle
 
@@ -120,6 +121,8 @@ class Endpoint:
         """Which other process receives, as the link said when it was asked last, and until when that is taken to be so."""
         self._closed_tx = self._closed_rx = False
         self._lock = threading.RLock()  # a signal handler may open what it interrupts the opening of
+        self._opening = False
+        """Whether the receiving end is being opened, which may be the receiver already and cannot be used yet."""
         self._links: dict[str, SendLink | RecvLink] = {}
         # Not by a __del__: in a cycle of references what it needs may have been finalized before.
         weakref.finalize(self, _drop, self._links, handle, self.shared, self.key).atexit = False
@@ -141,18 +144,29 @@ class Endpoint:
             return tx
 
     def open_receiver(self) -> RecvLink:
-        """Return the receiving end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
+        """Return the receiving end, opened if it is not.
+
+        Raises:
+            ChannelClosed: after ``close``.
+            ChannelEmpty: in a signal handler amid the opening.
+        """
         with self._lock:
             if self._closed_rx:
                 raise ChannelClosed(f"{self.url} was closed in this process")
             rx = self.rx
             if rx is None:
+                opening = self._opening  # true in a signal handler amid this
                 try:
+                    self._opening = True
                     made = self.handle.open_receiver() if self.meter is None else self.meter.open_receiver(self)
                 except ChannelBusy:
-                    if (rx := self.rx) is None:
-                        raise
-                    return rx  # opened by a signal handler, meanwhile
+                    if (rx := self.rx) is not None:
+                        return rx  # opened by a signal handler, meanwhile
+                    if opening:
+                        raise ChannelEmpty(amid("opening the receiving end")) from None
+                    raise
+                finally:
+                    self._opening = opening
                 if (rx := self.rx) is not None:  # the same, where there may be many
                     made.close()
                     return rx
@@ -322,7 +336,7 @@ class Endpoint:
                 with _going_on(f"{self.url}: an end that this forked child inherited was not let go"):
                     link.abandon()
         self.tx = self.rx = self.send_bytes = self.take = self.listen = None
-        self.asked = False
+        self.asked = self._opening = False
         if self.meter is not None:
             self.meter.after_fork()
         self._links.clear()

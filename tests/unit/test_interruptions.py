@@ -95,6 +95,11 @@ def test_a_signal_handler_that_receives_amid_a_receive_takes_messages_of_its_own
 
 
 @pytest.mark.parametrize("url", [*LOCAL, "zmq:"])
+def test_a_signal_handler_may_receive_amid_the_first_receive_or_is_told_that_it_may_not(url):
+    run("first_taken", url)
+
+
+@pytest.mark.parametrize("url", [*LOCAL, "zmq:"])
 def test_room_that_a_signal_handler_sees_amid_a_send_is_not_forgotten(url):
     run("regained", url)
 

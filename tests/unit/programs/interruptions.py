@@ -385,6 +385,16 @@ def taken(url, size):
         assert len(fitting) <= capacity, f"{len(fitting)} messages were accepted"
 
 
+def first_taken(url):
+    """One that receives amid the opening does so too, or is told that it may not."""
+
+    def attempt(instants):
+        with open_channel(url, capacity=4) as channel:
+            return take_amid(channel, instants, b"", 0)
+
+    every_instant(attempt)
+
+
 def take_amid(channel, instants, message, timeout):
     got = []
 
@@ -455,5 +465,5 @@ if __name__ == "__main__":
         later(url, scenario, int(*size))
     else:
         others = (first_receive, first_parked, first_send, first_look, closing, replacing, left, left_to_nobody)
-        others += (regained,)
+        others += (first_taken, regained)
         {other.__name__: other for other in others}[scenario](url)
