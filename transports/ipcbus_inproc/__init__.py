@@ -148,6 +148,8 @@ class InprocLink(SendLink, RecvLink):
                         store.frames.append(snapshot)
                         return
                 bell = self._quiet()
+                if self._is_ready():
+                    continue  # by a signal handler, whose ring may have been silenced
             deadline = deadline or Deadline(timeout)
             if deadline.expired:
                 raise ChannelFull(f"the inproc: channel holds {store.capacity} messages")
@@ -170,6 +172,8 @@ class InprocLink(SendLink, RecvLink):
                 if store.shut:
                     raise EndOfChannel("the inproc: channel was shut down and is drained")
                 bell = self._quiet()
+                if self._is_ready():
+                    continue  # by a signal handler, whose ring may have been silenced
             deadline = deadline or Deadline(timeout)
             if deadline.expired:
                 raise ChannelEmpty("no message in the inproc: channel")
@@ -190,14 +194,15 @@ class InprocLink(SendLink, RecvLink):
 
     def ready(self) -> bool:
         """Tell whether a call would not have to wait."""
-        store = self._store
-        with store.lock:
-            if self._closed or store.shut:
+        with self._store.lock:
+            if self._is_ready():
                 return True
-            ready = bool(store.free if self._sends else store.frames)
-            if not ready:
-                self._quiet()
-            return ready
+            self._quiet()
+            return self._is_ready()  # again, as above
+
+    def _is_ready(self) -> bool:
+        store = self._store
+        return self._closed or store.shut or bool(store.free if self._sends else store.frames)
 
     def fileno(self) -> int:
         """Return the descriptor, made at the first call."""

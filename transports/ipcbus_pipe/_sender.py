@@ -307,21 +307,26 @@ class PipeSender(SendLink):
 
     def _wait(self, pipe: SenderLane, deadline: Deadline, *, for_bytes: bool) -> None:
         """Wait until something changes that may make room; raise when there is none in time or never will be."""
+        self._echo.hush()
         # Also when it is bytes that lack: credits left where they are would end every wait at once.
         if self._collect(pipe) and not for_bytes:
             return
-        self._watch.check()
-        self._show_room(pipe.fd if for_bytes else _NOTHING)
-        events = self._sleep(deadline)
-        if not events:
+        if not self._sleep(deadline, pipe.fd if for_bytes else _NOTHING):
             raise ChannelFull(f"{self._spec.capacity} messages, or as many bytes as the pipe holds, wait to be received")
 
-    def _sleep(self, deadline: Deadline) -> list[tuple[int, int]]:
-        """Wait for news, and see it also when there is no time left: unseen it would show as readable for ever."""
-        self._echo.hush()
+    def _sleep(self, deadline: Deadline, fd: int) -> bool:
+        """Wait for news, of room as in ``_show_room``, and see it also when there is no time left; say whether there was any.
+
+        Unseen it would show as readable for ever.
+        """
         waiting = self._waiting  # true where a signal handler sends while the call that it interrupted waits
         try:
-            self._waiting = True
+            self._waiting = True  # from here on a signal handler that takes note of something rings
+            pipe = self._pipe
+            if fd == _NOTHING and pipe is not None and pipe.sent < pipe.limit:
+                return True  # one has done so before
+            self._watch.check()
+            self._show_room(fd)
             events = self._epoll.poll(0 if self._closed else deadline.remaining())  # a close may just have been hushed
         except (OSError, ValueError):
             if not self._closed:
@@ -336,7 +341,7 @@ class PipeSender(SendLink):
         pipe = self._pipe
         if pipe is not None and any(fd == pipe.fd and event & select.EPOLLERR for fd, event in events):
             raise self._lane_lost(pipe, None)
-        return events
+        return bool(events)
 
     def _leave(self, note: Note, deadline: Deadline) -> None:
         """Leave a note in the door; wait for room there, which a receiver makes by taking what was left before."""
@@ -348,12 +353,11 @@ class PipeSender(SendLink):
             else:
                 self._door_full = False
                 return
+            self._echo.hush()
             if self._pipe is not None:
                 self._collect(self._pipe)  # as above
-            self._watch.check()
-            self._show_room(self._door.outside())
             over = deadline.expired  # others may be quicker each time that there is room
-            if not self._sleep(deadline) or over:
+            if not self._sleep(deadline, self._door.outside()) or over:
                 raise ChannelFull("nobody has taken what senders left for the receiver")
 
     def _show_room(self, fd: int) -> None:

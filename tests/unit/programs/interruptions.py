@@ -21,6 +21,8 @@ LATE = 0.01
 """Seconds after which a message comes that is waited for."""
 SOON = 1.0
 """Seconds in which an end closes that has nothing to hand over; zmq would take two more for one that it cannot end."""
+LONG = 2.5
+"""Seconds that a wait lasts which nothing ends."""
 CHECKED = {code for name, code in dis.opmap.items() if name.startswith("CALL") or name in ("RESUME", "JUMP_BACKWARD")}
 """The instructions behind which the interpreter runs signal handlers."""
 
@@ -444,6 +446,44 @@ def regained(url):
         every_instant(attempt)
 
 
+def woken(url):
+    """What a signal handler makes possible and looks at, amid a call that is about to wait for it, ends the wait."""
+
+    def attempt(instants, sends):
+        with open_channel(url) as channel:
+            came, outcome = [], []
+
+            def make_and_look():
+                came.append(time.monotonic())
+                if sends:
+                    channel.recv(PATIENCE)
+                else:
+                    channel.send("awaited", PATIENCE)
+                ipcbus.wait([channel.sender if sends else channel.receiver], 0)
+
+            def wait():
+                try:
+                    outcome.append(channel.send("more", LONG) if sends else channel.recv(LONG))
+                except (ChannelEmpty, ChannelFull) as error:
+                    outcome.append(error)
+
+            send(channel, "before")
+            if sends:
+                send(channel, "before")
+            else:
+                receive(channel, "before")
+            began = time.monotonic()
+            Handler(instants.left, make_and_look).call(wait)
+            if not came or came[0] - began > LONG / 2:
+                return False  # this one struck when the wait was over
+            assert outcome in (["awaited"], [None]), f"it waited on, and then {outcome[0]!r}"
+            assert time.monotonic() - began < LONG, "it saw that only when its time was over"
+            return True
+
+    for sends in (True, False):
+        every_instant(functools.partial(attempt, sends=sends))
+
+
 def send_what_fits(channel, messages, sent):
     for message in messages:
         try:
@@ -465,5 +505,5 @@ if __name__ == "__main__":
         later(url, scenario, int(*size))
     else:
         others = (first_receive, first_parked, first_send, first_look, closing, replacing, left, left_to_nobody)
-        others += (first_taken, regained)
+        others += (first_taken, regained, woken)
         {other.__name__: other for other in others}[scenario](url)
