@@ -130,17 +130,25 @@ class Endpoint:
     def open_sender(self) -> SendLink:
         """Return the sending end, opened if it is not; raises ``ChannelClosed`` after ``close``."""
         with self._lock:
-            if self._closed_tx:
-                raise ChannelClosed(f"{self.url} was closed in this process")
             tx = self.tx
+            if self._closed_tx:
+                raise self._was_closed()
             if tx is None:
-                made = self.handle.open_sender() if self.meter is None else self.meter.open_sender(self)
-                if (tx := self.tx) is not None:  # opened by a signal handler, meanwhile
-                    made.close()
-                    return tx
-                head = self.codec.bytes_head
-                self.send_bytes = made.bytes_sender(head, self.codec.max_message - len(head)) if head else None
-                self.tx = self._links["tx"] = tx = made
+                try:
+                    made = self.handle.open_sender() if self.meter is None else self.meter.open_sender(self)
+                    # Nothing is called from these looks on: what a signal handler closes then, it finds.
+                    if (tx := self.tx) is None and not self._closed_tx:
+                        self.tx = self._links["tx"] = tx = made
+                        head = self.codec.bytes_head
+                        self.send_bytes = made.bytes_sender(head, self.codec.max_message - len(head)) if head else None
+                    else:  # opened or closed by a signal handler, meanwhile
+                        made.close()
+                except Exception as error:
+                    if self._closed_tx:  # so was what it is opened with
+                        raise self._was_closed() from error
+                    raise
+                if tx is None:
+                    raise self._was_closed()
             return tx
 
     def open_receiver(self) -> RecvLink:
@@ -151,27 +159,35 @@ class Endpoint:
             ChannelEmpty: in a signal handler amid the opening.
         """
         with self._lock:
-            if self._closed_rx:
-                raise ChannelClosed(f"{self.url} was closed in this process")
             rx = self.rx
+            if self._closed_rx:
+                raise self._was_closed()
             if rx is None:
                 opening = self._opening  # true in a signal handler amid this
                 try:
                     self._opening = True
                     made = self.handle.open_receiver() if self.meter is None else self.meter.open_receiver(self)
-                except ChannelBusy:
-                    if (rx := self.rx) is not None:
-                        return rx  # opened by a signal handler, meanwhile
-                    if opening:
-                        raise ChannelEmpty(amid("opening the receiving end")) from None
-                    raise
+                    if (rx := self.rx) is None and not self._closed_rx:  # as above
+                        self.rx = self._links["rx"] = rx = made
+                    else:
+                        made.close()
+                except Exception as error:
+                    if self._closed_rx:  # as above
+                        raise self._was_closed() from error
+                    if not isinstance(error, ChannelBusy):
+                        raise
+                    if (rx := self.rx) is None:  # else opened by a signal handler, meanwhile
+                        if opening:
+                            raise ChannelEmpty(amid("opening the receiving end")) from None
+                        raise
                 finally:
                     self._opening = opening
-                if (rx := self.rx) is not None:  # the same, where there may be many
-                    made.close()
-                    return rx
-                self.rx = self._links["rx"] = rx = made
+                if rx is None:
+                    raise self._was_closed()
             return rx
+
+    def _was_closed(self) -> ChannelClosed:
+        return ChannelClosed(f"{self.url} was closed in this process")
 
     def open_take(self) -> Callable[[float | None], Frame | bytes]:
         """Return ``take`` of the receiving end, opened if it is not; raises ``ChannelClosed`` after ``close``."""

@@ -109,6 +109,11 @@ def test_what_a_signal_handler_makes_possible_ends_the_wait_that_it_interrupts(u
     run("woken", url)
 
 
+@pytest.mark.parametrize("url", LOCAL)
+def test_a_call_whose_channel_a_signal_handler_closes_says_so_also_amid_the_first(url):
+    run("ended", url)
+
+
 # ---------------------------------------------------------------------- a signal handler that receives
 
 

@@ -251,7 +251,7 @@ class ReceiverLane:
     def forget_large(self, end: int) -> None:
         """Close the memory files with numbers below ``end``: those left over are of sends that were interrupted."""
         self._forgotten = max(self._forgotten, end)
-        for number in [known for known in self.large if known < end]:
+        for number in [known for known in tuple(self.large) if known < end]:
             if (entry := self.large.pop(number, None)) is not None:  # else a signal handler has done it
                 os.close(entry[0])
 

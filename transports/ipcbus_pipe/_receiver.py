@@ -105,8 +105,8 @@ class PipeReceiver(RecvLink):
             if self._bell is not None:
                 self._ring()
             return item  # type: ignore[return-value]  # mypy narrows by isinstance only, which costs a call
-        except (OSError, ValueError) as error:
-            if self._closed:  # by a signal handler, while a descriptor was in use
+        except (OSError, ValueError, IndexError) as error:
+            if self._closed:  # by a signal handler, while a descriptor or the items were in use
                 raise self._why_over() from error
             raise
         finally:

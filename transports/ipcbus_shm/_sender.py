@@ -86,6 +86,10 @@ class ShmSender(SendLink):
                 self._sleeps = sleeps
                 del wakeup  # kept until here: closed while this polls, it would wake nobody
             return False
+        except (OSError, ValueError, TypeError) as error:
+            if self._core.closed:  # by a signal handler, while a descriptor was in use
+                raise _closed() from error
+            raise
         finally:
             release(self._waiting)
 

@@ -13,7 +13,7 @@ import threading
 import time
 
 import ipcbus
-from ipcbus.errors import ChannelEmpty, ChannelFull
+from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull
 from ipcbus.testing.children import pattern
 
 PATIENCE = 5
@@ -484,6 +484,38 @@ def woken(url):
         every_instant(functools.partial(attempt, sends=sends))
 
 
+def ended(url):
+    """A call whose channel a signal handler closes, also amid its first, says so, and leaves no end open."""
+
+    size = 10 if url.startswith("queue:") else 300_000  # whose close waits for a receiver of what its pipe cannot hold
+
+    def attempt(instants, call, before):
+        with open_channel(url) as channel:
+            for _ in range(before):
+                channel.send(pattern(size, 1), PATIENCE)
+            handler = Handler(instants.left, channel.close)
+            try:
+                handler.call(call, channel)
+            except (ChannelClosed, ChannelEmpty, ChannelFull):
+                pass
+            if handler.left > 0:
+                return False
+            try:
+                channel.send("after", 0)
+            except ChannelClosed:
+                return True
+            raise AssertionError("it could be sent to after it was closed")
+
+    def put(channel):
+        channel.send("last", 0.001)
+
+    def take(channel):
+        channel.recv(0.001)
+
+    for call, before in ((put, 0), (put, 2), (take, 0), (take, 1)):
+        every_instant(functools.partial(attempt, call=call, before=before))
+
+
 def send_what_fits(channel, messages, sent):
     for message in messages:
         try:
@@ -505,5 +537,5 @@ if __name__ == "__main__":
         later(url, scenario, int(*size))
     else:
         others = (first_receive, first_parked, first_send, first_look, closing, replacing, left, left_to_nobody)
-        others += (first_taken, regained, woken)
+        others += (first_taken, regained, woken, ended)
         {other.__name__: other for other in others}[scenario](url)
