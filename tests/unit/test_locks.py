@@ -272,8 +272,11 @@ def test_a_signal_handler_receives_amid_a_wait_for_messages(url):
 
         def handle(*_):
             for timeout in (0, 0.01):
-                with pytest.raises(ChannelEmpty):
+                with pytest.raises(ChannelEmpty) as refused:
                     channel.recv(timeout)
+                if "in the middle of" in str(refused.value):  # it does not wait yet: a busy machine held it up before
+                    signal.setitimer(signal.ITIMER_REAL, 0.05)
+                    return
             met.append(channel.ready())
             channel.send("handler's")
             met.append(channel.recv(PATIENCE))
