@@ -148,10 +148,11 @@ class TestTraces:
             "import ipcbus, os, time, ipcbus_queue.sending as sending, multiprocessing.util as u\n"
             "sending.LINGER = 0.5\n"
             "ch = ipcbus.open('queue:')\n"
-            "if os.fork() == 0: time.sleep(1); os._exit(0)\n"
+            "alive, lives = os.pipe()\n"
+            "if os.fork() == 0: os.close(lives); os.read(alive, 1); os._exit(0)\n"
             "for n in range(500): ch.send(bytes(1000))\n"
             "started = time.monotonic(); u._exit_function(); print(0.4 < time.monotonic() - started < 3)\n"
-            "os.wait()"
+            "os.close(lives); os.wait()"
         )
         assert said.split() == ["True"]
 

@@ -595,8 +595,8 @@ class TestWaiting:
 
         before = signal.signal(signal.SIGALRM, interrupt)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
             with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.05)  # in here: it may come before the call
                 call()
         finally:
             signal.signal(signal.SIGALRM, before)
