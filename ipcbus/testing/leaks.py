@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["Snapshot", "compare", "held", "own", "snapshot", "warm_up"]
 
@@ -147,17 +147,19 @@ def _command(pid: int) -> str:
 
 
 def _names() -> frozenset[str]:
-    places = [Path("/dev/shm")]  # noqa: S108  shared memory has its names there
+    found = {path for place in _places for path in _beneath(place)}
     for root in {tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()}:
-        places += Path(root).glob("ipcbus-*")
-    found = {str(path) for place in _places for path in place.rglob("*")}
-    mapped = Path("/proc/self/maps").read_text()
-    for place in places:
-        if place.is_dir() and place.name.startswith("ipcbus-"):
-            found |= {str(path) for path in (place, *place.rglob("*"))}
-        elif place.is_dir():
-            # Other programs make names there, too: ours are those that we have mapped, and those that begin as ours do.
-            found |= {str(path) for path in place.iterdir() if path.name.startswith(_OURS) or str(path) in mapped}
-        else:
-            found.add(str(place))
+        for place in Path(root).glob("ipcbus-*"):
+            found |= {str(place), *_beneath(place)}
+    shared = Path("/dev/shm")  # noqa: S108  shared memory has its names there
+    if shared.is_dir():
+        # Other programs make names there, too: ours are those that we have mapped, and those that begin as ours do.
+        mapped = Path("/proc/self/maps").read_text()
+        found |= {str(path) for path in shared.iterdir() if path.name.startswith(_OURS) or str(path) in mapped}
     return frozenset(found)
+
+
+def _beneath(place: Path) -> Iterator[str]:
+    """Yield what is in a directory, at any depth. What goes meanwhile is passed over, by which ``Path.rglob`` may end."""
+    for directory, folders, files in os.walk(place):
+        yield from (f"{directory}/{name}" for name in (*folders, *files))
