@@ -380,7 +380,9 @@ class Interrupter:
 
 _ROUNDS = 400
 _TIME = 1.5
-"""Seconds after which the rounds end, on a slow machine."""
+"""Seconds after which the rounds end, on a slow machine, if there were enough interruptions."""
+ENOUGH = 20
+"""Interruptions, without more of which the rounds prove nothing."""
 
 
 def _interrupted_size(n: int) -> int:
@@ -403,7 +405,7 @@ def interrupted_send(line: Line, url: str, settings: dict[str, Any]) -> int:
         returned = []
         until = time.monotonic() + _TIME
         for n in range(_ROUNDS):
-            if time.monotonic() > until:
+            if time.monotonic() > until and interrupter.count > ENOUGH:
                 break
             done, _ = interrupter.call(channel.send, (n, pattern(_interrupted_size(n), n)), PATIENCE)
             if done:
@@ -428,7 +430,7 @@ def interrupted_recv(line: Line, url: str, settings: dict[str, Any]) -> int:
     def send() -> None:
         until = time.monotonic() + _TIME
         for n in range(_ROUNDS):
-            if time.monotonic() > until:
+            if time.monotonic() > until and interrupter.count > ENOUGH:
                 break
             try:
                 channel.send((n, pattern(_interrupted_size(n), n)), timeout=PATIENCE)

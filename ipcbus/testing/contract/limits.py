@@ -290,7 +290,7 @@ def check_interrupted_send(subject: Subject) -> None:
     """Sends interrupted by a raising signal handler, hundreds of times: the channel goes on, every message is whole."""
     child = subject.start(children.interrupted_send, subject.fresh_url(), subject.settings(), start_method="forkserver")
     interrupts = child.result(3 * PATIENCE)
-    assert interrupts > 20, f"only {interrupts} calls were interrupted: the check proved nothing"
+    assert interrupts > children.ENOUGH, f"only {interrupts} calls were interrupted: the check proved nothing"
 
 
 @check(11, largest=400_000)
@@ -298,7 +298,7 @@ def check_interrupted_recv(subject: Subject) -> None:
     """Receives interrupted by a raising signal handler: at most the one in hand is lost, every other arrives whole."""
     child = subject.start(children.interrupted_recv, subject.fresh_url(), subject.settings(), start_method="forkserver")
     interrupts = child.result(3 * PATIENCE)
-    assert interrupts > 20, f"only {interrupts} calls were interrupted: the check proved nothing"
+    assert interrupts > children.ENOUGH, f"only {interrupts} calls were interrupted: the check proved nothing"
 
 
 @check(9)
