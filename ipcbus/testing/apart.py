@@ -40,7 +40,7 @@ class InParts(Sender):
     def send(self, frame: Frame, timeout: float | None) -> None:
         if sum(memoryview(part).nbytes for part in frame) > 1 << 20:
             super().send((_HEAD,), timeout)
-            time.sleep(0.2)
+            time.sleep(1.0)  # long enough to be stopped in
         super().send(frame, timeout)
 
 
@@ -74,7 +74,7 @@ class Reserves(Sender):
     def send(self, frame: Frame, timeout: float | None) -> None:
         if not _rooms[-1].acquire(timeout=timeout):
             raise ChannelFull("there is no room")
-        time.sleep(0.002)  # long enough to be killed in
+        time.sleep(0.05)  # long enough to be killed in
         super().send(frame, timeout)
 
 

@@ -169,14 +169,6 @@ def sized(n: int) -> int:
     return (0, 10, 64, 5_000, 70_000)[n % 5] if n % 25 == 0 else n % 200
 
 
-def send_one_and_hold(line: Line, channel: ipcbus.Channel, message: Any) -> None:
-    """Send one message, and then keep the sending end without using it."""
-    line.say("sending")
-    channel.send(message, timeout=3 * PATIENCE)
-    line.say("sent")
-    line.hear(6 * PATIENCE)
-
-
 def send_on_demand(line: Line, channel: ipcbus.Channel) -> None:
     """Send what the check says, until it says nothing more; report how each send went."""
     while (value := line.hear()) is not None:

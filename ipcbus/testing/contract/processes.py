@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import pickle
+import select
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -248,10 +249,15 @@ def check_stopped_sender(subject: Subject) -> None:
     """A process that is stopped amid a send holds up nobody beyond a deadline; what it sends arrives once it goes on."""
     for message in ("small", pattern(4 << 20, 1)):
         channel = subject.open(capacity=4)
-        channel.receiver.ready()
-        child = subject.start(children.send_one_and_hold, channel, message)
-        assert child.hear() == "sending", "the child did not start"
-        time.sleep(0.05)  # so that it is likely to be in the middle of it; elsewhere, it proves nothing
+        child = subject.start(children.send_on_demand, channel)
+        child.say("first")  # so that what comes of the child from here on is the message
+        assert channel.recv(timeout=PATIENCE) == "first", "the first message did not arrive"
+        assert child.hear() == "None", "the child could not send"
+        begun = select.poll()
+        begun.register(channel.fileno(), select.POLLIN)
+        raises(ChannelEmpty, channel.recv, timeout=0)
+        child.say(message)
+        assert begun.poll(PATIENCE * 1000), "nothing of what the child sends arrived"
         os.kill(child.pid, signal.SIGSTOP)
         got: list[Any] = []
         try:
@@ -268,8 +274,8 @@ def check_stopped_sender(subject: Subject) -> None:
         while len(got) < len(wanted):
             got.append(channel.recv(timeout=PATIENCE))
         assert all(value in wanted for value in got), "not what was sent arrived once the stopped process went on"
-        assert child.hear() == "sent", "the send of the process that was stopped did not return"
-        child.say()
+        assert child.hear() == "None", "the send of the process that was stopped did not return"
+        child.say(None)
         child.result()
 
 
@@ -312,18 +318,20 @@ def check_channel_in_message(subject: Subject) -> None:
 def check_sender_killed(subject: Subject) -> None:
     """A sender killed while it sends: what arrives is whole and in order, and others send on."""
     channel = subject.open(capacity=16)
+    last: dict[int, int] = {}
     for attempt in range(4):
         child = subject.start(children.send_for_ever, channel, attempt)
         child.hear()
-        n = -1
-        for _ in range(5 * attempt + 1):
-            n = _next_numbered(channel, attempt, n)
+        while last.get(attempt, -1) < 5 * attempt:
+            _note_numbered(channel.recv(timeout=PATIENCE), last)
         child.kill()
-        with contextlib.suppress(ChannelEmpty):
-            while True:
-                n = _next_numbered(channel, attempt, n, timeout=0.1)
-        channel.send("others go on", timeout=PATIENCE)
-        assert channel.recv(timeout=PATIENCE) == "others go on", "after a sender was killed, another's message did not arrive"
+        sending = subject.thread(channel.send, "others go on", timeout=PATIENCE)
+        while (message := channel.recv(timeout=PATIENCE)) != "others go on":
+            _note_numbered(message, last)
+        sending.result()
+    with contextlib.suppress(ChannelEmpty):
+        while True:  # what was on its way when its sender was killed may come behind what another one sends
+            _note_numbered(channel.recv(timeout=0.1), last)
     _assert_room(channel, 16, "senders")
 
 
@@ -381,12 +389,13 @@ def _received_when_ready(channel: ipcbus.Channel) -> list[Any]:
         raise AssertionError("a channel is ready, and a message has only begun to arrive") from error
 
 
-def _next_numbered(channel: ipcbus.Channel, number: int, after: int, timeout: float = PATIENCE) -> int:
-    sender, n, data = channel.recv(timeout=timeout)
-    assert sender == number, f"a message of sender {sender} arrived from sender {number}"
-    assert n == after + 1, f"message {n} arrived after message {after}"
-    assert data == pattern((20, 8_000, 200_000)[n % 3], n), f"message {n} arrived torn"
-    return int(n)
+def _note_numbered(message: Any, last: dict[int, int]) -> None:
+    """Look at a message of ``send_for_ever``, and note it as the last one of its sender."""
+    number, n, data = message
+    before = last.get(number, -1)
+    assert n == before + 1, f"message {n} of sender {number} arrived after message {before}"
+    assert data == pattern((20, 8_000, 200_000)[n % 3], n), f"message {n} of sender {number} arrived torn"
+    last[number] = n
 
 
 def _assert_room(channel: ipcbus.Channel, capacity: int, whose: str) -> None:
