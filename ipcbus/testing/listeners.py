@@ -41,14 +41,14 @@ def publish_on(line: Line, topic: ipcbus.Topic, marks: Any, number: int) -> None
         topic.publish((number, n))
 
 
-def listen(line: Line, topic: ipcbus.Topic, capacity: int | None) -> tuple[list[Any], int]:
-    """Subscribe; once told to, receive until ``END`` or until nothing comes; return what came and how much was dropped."""
+def listen(line: Line, topic: ipcbus.Topic, capacity: int | None, least: int = 0) -> tuple[list[Any], int]:
+    """Subscribe; once told to, receive until ``END`` or, behind so many, nothing; return that and how much was dropped."""
     with topic.subscribe(capacity=capacity) as sub:
         line.say("subscribed")
         line.hear()
         got = []
         try:
-            while (value := sub.recv(timeout=1)) != END:
+            while (value := sub.recv(timeout=PATIENCE if len(got) < least else 1)) != END:
                 got.append(value)
         except ipcbus.ChannelEmpty:
             pass  # the end was dropped
