@@ -46,7 +46,7 @@ def listen(line: Line, topic: ipcbus.Topic, capacity: int | None, least: int = 0
     with topic.subscribe(capacity=capacity) as sub:
         line.say("subscribed")
         line.hear()
-        got = []
+        got: list[Any] = []
         try:
             while (value := sub.recv(timeout=PATIENCE if len(got) < least else 1)) != END:
                 got.append(value)
