@@ -52,6 +52,11 @@ class ChannelModel(RuleBasedStateMachine):
         """Send something small: it is accepted exactly when there is room."""
         self._send(value, value)
 
+    @rule()
+    def send_nothing(self) -> None:
+        """Send no bytes at all: it is a message as any other."""
+        self._send(b"", b"")
+
     @rule(n=st.integers(0, 1000))
     def send_poison(self, n: int) -> None:
         """Send what cannot be rebuilt."""
