@@ -421,9 +421,9 @@ def destroy(end: Endpoint) -> None:
 
 def destroy_closed() -> None:
     """Remove what has a name of the channels that this process made and has closed, as its exit would."""
-    with _lock:
-        in_use = {end.spec.id for end in _open}
-    for channel_id in [known for known in _homes if known not in in_use]:
+    with _lock:  # both at once, or what another thread makes meanwhile would be taken for closed
+        closed = _homes.keys() - {end.spec.id for end in _open}
+    for channel_id in closed:
         handle = _homes.pop(channel_id, None)
         if handle is not None:
             with _going_on(f"a channel that this process made was not removed: {handle!r}"):

@@ -18,6 +18,7 @@ import pytest
 import zmq
 
 import ipcbus
+from ipcbus import endpoint
 from ipcbus.errors import (
     ChannelBroken,
     ChannelBusy,
@@ -308,6 +309,30 @@ def test_a_directory_that_is_not_private_is_refused(make_private, end):
     with pytest.raises(InsecureConfiguration):
         getattr(ends.handle, end)()
     ends.directory.chmod(0o700)
+
+
+def test_a_channel_that_is_made_while_closed_ones_are_removed_is_not_removed(monkeypatch):
+    lock, made = threading.RLock(), []
+
+    class Lock:
+        """Lets another thread make a channel as soon as it is let go of."""
+
+        def __enter__(self):
+            lock.acquire()
+
+        def __exit__(self, *_):
+            lock.release()
+            if not made:
+                made.append(None)
+                making = threading.Thread(target=lambda: made.append(ipcbus.open("zmq:")))
+                making.start()
+                making.join(10)
+
+    monkeypatch.setattr(endpoint, "_lock", Lock())
+    endpoint.destroy_closed()
+    with made[1] as channel:
+        channel.send("there", timeout=10)
+        assert channel.recv(timeout=10) == "there"
 
 
 @pytest.mark.parametrize("end", ["open_sender", "open_receiver"])
