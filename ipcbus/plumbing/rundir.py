@@ -75,7 +75,7 @@ def create() -> Path:
         # Whose it is shows in its name, too: who is killed now leaves it empty.
         directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
         try:
-            (directory / _HOME).write_text(f"{os.getpid()} {start_time(os.getpid())}")
+            (directory / _HOME).write_bytes(_words_for(os.getpid()))
         except BaseException:
             remove(directory)
             raise
@@ -142,8 +142,13 @@ def entrust(directory: Path, pid: int) -> None:
     """
     check(directory)
     try:
-        # Not another file in its place: those who hold the directory have locked this one.
-        (directory / _HOME).write_text(f"{pid} {start_time(pid)}")
+        # Not another file in its place: those who hold the directory have locked this one. And over what it says, in one step:
+        # while it said nothing, or if this process ended there, the directory would be a leftover of who made it.
+        fd = os.open(directory / _HOME, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(fd, _words_for(pid), 0)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise refused(f"{directory} cannot be handed to process {pid}", error) from error
 
@@ -219,6 +224,11 @@ def socket_path(directory: Path, name: str) -> Path:
 def _maker_ended(directory: Path) -> bool:
     pid = directory.name.removeprefix(PREFIX).partition("-")[0]
     return pid.isdecimal() and not start_time(int(pid))
+
+
+def _words_for(pid: int) -> bytes:
+    """Return what the file of a home says, always as long."""
+    return f"{pid} {start_time(pid)}".ljust(40).encode()
 
 
 def _home_ended(said: bytes, directory: Path) -> bool:

@@ -1,6 +1,7 @@
 """Private directories: who may be in them, and what becomes of those whose home was killed."""
 
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -212,3 +213,17 @@ def test_a_path_that_is_too_long_is_refused(runtime):
     assert len(os.fsencode(rundir.socket_path(runtime, "s" * room))) == rundir.MAX_SOCKET_PATH
     with pytest.raises(ChannelBroken, match="108 bytes"):
         rundir.socket_path(runtime, "s" * (room + 1))
+
+
+def test_a_directory_that_cannot_be_handed_on_stays_that_of_its_home(home, runtime):
+    rundir.entrust(home.directory, os.getpid())
+    end(home)  # who made it
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as on a full disk: nothing can be written
+    try:
+        with pytest.raises(ChannelBroken, match="handed"):
+            rundir.entrust(home.directory, os.getpid())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert rundir.leftovers(runtime) == []
+    rundir.remove(home.directory)
