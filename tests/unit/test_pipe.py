@@ -3,7 +3,6 @@
 import asyncio
 import os
 import resource
-import select
 import struct
 import threading
 import time

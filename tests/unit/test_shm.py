@@ -595,8 +595,8 @@ class TestWaiting:
 
         before = signal.signal(signal.SIGALRM, interrupt)
         try:
-            with pytest.raises(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, 0.05)  # in here: it may come before the call
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012  the alarm in here too: it may come before the call
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
                 call()
         finally:
             signal.signal(signal.SIGALRM, before)
