@@ -570,8 +570,11 @@ class TestCommand:
 
     def test_a_plugin_that_hangs_when_it_is_loaded_hangs_nothing_else(self, plugin):
         plugin("import threading\nthreading.Event().wait()\n")
-        done = command("--json", "--timeout", "3")
-        rows = {row["subject"]: row for row in json.loads(done.stdout)}
+        for timeout in ("3", "20"):
+            done = command("--json", "--timeout", timeout)
+            rows = {row["subject"]: row for row in json.loads(done.stdout)}
+            if "on a very busy machine" not in rows["unix:"]["said"]:
+                break
         assert "hung while loading it" in rows["acme:"]["said"]
         assert rows["auto:"]["state"] == "problem"
         assert "acme" in rows["auto:"]["said"]
