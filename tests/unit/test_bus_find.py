@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import ipcbus
-from ipcbus.bus import find as finding
 from ipcbus.bus.find import find, running
 from ipcbus.directory import client
 
@@ -77,9 +76,8 @@ def test_several_are_listed(start):
     assert find(homes[1][1]) == homes[1][1]
 
 
-def test_what_is_no_bus_is_passed_over(start, place, monkeypatch):
+def test_what_is_no_bus_is_passed_over(start, place):
     """A process that shares without a bus, one that was killed, one that is stopped, and directories of other kinds."""
-    monkeypatch.setattr(finding, "_PATIENCE", 0.2)
     start(NO_HOME)
     killed, left = start(HOME)
     killed.kill()
@@ -87,6 +85,7 @@ def test_what_is_no_bus_is_passed_over(start, place, monkeypatch):
     assert Path(left).is_dir()
     stopped, _ = start(HOME)
     stopped.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, stopped.pid, os.WSTOPPED)  # it may still run when kill returns
     (place / "ipcbus-other").mkdir(mode=0o700)
     (place / "ipcbus-file").touch()
     _, address = start(HOME)
