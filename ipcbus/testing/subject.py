@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ipcbus.transport import Capabilities, Transport
 
 __all__ = [
+    "ENDING",
     "LATE",
     "PATIENCE",
     "Child",
@@ -48,6 +49,8 @@ StartMethod: TypeAlias = Literal["fork", "spawn", "forkserver"]
 
 LATE = 1.0
 """Seconds by which a call may overrun its deadline: what a busy machine needs to run a thread that is ready."""
+ENDING = 3 * LATE
+"""Seconds within which a receiver learns of the end: some transports listen for a moment before they know of it."""
 
 _starting = threading.Lock()
 

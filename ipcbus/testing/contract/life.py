@@ -23,7 +23,7 @@ from ipcbus.errors import (
 )
 from ipcbus.testing import children, leaks
 from ipcbus.testing.contract.registry import check
-from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises, wait_until_blocked
+from ipcbus.testing.subject import ENDING, LATE, PATIENCE, Subject, pattern, raises, wait_until_blocked
 from ipcbus.transport import LINGER
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def check_shutdown(subject: Subject) -> None:
         raises(ChannelClosed, channel.send, b"late", timeout=timeout)
     got = [channel.recv(timeout=PATIENCE) for _ in range(3)]
     assert got == [0, b"one", 2], f"what was sent before the shutdown arrived as {got}"
-    for timeout in (PATIENCE, 0, 0.1, None):
+    raises(EndOfChannel, channel.recv, timeout=PATIENCE, most=ENDING)
+    for timeout in (0, 0.1, None):
         raises(EndOfChannel, channel.recv, timeout=timeout)
     subject.thread(channel.shutdown).result(3 * LATE)
     raises(EndOfChannel, channel.recv, timeout=0)
@@ -54,7 +55,7 @@ def check_shutdown_unused(subject: Subject) -> None:
     for role in ("sender", "receiver"):
         channel = subject.open()
         subject.thread(getattr(channel, role).shutdown).result()
-        raises(EndOfChannel, channel.recv, timeout=PATIENCE)
+        raises(EndOfChannel, channel.recv, timeout=PATIENCE, most=ENDING)
         raises(ChannelClosed, channel.send, "late", timeout=1)
 
 
@@ -65,7 +66,7 @@ def check_shutdown_wakes(subject: Subject) -> None:
     receiving = subject.thread(channel.recv, timeout=PATIENCE)
     wait_until_blocked(receiving)
     subject.thread(channel.shutdown).result(3 * LATE)
-    raises(EndOfChannel, receiving.result)
+    raises(EndOfChannel, receiving.result, most=ENDING)
 
     channel = subject.open(capacity=1)
     channel.send(1, timeout=PATIENCE)
@@ -74,7 +75,7 @@ def check_shutdown_wakes(subject: Subject) -> None:
     subject.thread(channel.shutdown).result(3 * LATE)
     raises(ChannelClosed, sending.result)
     assert channel.recv(timeout=PATIENCE) == 1, "what was accepted before the shutdown did not arrive"
-    raises(EndOfChannel, channel.recv, timeout=PATIENCE)
+    raises(EndOfChannel, channel.recv, timeout=PATIENCE, most=ENDING)
 
 
 @check(12)
@@ -334,7 +335,7 @@ def check_error_classes(subject: Subject) -> None:
     channel.shutdown()
     closed = raises(ChannelClosed, channel.send, 2, timeout=0)
     assert channel.recv(timeout=PATIENCE) == 1, "the message did not arrive"
-    end = raises(EndOfChannel, channel.recv, timeout=PATIENCE)
+    end = raises(EndOfChannel, channel.recv, timeout=PATIENCE, most=ENDING)
     assert isinstance(empty, (queue.Empty, TimeoutError)), "ChannelEmpty is no queue.Empty"
     assert isinstance(full, (queue.Full, TimeoutError)), "ChannelFull is no queue.Full"
     assert isinstance(end, EOFError), "EndOfChannel is no EOFError"

@@ -15,7 +15,7 @@ import ipcbus
 from ipcbus.errors import ChannelClosed, ChannelEmpty, ChannelFull, EndOfChannel
 from ipcbus.testing import children
 from ipcbus.testing.contract.registry import check
-from ipcbus.testing.subject import LATE, PATIENCE, Subject, pattern, raises
+from ipcbus.testing.subject import ENDING, LATE, PATIENCE, Subject, pattern, raises
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -117,7 +117,7 @@ def check_wait_wakes(subject: Subject) -> None:
     waiting = subject.thread(ipcbus.wait, [channel], timeout=PATIENCE)
     time.sleep(0.02)  # as above
     channel.shutdown()
-    assert waiting.result(LATE) == [channel], "a shutdown did not wake a wait"
+    assert waiting.result(ENDING) == [channel], "a shutdown did not wake a wait"
     raises(EndOfChannel, channel.recv, timeout=0)
 
     full = subject.open(capacity=1)
