@@ -7,7 +7,7 @@ import os
 import pickle
 from typing import TYPE_CHECKING, Any, final
 
-from ipcbus import batch, endpoint
+from ipcbus import batch, endpoint, endpoints
 from ipcbus.codec import COPIED
 from ipcbus.errors import ChannelBroken, ChannelError, ConfigError, Unsupported
 from ipcbus.options import URL, build
@@ -250,7 +250,7 @@ class Channel:
         Only a process that makes channels without end needs this, and only the process that made the channel can do
         it: what has a name is removed at that process's exit anyhow, and most transports name nothing. Idempotent.
         """
-        endpoint.destroy(self._end)
+        endpoints.destroy(self._end)
 
     def __enter__(self) -> Self:
         return self
@@ -403,7 +403,7 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         drops_old=plan.settings.overflow == "drop_old",
     )
     # Before the channel, so that a wrong serializer, an insecure wish or the want of a descriptor leaves nothing behind.
-    endpoint.hook()
+    endpoints.hook()
     codec = make_codec(plan.settings, private=plan.private, max_message=plan.max_message, where=str(plan.url))
     codec.answer_by(_reply_class)
     handle = plan.transport.create(spec, build(plan.transport.options, plan.own, str(plan.url)))
@@ -411,7 +411,7 @@ def open_channel(url: str = "auto:", **options: Any) -> Channel:
         raise ConfigError(f"transport {plan.transport.scheme!r}: its create() returned {handle!r}, not a Handle")
     where = str(URL(plan.transport.scheme, plan.url.address, {}))
     end = endpoint.Endpoint(handle, spec, plan.settings, codec, where, plan.transport)
-    endpoint.adopt(end, home=True)
+    endpoints.adopt(end, home=True)
     return Channel(end)
 
 
@@ -426,7 +426,7 @@ def _arrive(
     role: str,
 ) -> Channel:
     """Rebuild a channel from a pickle."""
-    endpoint.find(spec.id, role)
+    endpoints.find(spec.id, role)
     return Channel(rebuild(handle, spec, settings, url, transport_path, private, meter), role)
 
 
@@ -440,7 +440,7 @@ def rebuild(
     meter: endpoint.Meter | None = None,
 ) -> endpoint.Endpoint:
     """Return this process's endpoint of a channel that came; the second object for a channel shares the first one's ends."""
-    end = endpoint.find(spec.id)
+    end = endpoints.find(spec.id)
     if end is not None:
         handle.release()
         return end
@@ -454,14 +454,14 @@ def rebuild(
     codec.answer_by(_reply_class)
     end = endpoint.Endpoint(handle, spec, settings, codec, url, transport)
     end.meter = meter
-    return endpoint.adopt(end, home=False)
+    return endpoints.adopt(end, home=False)
 
 
 def _fetch(address: str, channel_id: str, url: str, role: str) -> Channel:
     """Rebuild a channel that came in a message."""
     from ipcbus.directory import client as directory
 
-    end = endpoint.find(channel_id, role)
+    end = endpoints.find(channel_id, role)
     if end is not None:
         return Channel(end, role)
     try:

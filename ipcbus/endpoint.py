@@ -6,7 +6,6 @@ touching the parent's.
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import sys
 import threading
@@ -14,8 +13,8 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ipcbus import endpoints
 from ipcbus.errors import ChannelBusy, ChannelClosed, ChannelEmpty, ChannelError, ChannelFull
-from ipcbus.plumbing import forks
 from ipcbus.plumbing.clock import Deadline
 from ipcbus.plumbing.fds import packing
 from ipcbus.plumbing.finalizers import finalizer
@@ -24,14 +23,13 @@ from ipcbus.plumbing.spin import awake
 from ipcbus.transport import Handle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from ipcbus.codec import Codec
     from ipcbus.settings import ChannelOptions
     from ipcbus.transport import ChannelSpec, Frame, RecvLink, SendLink, Transport
 
-__all__ = ["Endpoint", "Meter", "Stats", "Watcher", "adopt", "destroy", "destroy_closed", "find", "hook", "receiver"]
-
+__all__ = ["Endpoint", "Meter", "Stats", "Watcher"]
 
 _HELD_UP = 1.0
 """Seconds after which a sender that drops, and was promised not to block, gives up on another one that holds it up."""
@@ -281,7 +279,7 @@ class Endpoint:
             watcher.closed()
         if done:
             self.handle.release()
-            _let_go(self)
+            endpoints.let_go(self)
             _leave(self.shared, self.key)
 
     def reopen(self) -> None:
@@ -332,7 +330,7 @@ class Endpoint:
             self.shared[address] = directory.put(address, self.key, content, fds)
             if named and (home := directory.keeper(address)) is not None:
                 self.handle.entrust(home)
-                _homes.pop(self.spec.id, None)
+                endpoints.entrusted(self)
             return address
 
     @property
@@ -349,7 +347,7 @@ class Endpoint:
         self._lock = threading.RLock()
         for link in (self.tx, self.rx):
             if link is not None:
-                with _going_on(f"{self.url}: an end that this forked child inherited was not let go"):
+                with endpoints.going_on(f"{self.url}: an end that this forked child inherited was not let go"):
                     link.abandon()
         self.tx = self.rx = self.send_bytes = self.take = self.listen = None
         self.asked = self._opening = False
@@ -363,71 +361,6 @@ class Endpoint:
         self.postponed.clear()
         self.sent = self.received = self.dropped = self.undecodable = 0
         self.codec.after_fork()
-
-
-_ends: weakref.WeakValueDictionary[str, Endpoint] = weakref.WeakValueDictionary()
-"""By channel, the endpoint that an object for it gets when it comes into this process."""
-_open: weakref.WeakSet[Endpoint] = weakref.WeakSet()
-"""All that are not closed, those too that are no longer in the table because one of their two ends is."""
-_homes: dict[str, Handle] = {}
-"""Handles of the channels that this process made and that have a name somewhere, until they are destroyed."""
-_lock = threading.RLock()
-_hooked = False
-
-
-def find(channel_id: str, role: str = "") -> Endpoint | None:
-    """Return this process's endpoint of a channel, if it has one that is not closed.
-
-    What comes for a role is open, even where what came before was closed: an endpoint whose end for it is closed is forgotten.
-    What comes for both shares the end that is open, and the other one of that endpoint opens again.
-    """
-    end = _ends.get(channel_id)
-    if end is not None and role == "both":
-        end.reopen()
-    elif end is not None and end.closed_for(role):
-        with _lock:
-            _forget(end)
-        return None
-    return end
-
-
-def receiver(channel_id: str) -> int | None:
-    """Return the process that is the one receiver of a channel that this process sends to, if it is known."""
-    end = _ends.get(channel_id)
-    try:
-        return None if end is None or end.tx is None else end.tx.receiver() or None
-    except OSError:
-        return None  # it was closed just now
-
-
-def adopt(end: Endpoint, *, home: bool) -> Endpoint:
-    """Enter an endpoint into this process's table and return it, or the one that another thread entered first."""
-    hook()
-    with _lock:
-        known = _ends.setdefault(end.spec.id, end)
-        _open.add(known)
-        if home and type(end.handle).destroy is not Handle.destroy:
-            _homes[end.spec.id] = end.handle
-    return known
-
-
-def destroy(end: Endpoint) -> None:
-    """Close an endpoint and, in the process that made the channel, remove what has a name."""
-    end.close(sender=True, receiver=True)
-    handle = _homes.pop(end.spec.id, None)
-    if handle is not None:
-        handle.destroy()
-
-
-def destroy_closed() -> None:
-    """Remove what has a name of the channels that this process made and has closed, as its exit would."""
-    with _lock:  # both at once, or what another thread makes meanwhile would be taken for closed
-        closed = _homes.keys() - {end.spec.id for end in _open}
-    for channel_id in closed:
-        handle = _homes.pop(channel_id, None)
-        if handle is not None:
-            with _going_on(f"a channel that this process made was not removed: {handle!r}"):
-                handle.destroy()
 
 
 @finalizer
@@ -449,57 +382,3 @@ def _leave(shared: dict[str, int], key: bytes) -> None:
     shared.clear()
     for address in addresses:
         directory.drop(address, key)
-
-
-def _forget(end: Endpoint) -> None:
-    """Take an endpoint out of the table, so that a new object for the channel opens it anew; ``_lock`` is held."""
-    if _ends.get(end.spec.id) is end:
-        del _ends[end.spec.id]
-
-
-def _let_go(end: Endpoint) -> None:
-    """Forget an endpoint that is closed: there is nothing of it left to close at an exit, or to let go of after a fork."""
-    with _lock:
-        _forget(end)
-        _open.discard(end)
-
-
-def hook() -> None:
-    """Arrange for forks and exits, at the first channel of a process and not at import; raises ``ChannelBroken``."""
-    global _hooked  # noqa: PLW0603  hooks of the interpreter are per process, and so is this
-    if _hooked:
-        return
-    # First what can fail, and is then done by the next channel. That two threads do it twice changes nothing.
-    # Closing comes first, before children are joined; what has a name goes last, when no child can want it any more.
-    forks.at_exit(_close_all, 10)
-    forks.at_exit(destroy_closed, -100)
-    forks.in_child(_after_fork)
-    _hooked = True
-
-
-def _close_all() -> None:
-    with _lock:
-        ends = list(_open)
-    for end in ends:
-        for side in ("sending", "receiving"):
-            with _going_on(f"{end.url}: the {side} end was not closed at the exit of this process"):
-                end.close(sender=side == "sending", receiver=side == "receiving")
-
-
-def _after_fork() -> None:
-    global _lock  # noqa: PLW0603  the parent's lock may be held by a thread that the child does not have
-    _lock = threading.RLock()
-    _homes.clear()
-    for end in list(_open):
-        end.after_fork()
-
-
-@contextlib.contextmanager
-def _going_on(what: str) -> Iterator[None]:
-    """Log what is raised inside: what comes behind it is to be done all the same."""
-    try:
-        yield
-    except Exception:
-        import logging  # which a process that only sends and receives has no need of
-
-        logging.getLogger("ipcbus.channel").exception(what)

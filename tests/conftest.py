@@ -10,7 +10,7 @@ from multiprocessing.util import Finalize
 import hypothesis
 import pytest
 
-from ipcbus import endpoint
+from ipcbus import endpoints
 from ipcbus.directory import client as directory
 from ipcbus.requests import callback, inbox
 from ipcbus.testing import leaks
@@ -59,7 +59,7 @@ def _no_leaks(_own_runtime_directory, request):
     """Fail a test that leaves a descriptor, a thread, a process or a file behind."""
     before = leaks.snapshot()
     yield
-    endpoint.destroy_closed()  # what a closed channel has a name for is kept to the exit of the process that made it
+    endpoints.destroy_closed()  # what a closed channel has a name for is kept to the exit of the process that made it
     callback.settle()
     inbox.settle()
     directory.settle()  # and so is what it shared

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from ipcbus import endpoint
+from ipcbus import endpoints
 from ipcbus.bus.topic import Topic
 from ipcbus.channel import Channel, rebuild
 from ipcbus.errors import ChannelClosed, ConfigError
@@ -135,7 +135,7 @@ class Bus:
         found = client.call(self._address, "channel", name.encode())
         channel_id, content = found.content[:16].hex(), found.content[16:]
         with unpacking(found.fds):
-            end = endpoint.find(channel_id) or rebuild(*pickle.loads(content))
+            end = endpoints.find(channel_id) or rebuild(*pickle.loads(content))
         end.shared.setdefault(self._address, client.current(self._address))
         end.reopen()
         return Channel(end)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ipcbus import config as configuration
-from ipcbus import endpoint
+from ipcbus import endpoints
 from ipcbus.bus.board import Board
 from ipcbus.bus.bulletin import BULLETIN
 from ipcbus.bus.meter import Meter
@@ -117,7 +117,7 @@ class Home:
         with self._lock:
             key = self._key(name)
             channel = self._channels.get(name)
-            if channel is None or endpoint.find(key.hex()) is None:
+            if channel is None or endpoints.find(key.hex()) is None:
                 channel = self._channels[name] = self._reopen(key)
             channel._end.reopen()  # noqa: SLF001  this package's
             return channel

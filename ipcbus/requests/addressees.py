@@ -11,7 +11,7 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ipcbus import endpoint
+from ipcbus import endpoints
 from ipcbus.requests.losses import death, unread
 from ipcbus.requests.outage import AGAIN
 from ipcbus.requests.table import ANSWERED, GIVEN_UP
@@ -126,7 +126,7 @@ class Addressees:
     def _came(self, _guest: Guest | None = None) -> None:
         """Watch who has opened channels since requests were sent there: it may have received more than it has taken."""
         for channel in [key for key in self.watched.copy() if isinstance(key, str)]:
-            pid = endpoint.receiver(channel)
+            pid = endpoints.receiver(channel)
             self.watched.pop(channel, None)
             there = (future for future in self._waiting.copy().values() if future.addressee == channel)
             if pid is None:

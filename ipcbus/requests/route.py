@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ipcbus import endpoint
+from ipcbus import endpoint, endpoints
 from ipcbus.directory import aside
 from ipcbus.directory import client as directory
 from ipcbus.errors import ChannelEmpty, ChannelError, ChannelFull, IpcbusError, PeerDied
@@ -53,7 +53,7 @@ class Route:
         self.home = address[ID:].decode()
         from ipcbus.channel import rebuild  # which imports this: a channel asks, and a reply goes through a channel
 
-        known = endpoint.find(address[:ID].hex())
+        known = endpoints.find(address[:ID].hex())
         self._view: View | None = None
         self._guest = 0
         self.pid: int | None = None

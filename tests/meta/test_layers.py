@@ -14,7 +14,7 @@ LAYERS = (
     {"ipcbus.message", "ipcbus.serializers", "ipcbus.selection", "ipcbus.check"},
     {"ipcbus.codec", "ipcbus.settings"},
     {"ipcbus.plan"},
-    {"ipcbus.endpoint"},
+    {"ipcbus.endpoint", "ipcbus.endpoints"},
     {"ipcbus.channel", "ipcbus.batch", "ipcbus.aio", "ipcbus.requests"},
     {"ipcbus.pair", "ipcbus.wait"},
     {"ipcbus.bus"},

@@ -18,7 +18,7 @@ import pytest
 import zmq
 
 import ipcbus
-from ipcbus import endpoint
+from ipcbus import endpoints
 from ipcbus.errors import (
     ChannelBroken,
     ChannelBusy,
@@ -328,8 +328,8 @@ def test_a_channel_that_is_made_while_closed_ones_are_removed_is_not_removed(mon
                 making.start()
                 making.join(10)
 
-    monkeypatch.setattr(endpoint, "_lock", Lock())
-    endpoint.destroy_closed()
+    monkeypatch.setattr(endpoints, "_lock", Lock())
+    endpoints.destroy_closed()
     with made[1] as channel:
         channel.send("there", timeout=10)
         assert channel.recv(timeout=10) == "there"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ipcbus import endpoint
+from ipcbus import endpoints
 from ipcbus.web.loop import loop_factory
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _warm_loop() -> None:
 def _as_at_exit(_warm_loop: None, _no_leaks: None) -> Iterator[None]:
     """Remove what channels have a name for, as the exit of this process would: a closed channel keeps it until then."""
     yield
-    endpoint.destroy_closed()
+    endpoints.destroy_closed()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ipcbus import endpoint
+from ipcbus import endpoints
 from ipcbus.plumbing.ports import free_port
 from ipcbus.testing import leaks
 from ipcbus.web.server import Server
@@ -46,7 +46,7 @@ def _no_leaks() -> None:
 def _no_leaks_of_all(_own_runtime_directory: None) -> Iterator[None]:
     before = leaks.snapshot()
     yield
-    endpoint.destroy_closed()
+    endpoints.destroy_closed()
     left = leaks.compare(before, grace=5)
     assert [line for line in left if "pytest_timeout" not in line] == []  # its thread ends after the last test's teardown
 
