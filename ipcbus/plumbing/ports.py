@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from pathlib import Path
@@ -10,6 +11,8 @@ __all__ = ["free_port"]
 
 _LOWEST = 10_000
 """Below are the ports that services have by custom."""
+_APART = 64
+"""Processes whose numbers follow each other that cannot get each other's."""
 _TRIES = 1000
 
 
@@ -17,7 +20,8 @@ def free_port() -> int:
     """Return a port that is free now, and that the system gives to no outgoing connection.
 
     A port that the system picks itself comes from the range of those that it gives to connections, so between here and its
-    use any program on the machine can get it.
+    use any program on the machine can get it. And processes that ask at the same moment, as those that one program has
+    started, are given different ones: which it can be depends on the process.
 
     Raises:
         OSError: none was found.
@@ -27,7 +31,7 @@ def free_port() -> int:
     except (OSError, ValueError, IndexError):
         highest = 32_767
     for _ in range(_TRIES):
-        port = random.SystemRandom().randint(_LOWEST, max(highest, _LOWEST))
+        port = random.SystemRandom().randrange(_LOWEST + os.getpid() % _APART, max(highest, _LOWEST + _APART), _APART)
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))
