@@ -14,6 +14,10 @@ def test_processes_that_ask_at_the_same_moment_are_given_different_ones(monkeypa
     assert not found[1000] & found[1001]
 
 
+def test_none_is_given_again_soon():
+    assert len({free_port() for _ in range(200)}) == 200
+
+
 def test_one_that_is_taken_is_not_given():
     with socket.create_server(("127.0.0.1", free_port())) as taken:
-        assert taken.getsockname()[1] not in {free_port() for _ in range(2000)}
+        assert taken.getsockname()[1] not in {free_port() for _ in range(1000)}
