@@ -22,8 +22,8 @@ SHM = "./transports/ipcbus_shm"
 """The transport that is compiled, and therefore a distribution of its own."""
 PYPROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
-WORKERS = ("-n", "4", "--dist", "worksteal")
-"""Most tests wait more than they work, so two processors carry four; ``-n 0`` behind ``--`` runs them one by one."""
+WORKERS = ("-n", "5", "--dist", "worksteal")
+"""Most tests wait more than they work, so two processors carry five; ``-n 0`` behind ``--`` runs them one by one."""
 OTHERS = [version for version in nox.project.python_versions(PYPROJECT) if version != RUNNING]
 
 
