@@ -21,8 +21,80 @@ __all__ = [
     "CountsNoneSent",
     "CountsTooMany",
     "LosesBytes",
+    "ShortReceiver",
+    "ShortSender",
     "WaitsForAll",
 ]
+
+
+class ShortSender(Sender):
+    """Has a shorter way for bytes that does everything right."""
+
+    says_when_full = says_when_shut = False
+    counts = True
+
+    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
+        def send(data: bytes) -> bool:
+            if len(data) > limit:
+                return False
+            try:
+                self.link.send((head + data,), 0)
+                sent = True
+            except ChannelFull:
+                sent = self.says_when_full
+            except ChannelClosed:
+                sent = self.says_when_shut
+            self.sent_short += sent and self.counts
+            return sent
+
+        return send
+
+
+class ShortReceiver(Receiver):
+    """Has a shorter way for bytes that does everything right."""
+
+    looks = counts = True
+
+    def bytes_receiver(self, head: bytes) -> Callable[[float | None], Frame | bytes]:
+        def recv(timeout: float | None) -> Frame | bytes:
+            frame = self.recv(timeout)
+            first = bytes(frame[0])
+            if len(frame) > 1 or (self.looks and not first.startswith(head)):
+                return frame
+            self.received_short += self.counts
+            return first[len(head) :]
+
+        return recv
+
+
+class LosesBytes(ShortSender):
+    """Does not say so when there is no room."""
+
+    says_when_full = True
+
+
+class BytesAfterEnd(ShortSender):
+    """Does not look whether the channel was shut down."""
+
+    says_when_shut = True
+
+
+class CountsNoneSent(ShortSender):
+    """Does not count what it sends."""
+
+    counts = False
+
+
+class Beheads(ShortReceiver):
+    """Takes whatever comes for bytes."""
+
+    looks = False
+
+
+class CountsNoneReceived(ShortReceiver):
+    """Does not count what it returns."""
+
+    counts = False
 
 
 class CountsTooMany(Sender):
@@ -30,79 +102,6 @@ class CountsTooMany(Sender):
 
     def send_many(self, frames: Sequence[Frame], timeout: float | None) -> int:
         return min(len(frames), super().send_many(frames, timeout) + 1)
-
-
-class LosesBytes(Sender):
-    """Has a shorter way for bytes that does not say so when there is no room."""
-
-    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
-        def send(data: bytes) -> bool:
-            if len(data) > limit:
-                return False
-            try:
-                self.link.send((head + data,), 0)
-            except ChannelFull:
-                pass
-            return True
-
-        return send
-
-
-class Beheads(Receiver):
-    """Has a shorter way for bytes that takes whatever comes for some."""
-
-    def bytes_receiver(self, head: bytes) -> Callable[[float | None], Frame | bytes]:
-        def recv(timeout: float | None) -> Frame | bytes:
-            frame = self.recv(timeout)
-            return bytes(frame[0])[len(head) :] if len(frame) == 1 else frame
-
-        return recv
-
-
-class CountsNoneSent(Sender):
-    """Has a shorter way for bytes that does not count what it sends."""
-
-    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
-        def send(data: bytes) -> bool:
-            if len(data) > limit:
-                return False
-            try:
-                self.link.send((head + data,), 0)
-            except (ChannelFull, ChannelClosed):
-                return False
-            return True
-
-        return send
-
-
-class CountsNoneReceived(Receiver):
-    """Has a shorter way for bytes that does not count what it returns."""
-
-    def bytes_receiver(self, head: bytes) -> Callable[[float | None], Frame | bytes]:
-        def recv(timeout: float | None) -> Frame | bytes:
-            frame = self.recv(timeout)
-            first = bytes(frame[0])
-            return first[len(head) :] if len(frame) == 1 and first.startswith(head) else frame
-
-        return recv
-
-
-class BytesAfterEnd(Sender):
-    """Has a shorter way for bytes that does not look whether the channel was shut down."""
-
-    def bytes_sender(self, head: bytes, limit: int) -> Callable[[bytes], bool]:
-        def send(data: bytes) -> bool:
-            if len(data) > limit:
-                return False
-            try:
-                self.link.send((head + data,), 0)
-            except ChannelFull:
-                return False
-            except ChannelClosed:
-                pass
-            return True
-
-        return send
 
 
 class WaitsForAll(Sender):

@@ -159,7 +159,14 @@ def _lose_room(channel: ipcbus.Channel) -> None:
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("mutant-none", "does nothing wrong", "", declares={"max_message": 32 << 20}),
+    Mutant(
+        "mutant-none",
+        "does nothing wrong",
+        "",
+        sender=hasty.ShortSender,
+        receiver=hasty.ShortReceiver,
+        declares={"max_message": 32 << 20},
+    ),
     Mutant("mutant-drop", "drops messages that end in byte 255", "every_value_travels", sender=broken.DropsRareValue),
     Mutant("mutant-duplicate", "delivers empty messages twice", "empty_messages", sender=broken.DuplicatesEmpty),
     Mutant("mutant-order", "lets a message overtake", "fifo", receiver=broken.BreaksOrder),

@@ -18,7 +18,7 @@ from ipcbus.web.delivery import Delivery
 from ipcbus.web.doors import Doors, draw_numbers
 from ipcbus.web.limits import Limits
 from ipcbus.web.link import COMMANDS, Batch, Command, Event, LinkError, decode, start
-from ipcbus.web.moments import pause
+from ipcbus.web.moments import pause, ticks
 from ipcbus.web.orders import Orders
 from ipcbus.web.paths import both_want
 from ipcbus.web.peers import Peer
@@ -355,16 +355,9 @@ class FrontEnd:
     async def _watch(self) -> None:
         """Look after the links: is anybody silent for too long, or away for longer than clients are kept?"""
         patience = self._config.link_timeout
-        tick = min(1.0, patience / 4)
-        last = deaf = monotonic()
-        while True:
-            await pause(tick)
-            now = monotonic()
-            if now - last > 2 * tick:
-                deaf = now  # this process stood still: what has come meanwhile is not read yet, and nobody is to blame
-            last = now
+        async for now, still in ticks(min(1.0, patience / 4)):
             for link in self.links:
-                if link.up and now - max(link.heard, deaf) > patience:
+                if link.up and now - max(link.heard, still) > patience:
                     logger.warning("front end %d: nothing was heard of %s for %g seconds", self._index, link.name, patience)
                     link.away()
                     self._announce()

@@ -17,7 +17,7 @@ from ipcbus.web.frontlink import FrontLink
 from ipcbus.web.hub import Counts, Hub
 from ipcbus.web.limits import Limits
 from ipcbus.web.link import CREDIT, EVENTS, Batch, Command, Event, LinkError, Sequence, decode, draw, start
-from ipcbus.web.moments import pause
+from ipcbus.web.moments import ticks
 from ipcbus.web.outside import Outside, answers
 from ipcbus.web.pump import Pump
 from ipcbus.web.scarcity import outlast
@@ -295,13 +295,9 @@ class Host:
     async def _watch(self) -> None:
         """Look after the links: who is silent for too long is gone, who does not answer is asked again."""
         patience = self._link_timeout
-        last = deaf = monotonic()
-        while True:
-            await pause(self._tick)
-            now = monotonic()
-            if self.hub.turns.crowded or now - last > 2 * self._tick:
-                deaf = now  # the inbox is not read, or a handler kept the loop: nobody could be heard, and nobody is to blame
-            last = now
+        deaf = 0.0
+        async for now, still in ticks(self._tick):
+            deaf = now if self.hub.turns.crowded else max(deaf, still)  # crowded, the inbox is not read either
             for number, front in enumerate(self._fronts):
                 if front.here and now - max(front.heard, deaf) > patience:
                     logger.warning("%s: nothing was heard of front end %d for %g seconds", self.name, number, patience)

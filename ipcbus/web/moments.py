@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING
 
-__all__ = ["pause", "until"]
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["pause", "ticks", "until"]
 
 
 async def until(moment: float) -> None:
@@ -26,3 +31,18 @@ def _reach(future: asyncio.Future[None]) -> None:
 async def pause(seconds: float) -> None:
     """Wait so many seconds."""
     await until(asyncio.get_running_loop().time() + seconds)
+
+
+async def ticks(seconds: float) -> AsyncIterator[tuple[float, float]]:
+    """Yield every so many seconds the time, and when this process was found to have stood still last, or began to look.
+
+    What has come while it stood still is not read yet: nobody could be heard until then, and nobody is to blame.
+    """
+    last = still = monotonic()
+    while True:
+        await pause(seconds)
+        now = monotonic()
+        if now - last > 2 * seconds:
+            still = now
+        last = now
+        yield now, still
